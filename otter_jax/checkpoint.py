@@ -1,0 +1,146 @@
+"""Training states on disk (Orbax): saved in the background, kept by a policy, opened anywhere."""
+
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+from jax.sharding import Sharding
+from jaxtyping import PyTree
+
+from otter_jax.errors import UserError
+from otter_jax.step import TrainState
+
+_policy = ocp.checkpoint_managers.preservation_policy
+
+
+class Checkpoints:
+    """The checkpoints of one run, in WORKDIR/checkpoints/STEP.
+
+    Kept are the latest, the one with the largest metric `best` (of those saved together with
+    metrics; "" for none), and each whose step is a multiple of `keep_every` (0 for none). A
+    directory appears under its number only when it is complete: what a killed process left half
+    written is never offered.
+    """
+
+    def __init__(
+        self, workdir: pathlib.Path, *, best: str = "", keep_every: int = 0, read_only: bool = False
+    ):
+        self._folder = pathlib.Path(workdir).absolute() / "checkpoints"
+        # LatestN beside BestN: a manager told only of the best deletes the latest when it is bad.
+        keep = [_policy.LatestN(1)]
+        score = (lambda metrics: metrics[best]) if best else None
+        if score:
+            keep.append(
+                _policy.BestN(get_metric_fn=score, n=1, keep_checkpoints_without_metrics=False)
+            )
+        if keep_every:
+            keep.append(_policy.EveryNSteps(keep_every))
+        self._best = best
+        self._manager = ocp.CheckpointManager(
+            self._folder,
+            item_names=("state",),
+            options=ocp.CheckpointManagerOptions(
+                best_fn=score,  # without it no metrics are written; what is kept, the policy says
+                preservation_policy=_policy.AnyPreservationPolicy(keep),
+                cleanup_tmp_directories=not read_only,
+                create=not read_only,
+                read_only=read_only,
+            ),
+        )
+
+    @property
+    def latest(self) -> int | None:
+        """Step of the newest complete checkpoint, None if there is none."""
+        return self._manager.latest_step()
+
+    @property
+    def best(self) -> int | None:
+        """Step of the checkpoint with the largest metric; the latest if none has that metric."""
+        scores = {step: self._manager.metrics(step) or {} for step in self._manager.all_steps()}
+        scores = {step: m[self._best] for step, m in scores.items() if self._best in m}
+        return max(scores, key=scores.get) if scores else self.latest
+
+    def save(
+        self, step: int, state: TrainState, metrics: Mapping[str, float] | None = None
+    ) -> None:
+        """Copies the state out of the devices, and writes it while training goes on."""
+        if step == self.latest:
+            return
+        self._manager.save(
+            step,
+            args=ocp.args.Composite(state=ocp.args.PyTreeSave(state)),
+            metrics=dict(metrics) if metrics else None,
+        )
+
+    def restore(self, step: int, like: TrainState, sharding: Sharding) -> TrainState:
+        """The state of `step` on the devices of `sharding`, whatever devices saved it.
+
+        `like` gives structure and shapes (arrays or ShapeDtypeStructs). Raises UserError, listing
+        what differs, if the checkpoint is of another model.
+        """
+        return self._restore(step, like, sharding, partial=False)
+
+    def restore_part(self, step: int, like: PyTree, sharding: Sharding) -> PyTree:
+        """Those entries of the state of `step` that `like` names; nothing else is read."""
+        return self._restore(step, like, sharding, partial=True)
+
+    def wait(self) -> None:
+        """Returns when everything saved is on disk."""
+        self._manager.wait_until_finished()
+
+    def close(self) -> None:
+        """Waits for what is being written, then lets go."""
+        self._manager.close()
+
+    def _restore(self, step, like, sharding, partial):
+        target = jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), like
+        )
+        saved = _shapes(self._manager.item_metadata(step)["state"].tree)
+        _compare(self._folder / str(step), saved, _shapes(target), partial)
+        args = ocp.args.PyTreeRestore(
+            target,
+            restore_args=ocp.checkpoint_utils.construct_restore_args(target),
+            partial_restore=partial,
+        )
+        return self._manager.restore(step, args=ocp.args.Composite(state=args))["state"]
+
+
+def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
+    flat, _ = jax.tree_util.tree_flatten_with_path(tree)
+    # Saved, a NamedTuple of the optimiser is a dictionary or a list: compare the names alone.
+    return {"/".join(_name(key) for key in path): tuple(leaf.shape) for path, leaf in flat}
+
+
+def _name(key):
+    for attribute in ("name", "key", "idx"):
+        if hasattr(key, attribute):
+            return str(getattr(key, attribute))
+    return str(key)
+
+
+def _compare(folder, saved, wanted, partial):
+    missing = sorted(wanted.keys() - saved.keys())
+    surplus = [] if partial else sorted(saved.keys() - wanted.keys())
+    shapes = [
+        f"{k} is {saved[k]}, here {wanted[k]}"
+        for k in sorted(wanted.keys() & saved.keys())
+        if saved[k] != wanted[k]
+    ]
+    differences = [
+        f"{len(items)} {what} ({'; '.join(items[:4])}{'; ...' if len(items) > 4 else ''})"
+        for what, items in (
+            ("tensors of this model are not in it", missing),
+            ("of its tensors are not in this model", surplus),
+            ("tensors have another shape", shapes),
+        )
+        if items
+    ]
+    if differences:
+        raise UserError(
+            f"The checkpoint {folder} is of another model, optimiser or method: "
+            f"{', '.join(differences)}. Use the config that it was trained with, or another "
+            "--workdir."
+        )

@@ -1,0 +1,36 @@
+"""What every data set of this project looks like on disk, and how it is written."""
+
+import contextlib
+import io
+from typing import Any
+
+import tensorflow_datasets as tfds
+
+
+def features(**more: Any) -> tfds.features.FeaturesDict:
+    """The features of an image-text set: `image`, `caption`, `key` and those given.
+
+    The image is stored as the bytes that came in (PNG, JPEG, WebP, ...), never re-encoded. `key`
+    names the record for people: a code point, a file stem.
+    """
+    return tfds.features.FeaturesDict(
+        {
+            "image": tfds.features.Image(shape=(None, None, 3)),
+            "caption": tfds.features.Text(),
+            "key": tfds.features.Text(),
+            **more,
+        }
+    )
+
+
+def write(builder: tfds.core.DatasetBuilder) -> None:
+    """Builds the set on disk, as ArrayRecord files: random access, and no TensorFlow to read them.
+
+    TFDS shuffles by a hash of the key, so a slice such as "train[95%:]" is a fair sample. It does
+    that in at most 1 GB of memory; beyond, through temporary files as large as the set itself.
+    """
+    with contextlib.redirect_stdout(io.StringIO()):  # TFDS announces sizes it does not know yet
+        builder.download_and_prepare(
+            download_config=tfds.download.DownloadConfig(try_download_gcs=False),
+            file_format="array_record",
+        )

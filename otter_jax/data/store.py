@@ -1,0 +1,181 @@
+"""The data sets in a folder: build one, open one."""
+
+import contextlib
+import fcntl
+import json
+import operator
+import pathlib
+import re
+import shutil
+from collections.abc import Iterator
+from typing import Any, SupportsIndex
+
+import tensorflow_datasets as tfds
+
+from otter_jax.data.features import write
+from otter_jax.data.openmoji import Openmoji
+from otter_jax.data.webdataset import Tars, WebDataset, check_same_tars, table
+from otter_jax.errors import UserError
+
+
+class Source:
+    """The records of a split: `source[i]` is a dict, `len(source)` their number.
+
+    `image` is the encoded bytes; text (caption, key, json, ...) is str, a label an int.
+
+    Attributes:
+      name: set and split, for messages.
+      features: the TFDS features; ask it what a record has.
+    """
+
+    def __init__(self, name: str, records: Any, features: Any):
+        self.name = name
+        self.features = features
+        self._records = records
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def __getitem__(self, index: SupportsIndex) -> dict[str, Any]:
+        record = self._records[operator.index(index)]
+        return {
+            name: value.decode("utf-8", "replace")
+            if isinstance(value, bytes) and not isinstance(self.features[name], tfds.features.Image)
+            else value
+            for name, value in record.items()
+        }
+
+    def key(self, index: SupportsIndex) -> str:
+        """What names the record: its key if the set has keys, else its number."""
+        return self[index]["key"] if "key" in self.features else str(operator.index(index))
+
+
+def ensure(dataset: str, data_dir: str, tars: Tars = ()) -> None:
+    """Builds the set unless it is there; whoever comes while it is being built waits.
+
+    Args:
+      dataset: "openmoji", a name of your own for what is in `tars`, or a set that is there already.
+      data_dir: the folder of all data sets.
+      tars: paths or globs of web-dataset tars, for a set of your own; they are its split "train",
+        or {split: tars}.
+
+    Raises:
+      UserError: neither there nor to be built, or there but made of other tars.
+    """
+    folder = pathlib.Path(data_dir).expanduser()
+    if dataset == "openmoji" and tars:
+        raise UserError("The name openmoji is taken: give the data of your tars another.")
+    if dataset != "openmoji" and not tars:
+        _version_folder(folder, dataset, remedy="To build it, give the tars it is made of.")
+        return
+    kind = WebDataset if tars else Openmoji
+    home = folder / dataset / str(kind.VERSION)
+    if not home.exists():
+        own = {"name": dataset, "tars": tars} if tars else {}
+        builder = kind(data_dir=folder, **own)
+        with _lock(home.parent):
+            if not home.exists():
+                _build(builder)
+    if tars:
+        check_same_tars(home, tars)
+
+
+def _build(builder: tfds.core.DatasetBuilder) -> None:
+    home = pathlib.Path(builder.data_dir)
+    for leftover in home.parent.glob("incomplete.*"):  # of a build that was killed
+        shutil.rmtree(leftover)
+    print(f"Building the data set {builder.name} in {home}", flush=True)
+    write(builder)
+    sizes = ", ".join(
+        f"{split.num_examples:,} {name}" for name, split in builder.info.splits.items()
+    )
+    print(f"Built {builder.name}: {sizes}", flush=True)
+    if (home / "report.json").exists():
+        print(table(json.loads((home / "report.json").read_text("utf-8"))), flush=True)
+
+
+def open_dataset(data_dir: str, name: str, split: str) -> Source:
+    """The records of a set on disk: one of this project's, or any other in ArrayRecord files.
+
+    Args:
+      data_dir: the folder of all data sets.
+      name: a folder in it: "openmoji", "food101", or with config or version, "a/b/1.0.0". Of
+        several versions the newest is taken.
+      split: "train", or a slice as TFDS writes it, "train[:95%]".
+
+    Raises:
+      UserError: no such set or split, nothing in it, or files that need TensorFlow.
+    """
+    builder = _open(data_dir, name)
+    pictures = [
+        key
+        for key, feature in builder.info.features.items()
+        if isinstance(feature, tfds.features.Image)
+    ]
+    known = ", ".join(sorted(builder.info.splits))
+    try:
+        records = builder.as_data_source(
+            split, decoders={key: tfds.decode.SkipDecoding() for key in pictures}
+        )
+        empty = len(records) == 0
+    except NotImplementedError as error:
+        raise UserError(
+            f"The data set {name} in {data_dir} is not in ArrayRecord files, the only ones that "
+            "can be read without TensorFlow. Build it with file_format='array_record'."
+        ) from error
+    except (ValueError, KeyError):  # TFDS on an unknown split, an empty slice, a slice backwards
+        empty = True
+    if empty:
+        raise UserError(
+            f"The data set {name} has no split {split!r}, or nothing in it; there are: {known}."
+        )
+    return Source(f"{name}:{split}", records, builder.info.features)
+
+
+def class_names(data_dir: str, name: str, feature: str = "label") -> list[str]:
+    """The names of a ClassLabel feature; a record's label is a position in this list."""
+    features = _open(data_dir, name).info.features
+    labels = [k for k, v in features.items() if isinstance(v, tfds.features.ClassLabel)]
+    if feature not in labels:
+        raise UserError(
+            f"The data set {name} has no class feature {feature!r}; it has: "
+            f"{', '.join(labels) or 'none'}."
+        )
+    return list(features[feature].names)
+
+
+def _open(data_dir: str, name: str) -> tfds.core.DatasetBuilder:
+    folder = _version_folder(pathlib.Path(data_dir).expanduser(), name)
+    return tfds.builder_from_directory(str(folder))
+
+
+def _version_folder(data_dir: pathlib.Path, name: str, remedy: str = "") -> pathlib.Path:
+    """Where the newest version of a set is: the folder with its dataset_info.json."""
+    found = [info.parent for info in data_dir.glob(f"{name}/*/dataset_info.json")]
+    found = [folder for folder in found if not folder.name.startswith("incomplete.")]
+    if (data_dir / name / "dataset_info.json").exists():
+        found = [data_dir / name]
+    if not found:
+        there = sorted(
+            {
+                str(info.parent.parent.relative_to(data_dir))
+                for depth in ("*/*", "*/*/*")
+                for info in data_dir.glob(f"{depth}/dataset_info.json")
+            }
+        )
+        raise UserError(
+            f"There is no data set {name} in {data_dir}; there are: {', '.join(there) or 'none'}. "
+            f"{remedy}".strip()
+        )
+    return max(
+        found, key=lambda folder: [int(number) for number in re.findall(r"\d+", folder.name)]
+    )
+
+
+@contextlib.contextmanager
+def _lock(folder: pathlib.Path) -> Iterator[None]:
+    """One process at a time; a lock of the operating system, so a killed build leaves none."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / ".lock", "w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield

@@ -1,0 +1,30 @@
+"""Devices: one mesh axis, `data`, over which the rows of a batch are spread."""
+
+import functools
+from collections.abc import Mapping
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+AXIS = "data"
+ROWS = PartitionSpec(AXIS)  # axis 0 cut into one piece per device
+WHOLE = PartitionSpec()  # a copy on every device
+
+
+def make_mesh(num_devices: int | None = None) -> Mesh:
+    """The first `num_devices` devices of all processes in one row; default: all of them."""
+    devices = jax.devices()[:num_devices]
+    # make_mesh defaults to explicit axes, under which flax's Embed cannot be traced.
+    return jax.make_mesh((len(devices),), (AXIS,), axis_types=(AxisType.Auto,), devices=devices)
+
+
+def shardings(mesh: Mesh) -> tuple[NamedSharding, NamedSharding]:
+    """Where things live: (a whole copy on every device, rows spread over the devices)."""
+    return NamedSharding(mesh, WHOLE), NamedSharding(mesh, ROWS)
+
+
+def put_batch(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
+    """The global batch on the devices, from the rows that this process has read."""
+    put = functools.partial(jax.make_array_from_process_local_data, NamedSharding(mesh, ROWS))
+    return {name: put(rows) for name, rows in batch.items()}

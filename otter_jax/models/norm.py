@@ -1,0 +1,53 @@
+"""Batch normalisation whose running statistics are PyTorch's."""
+
+from typing import Any
+
+import jax.numpy as jnp
+from flax import linen as nn
+from jaxtyping import Array, Float
+
+
+class BatchNorm(nn.Module):
+    """Normalises over all axes but the last.
+
+    The running variance takes the unbiased batch variance, as PyTorch's; flax's own module takes
+    the biased one, which is 7% less at 16 values a channel. Written for the global batch: under
+    `jit` with a sharded batch, the means below are means over all devices.
+
+    Attributes:
+      momentum: the weight of the old running value (one minus PyTorch's).
+      dtype: of the output; the arithmetic is in float32 or better.
+    """
+
+    momentum: float = 0.9
+    epsilon: float = 1e-5
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(
+        self, x: Float[Array, "*batch C"], *, use_running_average: bool
+    ) -> Float[Array, "*batch C"]:
+        width = x.shape[-1:]
+        scale = self.param("scale", nn.initializers.ones, width)
+        bias = self.param("bias", nn.initializers.zeros, width)
+        running_mean = self.variable("batch_stats", "mean", jnp.zeros, width)
+        running_var = self.variable("batch_stats", "var", jnp.ones, width)
+
+        x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+        if use_running_average:
+            mean, var = running_mean.value, running_var.value
+        else:
+            axes = tuple(range(x.ndim - 1))
+            count = x.size // x.shape[-1]
+            # Both moments in one pass over x; around the running mean, so that a large mean
+            # does not drown a small variance.
+            shifted = x - running_mean.value
+            offset = shifted.mean(axes)
+            mean = running_mean.value + offset
+            var = jnp.maximum(jnp.square(shifted).mean(axes) - jnp.square(offset), 0)
+            if not self.is_initializing():
+                old, new = self.momentum, 1 - self.momentum
+                running_mean.value = old * running_mean.value + new * mean
+                running_var.value = old * running_var.value + new * var * (count / (count - 1))
+        gain = scale / jnp.sqrt(var + self.epsilon)
+        return ((x - mean) * gain + bias).astype(self.dtype)

@@ -1,0 +1,63 @@
+"""Two encoders that meet: an image and a caption become unit vectors of one space."""
+
+import flax.linen as nn
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int, UInt8
+
+from otter_jax.models.bert import mean_pool
+
+
+class Towers(nn.Module):
+    """Image and text encoder, a linear layer each to `dim`, and the two temperatures.
+
+    `txt_width` is the width of the text encoder; its linear layer exists only where it differs
+    from `dim`. `mean` and `std`, in 0..255, are what the image encoder was trained with.
+    """
+
+    img: nn.Module
+    txt: nn.Module
+    dim: int
+    txt_width: int
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+
+    def setup(self):
+        self.img_head = nn.Dense(self.dim)
+        self.txt_head = None if self.txt_width == self.dim else nn.Dense(self.dim)
+        # exp(3.9) = 49: where the released code starts both inverse temperatures.
+        self.log_scale = self.param(
+            "log_scale", lambda _: {k: jnp.full((), 3.9) for k in ("pairs", "teacher")}
+        )
+
+    def __call__(
+        self,
+        image: UInt8[Array, "B H W 3"],
+        token_ids: Int[Array, "B L"],
+        mask: Bool[Array, "B L"],
+        *,
+        train: bool,
+    ) -> tuple[Float[Array, "B D"], Float[Array, "B D"]]:
+        """Embeddings of images and captions, of unit length, float32."""
+        return self.embed_images(image, train=train), self.embed_texts(token_ids, mask, train=train)
+
+    def embed_images(
+        self, image: UInt8[Array, "B H W 3"], *, train: bool = False
+    ) -> Float[Array, "B D"]:
+        """Embeddings of images (pixels 0..255), of unit length, float32."""
+        pixels = (image.astype(jnp.float32) - jnp.array(self.mean)) / jnp.array(self.std)
+        return unit(self.img_head(self.img(pixels, train=train)))
+
+    def embed_texts(
+        self, token_ids: Int[Array, "B L"], mask: Bool[Array, "B L"], *, train: bool = False
+    ) -> Float[Array, "B D"]:
+        """Embeddings of captions, of unit length, float32; 0 for a caption without a token."""
+        pooled = mean_pool(self.txt(token_ids, mask, train=train), mask)
+        if self.txt_head is not None:
+            pooled = self.txt_head(pooled) * mask.any(axis=1, keepdims=True)
+        return unit(pooled)
+
+
+def unit(x: Float[Array, "B D"]) -> Float[Array, "B D"]:
+    """Rows scaled to length 1; a row of zeros stays zero, with a gradient of zero, not NaN."""
+    squared = jnp.sum(jnp.square(x), axis=-1, keepdims=True)
+    return x / jnp.sqrt(jnp.maximum(squared, 1e-24))

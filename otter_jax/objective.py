@@ -1,0 +1,216 @@
+"""What the student's match is pulled towards, and how far it is from there.
+
+The student *matches* image i with text j by the softmax of their scaled cosines. Every method of
+the paper pulls the matches of a batch towards a [B, B] target; the methods differ in the target:
+
+    loss = alpha * cross_entropy(pairs as given, match) + (1 - alpha) * KL(teacher's target, match)
+
+Everything here is written for the rows of one device. Without `axis_name` these are all rows;
+inside `jax.shard_map` they are B / devices of them, and the embeddings (never a [B, B] matrix) are
+gathered once.
+"""
+
+import dataclasses
+from typing import Literal, get_args
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Float, Int
+
+from otter_jax import ot
+from otter_jax.errors import UserError
+
+Teacher = Literal["none", "softmax", "transport"]
+Diagonal = Literal["remove", "keep", "per_process"]
+ByDirection = dict[str, Float[Array, "b B"]]  # "image": images over texts, "text": the reverse
+
+# Taken off the affinity of a removed entry (the release: 100 in each of two similarities). Not
+# infinity: diagonal="per_process" can remove a whole column, which must not become NaN.
+REMOVED = 200.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Objective:
+    """The loss of one method; every field is a number or a name of DESIGN's mathematics.
+
+    Raises UserError for a value outside its range.
+    """
+
+    alpha: float = 1.0  # trust in the pairs as given; 1 - alpha goes to the teacher
+    smoothing: float = 0.0  # of the given pairs: this much spread evenly over the other B - 1
+    teacher: Teacher = "none"
+    teacher_scale: float = 100.0  # inverse temperature of the softmax teacher
+    epsilon: float = 0.15  # entropy of the transport teacher (lambda in the paper)
+    num_iters: int = 5  # of Sinkhorn
+    image_weight: float = 1.0  # of image-image similarity in the teacher's affinity
+    text_weight: float = 1.0  # of text-text similarity
+    diagonal: Diagonal = "remove"  # whether the teacher may vote for the given pairs
+    negatives_gradient: bool = True  # through the other side of every cosine
+    num_processes: int = 1  # that diagonal="per_process" reproduces the release with
+
+    def __post_init__(self):
+        for name, choices in (("teacher", get_args(Teacher)), ("diagonal", get_args(Diagonal))):
+            if getattr(self, name) not in choices:
+                raise UserError(f"objective.{name}={getattr(self, name)!r}: one of {choices}.")
+        for name, low, high in (
+            ("alpha", 0.0, 1.0),
+            ("smoothing", 0.0, 1.0),
+            ("teacher_scale", 0.0, float("inf")),
+            ("image_weight", 0.0, float("inf")),
+            ("text_weight", 0.0, float("inf")),
+            ("num_iters", 1, 10_000),
+            ("num_processes", 1, 1_000_000),
+        ):
+            if not low <= getattr(self, name) <= high:
+                raise UserError(f"objective.{name}={getattr(self, name)}: from {low} to {high}.")
+        if self.epsilon <= 0:
+            raise UserError(f"objective.epsilon={self.epsilon}: must be positive, for example 0.15")
+        if self.alpha < 1 and self.teacher == "none":
+            raise UserError(
+                f"objective.alpha={self.alpha} leaves {1 - self.alpha:g} of the loss to a teacher, "
+                'but objective.teacher="none". Set alpha=1 or choose a teacher.'
+            )
+
+    def pair_targets(self, rows: Int[Array, " b"], batch_size: int) -> Float[Array, "b B"]:
+        """The pairs as given: 1 - smoothing on the own pair, the rest spread over the others."""
+        off = self.smoothing / max(batch_size - 1, 1)
+        return jnp.where(_is_own(rows, batch_size), 1 - self.smoothing, off)
+
+    def teacher_plans(
+        self, img: Float[Array, "b D"], txt: Float[Array, "b D"], *, axis_name: str | None = None
+    ) -> ByDirection:
+        """How the teacher spreads a mass of 1 over all B * B matches, per direction."""
+        rows, all_img, all_txt = _gather(img, txt, axis_name)
+        within = self.image_weight * _dot(img, all_img) + self.text_weight * _dot(txt, all_txt)
+        affinity = within + jnp.stack([_dot(img, all_txt), _dot(txt, all_img)])
+        if self.diagonal != "keep":
+            B = affinity.shape[-1]
+            # The release takes eye(b, B) out on each process; only on the first is it the diagonal.
+            blocks = self.num_processes if self.diagonal == "per_process" else 1
+            affinity -= REMOVED * _is_own(rows % (B // blocks), B)
+        if self.teacher == "transport":
+            plans = ot.sinkhorn(
+                -affinity, epsilon=self.epsilon, num_iters=self.num_iters, axis_name=axis_name
+            )
+        else:
+            plans = jax.nn.softmax(self.teacher_scale * affinity) / affinity.shape[-1]
+        return {"image": plans[0], "text": plans[1]}
+
+    def teacher_targets(
+        self, img: Float[Array, "b D"], txt: Float[Array, "b D"], *, axis_name: str | None = None
+    ) -> ByDirection:
+        """The teacher's match of every row, summing to 1, per direction."""
+        return targets_of(self.teacher_plans(img, txt, axis_name=axis_name))
+
+    def loss(
+        self,
+        img: Float[Array, "b D"],
+        txt: Float[Array, "b D"],
+        targets: ByDirection | None,
+        log_scale: dict[str, Float[Array, ""]],
+        *,
+        axis_name: str | None = None,
+    ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
+        """The loss, and its terms before weighting: means over rows, both directions summed.
+
+        `log_scale` holds the logarithms of the inverse temperatures of "pairs" and "teacher".
+        """
+        rows, all_img, all_txt = _gather(img, txt, axis_name)
+        if not self.negatives_gradient:
+            all_img, all_txt = lax.stop_gradient((all_img, all_txt))
+        cosines = {"image": _dot(img, all_txt), "text": _dot(txt, all_img)}
+
+        pairs = self.pair_targets(rows, all_img.shape[0])
+        terms = {"pairs": sum(cross_entropy(pairs, c, log_scale["pairs"]) for c in cosines.values())}
+        loss = self.alpha * terms["pairs"]
+        if self.teacher != "none":
+            terms["teacher"] = sum(
+                kl_divergence(targets[k], c, log_scale["teacher"]) for k, c in cosines.items()
+            )
+            loss += (1 - self.alpha) * terms["teacher"]
+        # All devices hold equally many rows, so the mean over them is the mean over the batch.
+        return lax.pmean((loss, terms), axis_name) if axis_name else (loss, terms)
+
+
+# Published: arXiv:2112.09445, section 4. "kd" matches V T' alone, as arXiv:2104.08945 defines it;
+# the OTTER release adds V V' and T T' (image_weight = text_weight = 1), whose diagonal of 2 turns
+# its targets into the identity to six digits.
+METHODS = {
+    "infonce": Objective(),
+    "ls": Objective(smoothing=0.1),
+    "kd": Objective(
+        alpha=0.5, teacher="softmax", image_weight=0.0, text_weight=0.0, diagonal="keep"
+    ),
+    "otter": Objective(alpha=0.5, teacher="transport"),
+}
+
+
+def scale_of(log_scale: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+    """Inverse temperature: exp(log_scale), kept in [1, 100].
+
+    At a bound itself the whole gradient passes, as in PyTorch; jnp.clip would halve it.
+    """
+    scale = jnp.exp(log_scale)
+    return jnp.where(scale < 1.0, 1.0, jnp.where(scale > 100.0, 100.0, scale))
+
+
+def cross_entropy(
+    target: Float[Array, "b B"], cosines: Float[Array, "b B"], log_scale: Float[Array, ""]
+) -> Float[Array, ""]:
+    """-sum target * log softmax(scale * cosines), mean over rows, in nats."""
+    log_match = jax.nn.log_softmax(scale_of(log_scale) * cosines)
+    return -jnp.mean(jnp.sum(target * log_match, axis=-1))
+
+
+def kl_divergence(
+    target: Float[Array, "b B"], cosines: Float[Array, "b B"], log_scale: Float[Array, ""]
+) -> Float[Array, ""]:
+    """KL(target || softmax(scale * cosines)), mean over rows, in nats; 0 log 0 is 0."""
+    return cross_entropy(target, cosines, log_scale) - jnp.mean(_entropy(target))
+
+
+def targets_of(plans: ByDirection) -> ByDirection:
+    """Each row of a plan divided by its sum: the target that the student's row is pulled to."""
+    return jax.tree.map(lambda plan: plan / plan.sum(axis=-1, keepdims=True), plans)
+
+
+def health(plans: ByDirection) -> dict[str, Float[Array, ""]]:
+    """Three numbers that say whether a teacher teaches: over both directions,
+
+    row_error: largest |B * row sum - 1| of a plan: 0 when Sinkhorn has converged;
+    entropy: mean entropy of a target row in nats: 0 is one match each, ln B is no opinion;
+    own_mass: mean target on the own pair: 0 when the diagonal is removed.
+    """
+    plan = jnp.stack([plans["image"], plans["text"]])
+    rows = plan.sum(axis=-1, keepdims=True)
+    target = plan / rows
+    B = plan.shape[-1]
+    return {
+        "row_error": jnp.abs(B * rows - 1).max(),
+        "entropy": _entropy(target).mean(),
+        "own_mass": (target * _is_own(jnp.arange(B), B)).sum(axis=-1).mean(),
+    }
+
+
+def _entropy(target):
+    return -jax.scipy.special.xlogy(target, target).sum(axis=-1)
+
+
+def _is_own(rows, batch_size):
+    return rows[:, None] == jnp.arange(batch_size)
+
+
+def _dot(a, b):
+    # TF32, the default of recent GPUs, errs by 1e-3 in a cosine: 1e-2 in the exponent here.
+    return jnp.matmul(a, b.T, precision=lax.Precision.HIGHEST)
+
+
+def _gather(img, txt, axis_name):
+    """Numbers of this device's rows in the batch, and the embeddings of the whole batch."""
+    rows = jnp.arange(img.shape[0])
+    if axis_name is None:
+        return rows, img, txt
+    together = lax.all_gather(jnp.concatenate([img, txt], axis=1), axis_name, tiled=True)
+    all_img, all_txt = jnp.split(together, [img.shape[1]], axis=1)
+    return rows + lax.axis_index(axis_name) * img.shape[0], all_img, all_txt

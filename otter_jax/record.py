@@ -1,0 +1,82 @@
+"""What a run leaves behind for people: how it was started, its numbers, its results."""
+
+import json
+import os
+import pathlib
+import subprocess
+import sys
+from collections.abc import Mapping
+from importlib import metadata
+from typing import Any
+
+import tensorboardX
+
+PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
+
+
+class Scalars:
+    """Numbers over steps, in metrics.jsonl (one object a line) and as TensorBoard events.
+
+    A run that goes on from step `start` first drops the lines that it will write again.
+    """
+
+    def __init__(self, workdir: pathlib.Path, start: int = 0):
+        path = workdir / "metrics.jsonl"
+        if path.exists():
+            lines = [line for line in path.read_text().splitlines() if _step_of(line) <= start]
+            _replace(path, "".join(line + "\n" for line in lines))
+        self._lines = path.open("a", buffering=1)
+        self._events = tensorboardX.SummaryWriter(str(workdir / "tensorboard"), purge_step=start)
+
+    def write(self, step: int, scalars: Mapping[str, float]) -> None:
+        """Appends the numbers of one step."""
+        self._lines.write(json.dumps({"step": step} | dict(scalars)) + "\n")
+        for name, value in scalars.items():
+            self._events.add_scalar(name, value, step)
+        self._events.flush()
+
+    def close(self) -> None:
+        """Writes out what is buffered."""
+        self._lines.close()
+        self._events.close()
+
+
+def describe(workdir: pathlib.Path, config: Mapping[str, Any]) -> None:
+    """Writes config.json, and how this start was made into run.json (one entry a start)."""
+    workdir.mkdir(parents=True, exist_ok=True)
+    _replace(workdir / "config.json", json.dumps(config, indent=2, sort_keys=True))
+    path = workdir / "run.json"
+    starts = json.loads(path.read_text()) if path.exists() else []
+    here = pathlib.Path(__file__).parent
+    git = subprocess.run(
+        ["git", "describe", "--always", "--dirty"],
+        cwd=here, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    starts.append(
+        {
+            "command": sys.argv,
+            "python": sys.version.split()[0],
+            "versions": {name: metadata.version(name) for name in PACKAGES},
+            "git": git.stdout.strip() or None,
+        }
+    )
+    _replace(path, json.dumps(starts, indent=2))
+
+
+def write_json(path: pathlib.Path, value: Any) -> None:
+    """Writes a result so that a reader never sees half of it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    _replace(path, json.dumps(value, indent=2))
+
+
+def _replace(path, text):
+    scratch = path.with_name(path.name + ".tmp")
+    scratch.write_text(text)
+    os.replace(scratch, path)
+
+
+def _step_of(line):
+    try:
+        return json.loads(line)["step"]
+    except (json.JSONDecodeError, KeyError):
+        return float("inf")  # the half line of a killed process

@@ -1,0 +1,224 @@
+"""One training step: ask the teacher what matches what, then move towards it.
+
+Start reading at `train_step`. It is written for the whole batch: B is the global batch, batch
+norm is over B, every [B, B] matrix is complete; on a mesh the rows live on different devices, and
+1 device and 8 devices compute the same numbers.
+"""
+
+import functools
+import re
+from collections.abc import Callable
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import optax
+from flax import struct, traverse_util
+from jaxtyping import Array, Bool, Float, Int, Key, PyTree, UInt8
+from jax.sharding import Mesh
+
+from otter_jax.errors import UserError
+from otter_jax.mesh import AXIS, ROWS, WHOLE
+from otter_jax.models.norm import BatchNorm
+from otter_jax.objective import Objective, health, scale_of, targets_of
+
+Schedule = Callable[[Int[Array, ""] | int], Float[Array, ""] | float]
+
+
+class TrainState(struct.PyTreeNode):
+    """Everything that changes while training, and nothing else."""
+
+    step: Any  # int32 scalar: updates done
+    params: Any
+    batch_stats: Any  # running statistics of batch norm
+    opt_state: Any
+    teacher: Any  # {"params", "batch_stats"}, shaped like the student's
+
+
+def create_state(
+    params: PyTree, batch_stats: PyTree, tx: optax.GradientTransformation, teacher: PyTree = None
+) -> TrainState:
+    """The state before the first step; the teacher starts as a copy of the student by default."""
+    student = {"params": params, "batch_stats": batch_stats}
+    return TrainState(
+        step=jnp.zeros((), jnp.int32),
+        params=params,
+        batch_stats=batch_stats,
+        opt_state=tx.init(params),
+        teacher=jax.tree.map(jnp.copy, student if teacher is None else teacher),
+    )
+
+
+def train_step(
+    state: TrainState,
+    batch: dict[str, Array],
+    *,
+    model: nn.Module,
+    tx: optax.GradientTransformation,
+    objective: Objective,
+    mesh: Mesh,
+    key: Key[Array, ""],
+    freeze: str = "",
+    ema_decay: float | None = 0.999,
+) -> tuple[TrainState, dict[str, Float[Array, ""]]]:
+    """The next state, and the step's metrics.
+
+    `batch`: image uint8 [B, H, W, 3], token_ids int32 [B, L], mask bool [B, L]. Parameters whose
+    path matches `freeze` (see `frozen`) stay as they are. `ema_decay=None` keeps the teacher fixed:
+    it then looks at the batch as in evaluation, an EMA teacher as in training (its own batch
+    statistics and dropout masks), as released.
+    """
+
+    def encode(params, batch_stats, rng, train=True):
+        with stored_statistics(freeze):
+            return model.apply(
+                {"params": params, "batch_stats": batch_stats},
+                batch["image"], batch["token_ids"], batch["mask"],
+                train=train, rngs={"dropout": rng}, mutable=["batch_stats"],
+            )  # fmt: skip
+
+    student_rng, teacher_rng = jax.random.split(jax.random.fold_in(key, state.step))
+    per_device = functools.partial(jax.shard_map, mesh=mesh)
+
+    targets, numbers, teacher_stats = None, {}, None
+    if objective.teacher != "none":
+        embeddings, updated = encode(**state.teacher, rng=teacher_rng, train=ema_decay is not None)
+        teacher_stats = updated.get("batch_stats", {})
+        plan = functools.partial(objective.teacher_plans, axis_name=AXIS)
+        plans = per_device(plan, in_specs=ROWS, out_specs=ROWS)(*embeddings)
+        targets, numbers = targets_of(plans), health(plans)
+
+    def loss_fn(params):
+        params = stop_frozen(params, freeze)
+        embeddings, updated = encode(params, state.batch_stats, student_rng)
+        loss = functools.partial(objective.loss, axis_name=AXIS)
+        loss = per_device(loss, in_specs=(ROWS, ROWS, ROWS, WHOLE), out_specs=WHOLE)
+        loss, terms = loss(*embeddings, targets, params["log_scale"])
+        return loss, (terms, updated.get("batch_stats", {}))
+
+    grad_fn = jax.value_and_grad(loss_fn, has_aux=True)
+    (loss, (terms, batch_stats)), grads = grad_fn(state.params)
+    updates, opt_state = tx.update(grads, state.opt_state, state.params)
+    params = optax.apply_updates(state.params, updates)
+
+    teacher = state.teacher
+    if ema_decay is not None:
+        rate = 1 - ema_decay_at(state.step, ema_decay)
+        student = {"params": params, "batch_stats": batch_stats}
+        teacher = optax.incremental_update(student, state.teacher, rate)
+        if teacher_stats is not None:  # a teacher that looked has statistics of its own
+            teacher["batch_stats"] = teacher_stats
+
+    metrics = {"loss": loss, **terms, "grad_norm": optax.tree.norm(grads)}
+    scales = {f"scale_{name}": scale_of(x) for name, x in state.params["log_scale"].items()}
+    new_state = TrainState(state.step + 1, params, batch_stats, opt_state, teacher)
+    return new_state, metrics | scales | numbers
+
+
+def ema_decay_at(step: Int[Array, ""], limit: float) -> Float[Array, ""]:
+    """Decay applied after update `step` = 0, 1, ...: 3/12, 4/13, ..., at most `limit`.
+
+    A young teacher follows closely, an old one slowly. The release averages before the forward
+    pass instead, with (1 + k) / (10 + k) for k = 1, 2, ...: the same sequence of teachers.
+    """
+    return jnp.minimum(limit, (3 + step) / (12 + step))
+
+
+def frozen(path: str, pattern: str) -> bool:
+    """Whether the parameter at `path`, such as "img/blocks_3_0/bn1/scale", matches `pattern`.
+
+    The regular expression must match from the beginning of the path; "" freezes nothing.
+    """
+    return bool(pattern) and re.match(pattern, path) is not None
+
+
+def frozen_mask(params: PyTree, pattern: str) -> PyTree[bool]:
+    """Which parameters stay as they are. Raises UserError if a pattern matches none, or all."""
+    flat = traverse_util.flatten_dict(params, sep="/")
+    mask = {path: frozen(path, pattern) for path in flat}
+    if pattern and (all(mask.values()) or not any(mask.values())):
+        many = "every parameter" if all(mask.values()) else "no parameter"
+        some = sorted({"/".join(path.split("/")[:2]) + "/" for path in flat})
+        raise UserError(
+            f"model.freeze={pattern!r} matches {many}. It is a regular expression matched from the "
+            f"beginning of a parameter's path; paths here begin with: {', '.join(some)}."
+        )
+    return traverse_util.unflatten_dict(mask, sep="/")
+
+
+def stop_frozen(params: PyTree, pattern: str) -> PyTree:
+    """`params` with no gradient to the frozen ones, so that their backward pass is not computed."""
+    flat = traverse_util.flatten_dict(params, sep="/")
+    stopped = {k: jax.lax.stop_gradient(v) if frozen(k, pattern) else v for k, v in flat.items()}
+    return traverse_util.unflatten_dict(stopped, sep="/")
+
+
+def stored_statistics(pattern: str):
+    """Context in which a batch norm with a frozen scale uses, and keeps, its running statistics."""
+
+    def interceptor(call, args, kwargs, context):
+        if isinstance(context.module, BatchNorm) and context.method_name == "__call__":
+            path = "/".join((*context.module.path, "scale"))
+            if frozen(path, pattern):
+                kwargs = kwargs | {"use_running_average": True}
+        return call(*args, **kwargs)
+
+    return nn.intercept_methods(interceptor)
+
+
+def learning_rate(
+    base: float,
+    *,
+    total_steps: int,
+    warmup_steps: int = 0,
+    steps_per_epoch: int = 1,
+) -> Schedule:
+    """Linear warm-up to `base`, then half a cosine that reaches 0 at `total_steps`.
+
+    With steps_per_epoch > 1 the rate changes once an epoch, as in the release; else every step.
+    """
+
+    def schedule(step):
+        held = step // steps_per_epoch * steps_per_epoch
+        done = (held - warmup_steps) / max(total_steps - warmup_steps, 1)
+        cosine = 0.5 * base * (1 + jnp.cos(jnp.pi * jnp.clip(done, 0, 1)))
+        return jnp.where(step < warmup_steps, base * (step + 1) / max(warmup_steps, 1), cosine)
+
+    return schedule
+
+
+def matrices(params: PyTree) -> PyTree[bool]:
+    """Weight decay is for kernels and embeddings, not for biases, norms and temperatures."""
+    return jax.tree.map(lambda x: x.ndim > 1, params)
+
+
+def optimizer(
+    name: str,
+    schedule: Schedule,
+    *,
+    momentum: float = 0.9,
+    weight_decay: float = 0.0,
+    clip_norm: float = 0.0,
+    frozen: PyTree[bool] | None = None,
+    decayed: Callable[[PyTree], PyTree[bool]] = matrices,
+) -> optax.GradientTransformation:
+    """SGD ("sgd") or AdamW ("adamw") under `schedule`; clip_norm 0 does not clip.
+
+    SGD adds weight_decay * parameter to the gradient, AdamW decays apart from it, both as PyTorch
+    does. Parameters marked in `frozen` have no optimiser state and never move.
+    Raises UserError for another name.
+    """
+    if name == "sgd":
+        decay = optax.add_decayed_weights(weight_decay, mask=decayed)
+        tx = optax.chain(decay, optax.sgd(schedule, momentum=momentum))
+    elif name == "adamw":
+        tx = optax.adamw(schedule, weight_decay=weight_decay, mask=decayed)
+    else:
+        raise UserError(f'optim.name={name!r}: "sgd" or "adamw".')
+    if clip_norm:
+        tx = optax.chain(optax.clip_by_global_norm(clip_norm), tx)
+    if frozen is not None:
+        labels = jax.tree.map(lambda x: "frozen" if x else "trained", frozen)
+        tx = optax.partition({"trained": tx, "frozen": optax.set_to_zero()}, labels)
+    return tx

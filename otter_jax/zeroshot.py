@@ -1,0 +1,375 @@
+"""Zero-shot evaluation: images are recognised by the names of their classes alone.
+
+Each class becomes one vector, the normalised mean of its prompts' embeddings; an image's best
+classes are those with the largest cosine. FH@K, flat hit, is the share of images with one of
+their labels among the K best classes.
+"""
+
+import dataclasses
+import json
+import math
+import pathlib
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import rich.console
+import rich.progress
+import rich.table
+from jax.sharding import Mesh
+from jaxtyping import Array, Float, Int, PyTree
+from ml_collections import ConfigDict
+
+from otter_jax import build, record
+from otter_jax import mesh as meshes
+from otter_jax.checkpoint import Checkpoints
+from otter_jax.data import pipeline, store
+from otter_jax.data.captions import Tokenizer
+from otter_jax.errors import UserError
+
+KS = (1, 2, 5, 10)
+
+
+def prompts(
+    names: Sequence[str | Sequence[str]], templates: Sequence[str]
+) -> tuple[list[str], list[int]]:
+    """Every name in every template, and the class that each of them speaks of.
+
+    A class may have several names. Names outer, templates inner, as released.
+    """
+    captions, labels = [], []
+    for label, name in enumerate(names):
+        for synonym in [name] if isinstance(name, str) else name:
+            captions += [template.replace("{}", synonym) for template in templates]
+            labels += [label] * len(templates)
+    return captions, labels
+
+
+def class_bank(
+    embed_texts: Callable[[list[str]], Float[np.ndarray, "N D"]],
+    names: Sequence[str | Sequence[str]],
+    templates: Sequence[str],
+) -> Float[np.ndarray, "C D"]:
+    """One unit vector a class: the normalised mean of the unit vectors of its prompts."""
+    captions, labels = prompts(names, templates)
+    embeddings = embed_texts(captions)
+    bank = np.zeros((len(names), embeddings.shape[1]), np.float32)
+    np.add.at(bank, labels, embeddings)
+    return bank / np.maximum(np.linalg.norm(bank, axis=1, keepdims=True), 1e-12)
+
+
+def flat_hit(
+    ranked: Int[np.ndarray, "N R"], labels: Int[np.ndarray, "N M"], ks: Sequence[int] = KS
+) -> dict[int, float]:
+    """FH@K for each K: the share of rows with a label among their K best classes.
+
+    `ranked` holds class numbers, best first; `labels` is padded with -1. An image without labels
+    is a miss. A K beyond the R ranked classes is left out.
+    """
+    hits = (ranked[:, :, None] == labels[:, None, :]).any(axis=2)
+    return {k: float(hits[:, :k].any(axis=1).mean()) for k in ks if k <= ranked.shape[1]}
+
+
+def chance(
+    labels: Int[np.ndarray, "N M"], classes: int, ks: Sequence[int] = KS
+) -> dict[int, float]:
+    """FH@K expected of a random order of the classes."""
+    counts = (labels >= 0).sum(axis=1)
+    found = {}
+    for k in (k for k in ks if k <= classes):
+        missed = np.ones(len(labels))
+        for drawn in range(k):
+            missed *= np.maximum(classes - counts - drawn, 0) / (classes - drawn)
+        found[k] = float(1 - missed.mean())
+    return found
+
+
+def frequency(
+    labels: Int[np.ndarray, "N M"], classes: int, ks: Sequence[int] = KS
+) -> dict[int, float]:
+    """FH@K of always answering the classes that are most frequent in these very labels."""
+    counts = np.bincount(labels[labels >= 0], minlength=classes)
+    order = np.argsort(-counts, kind="stable")[: max(ks)]
+    return flat_hit(np.broadcast_to(order, (len(labels), len(order))), labels, ks)
+
+
+@dataclasses.dataclass(frozen=True)
+class EvalSet:
+    """A labelled set and the classes to search in."""
+
+    name: str
+    source: store.Source
+    names: list[str]
+    labels: np.ndarray  # int32 [N, M], padded with -1
+    templates: tuple[str, ...]
+
+    @classmethod
+    def open(cls, name: str, spec: ConfigDict, data_dir: str) -> "EvalSet":
+        """The set of config.eval.sets[name]. Raises UserError for labels or names that are not there.
+
+        `spec.label` is a feature of the set ("label", "caption") or a field of its JSON
+        ("json.tags"); `spec.names` a file with a class a line, or "" for the set's own: the names
+        of a class feature, else all labels that occur.
+        """
+        store.ensure(spec.data, data_dir, spec.tars)
+        source = store.open_dataset(data_dir, spec.data, spec.split)
+        feature, _, field = spec.label.partition(".")
+        if feature not in source.features:
+            raise UserError(
+                f"eval.sets.{name}.label={spec.label!r}: {source.name} has no feature {feature!r}; "
+                f"it has {', '.join(source.features)}."
+            )
+        if not spec.templates or any("{}" not in template for template in spec.templates):
+            raise UserError(
+                f"eval.sets.{name}.templates={tuple(spec.templates)}: each needs {{}} where the "
+                'name of the class goes, for example "a photo of {}.".'
+            )
+        values = [_values(source[i][feature], field) for i in range(len(source))]
+        if values and all(isinstance(v, int) for row in values for v in row):
+            names = store.class_names(data_dir, spec.data, feature)
+            rows = values
+        else:
+            names = read_names(spec.names) if spec.names else sorted({v for r in values for v in r})
+            number = {label: i for i, label in enumerate(names)}
+            rows = [[number[v] for v in row if v in number] for row in values]
+            unknown = {v for row in values for v in row} - number.keys()
+            if unknown:
+                print(
+                    f"{source.name}: {len(unknown)} labels are not among the {len(names)} class "
+                    f"names and are left out, such as {', '.join(sorted(unknown)[:3])}."
+                )
+        if not any(rows):
+            raise UserError(
+                f"eval.sets.{name}: no label of {source.name} is among the {len(names)} class names."
+            )
+        labels = np.full((len(rows), max(map(len, rows))), -1, np.int32)
+        for i, row in enumerate(rows):
+            labels[i, : len(row)] = row
+        return cls(name, source, names, labels, tuple(spec.templates))
+
+
+def read_names(path: str) -> list[str]:
+    """Class names, one a line. Blank lines and repeated names are left out, and said so."""
+    try:
+        lines = pathlib.Path(path).expanduser().read_text("utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"The class names in {path} cannot be read: {error}.") from None
+    stripped = [line.strip() for line in lines]
+    names = list(dict.fromkeys(filter(None, stripped)))
+    if not names:
+        raise UserError(f"There are no class names in {path}.")
+    blank = stripped.count("")
+    repeated = len(stripped) - blank - len(names)
+    if blank or repeated:
+        print(f"{path}: {blank} blank lines and {repeated} repeated names are left out.")
+    return names
+
+
+class Evaluator:
+    """Evaluates weights of one model on all sets of a config."""
+
+    def __init__(
+        self,
+        config: ConfigDict,
+        model: nn.Module,
+        tokenizer: Tokenizer,
+        mesh: Mesh,
+        workdir: pathlib.Path,
+        console: rich.console.Console,
+    ):
+        """Opens the sets; raises UserError for what is wrong with them, or with eval.best."""
+        self._config, self._tokenizer, self._mesh = config, tokenizer, mesh
+        self._workdir, self._console = workdir, console
+        if config.eval.batch_size % mesh.size:
+            raise UserError(
+                f"eval.batch_size={config.eval.batch_size} does not divide over {mesh.size} devices."
+            )
+        self.sets = [
+            EvalSet.open(name, spec, config.data.dir) for name, spec in config.eval.sets.items()
+        ]
+        known = [f"{s.name}/{w}/FH@{k}" for s in self.sets for w in ("student", "ema") for k in KS]
+        if config.eval.best and config.eval.best not in known:
+            raise UserError(
+                f"eval.best={config.eval.best!r} is not a metric of this config; there are: "
+                f"{', '.join(known) or 'none, since eval.sets is empty'}."
+            )
+        whole, rows = meshes.shardings(mesh)
+
+        def texts(variables, token_ids, mask):
+            return model.apply(variables, token_ids, mask, method=model.embed_texts)
+
+        def best_classes(variables, image, bank):
+            img = model.apply(variables, image, method=model.embed_images)
+            scores = jnp.matmul(img, bank.T, precision=jax.lax.Precision.HIGHEST)
+            return jax.lax.top_k(scores, min(max(KS), bank.shape[0]))[1]
+
+        self._texts = jax.jit(texts, in_shardings=(whole, rows, rows), out_shardings=whole)
+        self._best = jax.jit(best_classes, in_shardings=(whole, rows, whole), out_shardings=whole)
+
+    def __call__(self, step: int, weights_of: Mapping[str, PyTree]) -> dict[str, float]:
+        """FH@K of every set by every weights, as {"SET/WEIGHTS/FH@K": value}.
+
+        Prints them as a table with the baselines beside, and writes WORKDIR/results/step_N.json.
+        """
+        results = {s.name: self._baselines(s) for s in self.sets}
+        total = sum(len(s.source) for s in self.sets) * len(weights_of)
+        with _progress(self._console) as bar:
+            task = bar.add_task("evaluating", total=total)
+            for weights, variables in weights_of.items():
+                banks: dict[Any, np.ndarray] = {}
+                for s in self.sets:
+                    bar.update(task, description=f"evaluating {s.name}, {weights}")
+                    prompt_key = (tuple(s.names), s.templates)
+                    if prompt_key not in banks:
+                        banks[prompt_key] = self._bank(variables, *prompt_key)
+                    results[s.name] |= self._evaluate(
+                        s, weights, variables, banks[prompt_key], lambda n: bar.advance(task, n)
+                    )
+        record.write_json(
+            self._workdir / "results" / f"step_{step:08d}.json", {"step": step, "sets": results}
+        )
+        if results:
+            self._console.print(table(step, results))
+        return {
+            f"{name}/{weights}/{metric}": value
+            for name, result in results.items()
+            for weights in weights_of
+            for metric, value in result[weights].items()
+        }
+
+    def _bank(self, variables, names, templates):
+        B = self._config.eval.batch_size
+
+        def embed(captions):
+            chunks = []
+            for start in range(0, len(captions), B):
+                part = captions[start : start + B]
+                ids, mask = self._tokenizer.encode(part + [""] * (B - len(part)))
+                rows = meshes.put_batch(_own_rows({"ids": ids, "mask": mask}), self._mesh)
+                out = self._texts(variables, rows["ids"], rows["mask"])
+                chunks.append(np.asarray(out)[: len(part)])
+            return np.concatenate(chunks)
+
+        return class_bank(embed, names, templates)
+
+    def _evaluate(self, s, weights, variables, bank, advance):
+        data = self._config.data
+        ranked = np.full((len(s.source), min(max(KS), len(s.names))), -1, np.int32)
+        valid = np.zeros(len(s.source), bool)
+        unreadable = []
+        batches = pipeline.eval_batches(
+            s.source,
+            batch_size=self._config.eval.batch_size,
+            image_size=data.image_size,
+            resize=data.resize,
+            host=jax.process_index(),
+            num_hosts=jax.process_count(),
+        )
+        for number, batch in enumerate(batches):
+            rows = meshes.put_batch({"image": batch["image"]}, self._mesh)
+            best = np.asarray(self._best(variables, rows["image"], bank))
+            first = number * len(best)
+            here = slice(first, min(first + len(best), len(s.source)))
+            ranked[here] = best[: here.stop - first]
+            own = batch["index"] >= 0
+            valid[batch["index"][own]] = batch["valid"][own]
+            unreadable += [s.source.key(int(i)) for i in batch["unreadable"] if i >= 0]
+            advance(here.stop - first)
+        if unreadable:
+            self._console.print(
+                f"{s.source.name}: {len(unreadable)} unreadable images are left out, such as "
+                f"{', '.join(unreadable[:3])}."
+            )
+        counted = valid & (s.labels >= 0).any(axis=1)
+        hits = flat_hit(ranked[counted], s.labels[counted])
+        found = {f"FH@{k}": value for k, value in hits.items()}
+        if ((s.labels[counted] >= 0).sum(axis=1) == 1).all():
+            found["accuracy"] = hits[1]  # with one label an image, FH@1 is top-1 accuracy
+        return {weights: found, "images": int(counted.sum()), "unreadable": unreadable}
+
+    def _baselines(self, s):
+        labels = s.labels[(s.labels >= 0).any(axis=1)]
+        return {
+            "classes": len(s.names),
+            "unlabelled": int(len(s.labels) - len(labels)),
+            "chance": {f"FH@{k}": v for k, v in chance(labels, len(s.names)).items()},
+            "frequency": {f"FH@{k}": v for k, v in frequency(labels, len(s.names)).items()},
+        }
+
+
+def table(step: int, results: Mapping[str, Mapping[str, Any]]) -> rich.table.Table:
+    """Results of all sets, each with its baselines beneath."""
+    out = rich.table.Table(title=f"Zero-shot, step {step}", title_justify="left")
+    for heading in ("set", "images", "classes", "weights"):
+        out.add_column(heading)
+    for k in KS:
+        out.add_column(f"FH@{k}", justify="right")
+    for name, result in results.items():
+        first = (name, str(result["images"]), str(result["classes"]))
+        rows = [w for w in ("student", "ema", "frequency", "chance") if w in result]
+        for i, weights in enumerate(rows):
+            values = [result[weights].get(f"FH@{k}", math.nan) for k in KS]
+            out.add_row(
+                *(first if i == 0 else ("", "", "")),
+                weights,
+                *("" if math.isnan(v) else f"{v:.3f}" for v in values),
+                style="dim" if weights in ("frequency", "chance") else None,
+                end_section=i == len(rows) - 1,
+            )
+    return out
+
+
+def run(config: ConfigDict, workdir: pathlib.Path, *, console: rich.console.Console) -> None:
+    """Evaluates the best checkpoint of `workdir` by eval.best, else the latest.
+
+    Raises UserError if there is none, or it is of another model than the config's.
+    """
+    checkpoints = Checkpoints(workdir, best=config.eval.best, read_only=True)
+    try:
+        step = checkpoints.best
+        if step is None:
+            raise UserError(f"There is no checkpoint in {workdir}: train first, or mend --workdir.")
+        mesh = meshes.make_mesh()
+        model, variables, tokenizer_folder = build.towers(
+            **config.model, key=jax.random.key(config.seed)
+        )
+        tokenizer = Tokenizer(tokenizer_folder, config.data.max_tokens)
+        evaluator = Evaluator(config, model, tokenizer, mesh, workdir, console)
+        whole, _ = meshes.shardings(mesh)
+        state = checkpoints.restore_part(step, variables | {"teacher": variables}, whole)
+    finally:
+        checkpoints.close()
+    teacher = "teacher" if config.teacher.checkpoint else "ema"
+    student = {name: state[name] for name in variables}
+    evaluator(step, {"student": student, teacher: state["teacher"]})
+
+
+def _values(value, field):
+    """The labels of one record as a list of int or str."""
+    if field:
+        try:
+            value = json.loads(value).get(field, [])
+        except (json.JSONDecodeError, AttributeError):
+            value = []
+    if isinstance(value, np.ndarray):
+        value = value.tolist()
+    values = value if isinstance(value, list) else [value]
+    return [v if isinstance(v, int) else str(v).strip() for v in values]
+
+
+def _own_rows(batch):
+    """This process's part of a batch that every process has made whole."""
+    count, index = jax.process_count(), jax.process_index()
+    return {name: np.split(rows, count)[index] for name, rows in batch.items()}
+
+
+def _progress(console):
+    return rich.progress.Progress(
+        *rich.progress.Progress.get_default_columns(),
+        console=console,
+        disable=not console.is_terminal,
+        transient=True,
+    )

@@ -1,0 +1,105 @@
+"""Captions to tokens: fixed length, whatever the text."""
+
+import pickle
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from otter_jax.data import captions
+from otter_jax.errors import UserError
+
+SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+WORDS = [*SPECIAL, "a", "photo", "of", "na", "null", "red", "cat", "dog", "##s"]
+PAD, CLS, SEP = 0, 2, 3
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("tokenizer")
+    (folder / "vocab.txt").write_text("\n".join(WORDS))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def tokenizer(folder):
+    return captions.Tokenizer(folder, max_tokens=8)
+
+
+def test_a_folder_with_vocab_txt_alone_makes_a_bert_tokenizer(tokenizer):
+    ids, mask = tokenizer.encode(["a photo of a cat", "Dogs"])
+    assert (ids.dtype, mask.dtype) == (np.int32, np.bool_)
+    a, photo, of, cat = (WORDS.index(word) for word in ("a", "photo", "of", "cat"))
+    np.testing.assert_array_equal(ids[0], [CLS, a, photo, of, a, cat, SEP, PAD])
+    np.testing.assert_array_equal(mask[0], [1, 1, 1, 1, 1, 1, 1, 0])
+    np.testing.assert_array_equal(ids[1][:4], [CLS, WORDS.index("dog"), WORDS.index("##s"), SEP])
+    assert (tokenizer.vocab_size, tokenizer.pad_id) == (len(WORDS), PAD)
+
+
+def test_a_cut_caption_still_ends_with_the_closing_token(tokenizer):
+    ids, mask = tokenizer.encode(["cat " * 50])
+    assert mask.all()
+    assert ids[0, -1] == SEP
+
+
+def test_lengths_count_the_tokens_before_the_cut(tokenizer):
+    np.testing.assert_array_equal(tokenizer.lengths(["", "cat", "cat " * 50]), [2, 3, 52])
+
+
+@pytest.mark.parametrize("text", ["", "   ", "\n\t", "\x00\x1b"])
+def test_an_empty_caption_is_the_special_tokens(tokenizer, text):
+    ids, mask = tokenizer.encode([text])
+    np.testing.assert_array_equal(ids[0], [CLS, SEP] + [PAD] * 6)
+    assert mask.sum() == 2
+
+
+@pytest.mark.parametrize("text", ["x" * 100_000, "🐈‍⬛ 🏳️‍🌈", "\ud83d", "a\u202eb", "猫"])
+def test_any_text_becomes_a_row(tokenizer, text):
+    ids, mask = tokenizer.encode([text])
+    assert ids.shape == mask.shape == (1, 8)
+    assert mask.sum() >= 2
+
+
+def test_na_and_null_are_words(tokenizer):
+    ids, _ = tokenizer.encode(["NA", "null"])
+    assert [row[1] for row in ids.tolist()] == [WORDS.index("na"), WORDS.index("null")]
+
+
+def test_control_characters_separate_words_and_half_surrogates_are_replaced():
+    assert captions.clean("a\x00b\r\n") == "a b"
+    assert captions.clean("a \ud83d b") == "a \ufffd b"
+    assert captions.clean("👩‍🚀") == "👩‍🚀"
+
+
+def test_no_captions_are_no_rows(tokenizer):
+    ids, mask = tokenizer.encode([])
+    assert ids.shape == mask.shape == (0, 8)
+
+
+def test_a_pickled_tokenizer_encodes_the_same_and_needs_no_transformers(tokenizer, tmp_path):
+    (tmp_path / "tokenizer").write_bytes(pickle.dumps(tokenizer))
+    program = (
+        "import pickle, sys; t = pickle.load(open(sys.argv[1], 'rb'));"
+        "print(t.encode(['a red cat'])[0].tolist(), 'transformers' in sys.modules)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program, str(tmp_path / "tokenizer")],
+        capture_output=True,
+        text=True,
+        check=True,
+        env={"PYTHONPATH": ":".join(sys.path)},
+    )
+    assert done.stdout.strip() == f"{tokenizer.encode(['a red cat'])[0].tolist()} False"
+
+
+def test_a_folder_without_tokenizer_says_what_is_needed(tmp_path):
+    with pytest.raises(UserError, match="no tokenizer folder"):
+        captions.Tokenizer(tmp_path / "nowhere", max_tokens=8)
+    with pytest.raises(UserError, match=r"tokenizer\.json"):
+        captions.Tokenizer(tmp_path, max_tokens=8)
+
+
+def test_max_tokens_must_leave_room_for_text(folder):
+    with pytest.raises(UserError, match="at least 3"):
+        captions.Tokenizer(folder, max_tokens=2)
