@@ -40,7 +40,7 @@ class Checkpoints:
         self._best = best
         self._manager = ocp.CheckpointManager(
             self._folder,
-            item_names=("state",),
+            item_handlers={"state": ocp.PyTreeCheckpointHandler()},
             options=ocp.CheckpointManagerOptions(
                 best_fn=score,  # without it no metrics are written; what is kept, the policy says
                 preservation_policy=_policy.AnyPreservationPolicy(keep),

@@ -94,7 +94,7 @@ def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 def cli() -> None:
     """`main` with a user's mistakes as one paragraph and exit status 2."""
-    logging.set_verbosity(logging.WARNING)
+    logging.set_verbosity(logging.ERROR)  # Orbax warns of what is meant
     try:
         app.run(main, flags_parser=parse)
     except UserError as error:

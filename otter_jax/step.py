@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import optax
 from flax import struct, traverse_util
-from jaxtyping import Array, Bool, Float, Int, Key, PyTree, UInt8
+from jaxtyping import Array, Float, Int, Key, PyTree
 from jax.sharding import Mesh
 
 from otter_jax.errors import UserError
@@ -80,10 +80,12 @@ def train_step(
 
     student_rng, teacher_rng = jax.random.split(jax.random.fold_in(key, state.step))
     per_device = functools.partial(jax.shard_map, mesh=mesh)
+    student = {"params": state.params, "batch_stats": state.batch_stats}
+    teacher = state.teacher if ema_decay is None else share_frozen(state.teacher, student, freeze)
 
     targets, numbers, teacher_stats = None, {}, None
     if objective.teacher != "none":
-        embeddings, updated = encode(**state.teacher, rng=teacher_rng, train=ema_decay is not None)
+        embeddings, updated = encode(**teacher, rng=teacher_rng, train=ema_decay is not None)
         teacher_stats = updated.get("batch_stats", {})
         plan = functools.partial(objective.teacher_plans, axis_name=AXIS)
         plans = per_device(plan, in_specs=ROWS, out_specs=ROWS)(*embeddings)
@@ -102,11 +104,10 @@ def train_step(
     updates, opt_state = tx.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
 
-    teacher = state.teacher
     if ema_decay is not None:
         rate = 1 - ema_decay_at(state.step, ema_decay)
         student = {"params": params, "batch_stats": batch_stats}
-        teacher = optax.incremental_update(student, state.teacher, rate)
+        teacher = optax.incremental_update(student, teacher, rate)
         if teacher_stats is not None:  # a teacher that looked has statistics of its own
             teacher["batch_stats"] = teacher_stats
 
@@ -152,6 +153,21 @@ def stop_frozen(params: PyTree, pattern: str) -> PyTree:
     flat = traverse_util.flatten_dict(params, sep="/")
     stopped = {k: jax.lax.stop_gradient(v) if frozen(k, pattern) else v for k, v in flat.items()}
     return traverse_util.unflatten_dict(stopped, sep="/")
+
+
+def share_frozen(teacher: PyTree, student: PyTree, pattern: str) -> PyTree:
+    """The EMA teacher with everything frozen taken from the student, where it is equal.
+
+    The compiler then sees that both compute the same there, and computes it once.
+    """
+
+    def pick(path, own, students):
+        name = "/".join(key.key for key in path[1:])
+        if path[0].key == "batch_stats":  # frozen together with the scale beside it
+            name = name.rpartition("/")[0] + "/scale"
+        return students if frozen(name, pattern) else own
+
+    return jax.tree_util.tree_map_with_path(pick, teacher, student)
 
 
 def stored_statistics(pattern: str):

@@ -1,0 +1,10 @@
+#!/usr/bin/env bash
+# From a fresh clone to zero-shot numbers: installs, then trains the quickstart.
+# bash launch/quickstart.sh [infonce|ls|kd|otter]
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+method="${1:-otter}"
+bash launch/install.sh
+exec .venv/bin/python -m otter_jax.main \
+  --config "configs/quickstart.py:$method" --workdir "runs/quickstart_$method"

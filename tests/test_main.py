@@ -1,0 +1,412 @@
+"""The program as its user meets it: runs, restarts, stops, and every mistake's one paragraph."""
+
+import io
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import tarfile
+import time
+
+import numpy as np
+import pytest
+from PIL import Image
+
+REPO = pathlib.Path(__file__).parent.parent
+COLOURS = {"red": (200, 30, 30), "green": (20, 180, 40), "blue": (30, 40, 220), "white": (255,) * 3}
+WORDS = [*COLOURS, "a", "photo", "of", "square", "."]
+CONFIG = '''
+import sys
+from configs import common
+
+def get_config(method="otter"):
+    config = common.get_config(method)
+    config.model.dim = 16
+    config.model.img.arch = "resnet18"
+    config.model.txt.weights = {text!r}
+    config.model.txt.pretrained = False
+    config.data.dir = {data!r}
+    config.data.name = "squares"
+    config.data.tars = ({tar!r},)
+    config.data.resize = 36
+    config.data.image_size = 32
+    config.data.max_tokens = 8
+    config.train.batch_size = 16
+    config.train.epochs = 6.4
+    config.train.log_every = 4
+    config.optim.learning_rate = 1e-2
+    config.eval.batch_size = 16
+    config.checkpoint.every = 4
+    config.eval.sets.colours = common.evaluation(
+        "squares", tars=({tar!r},), label="json.colour", names={names!r}
+    )
+    return config
+'''
+
+
+def png(colour, seed):
+    noise = np.random.RandomState(seed).randint(-20, 21, (40, 44, 3))
+    pixels = np.clip(np.array(colour) + noise, 0, 255).astype(np.uint8)
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "PNG")
+    return file.getvalue()
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    """A folder with 40 pairs in a tar, a text encoder's folder, class names and a config."""
+    home = tmp_path_factory.mktemp("world")
+    with tarfile.open(home / "squares.tar", "w") as tar:
+        for i in range(40):
+            name = list(COLOURS)[i % 4]
+            members = {
+                "png": png(COLOURS[name], i),
+                "txt": f"a {name} square".encode(),
+                "json": json.dumps({"colour": name}).encode(),
+            }
+            for kind, content in members.items():
+                info = tarfile.TarInfo(f"{i:04d}.{kind}")
+                info.size = len(content)
+                tar.addfile(info, io.BytesIO(content))
+    text = home / "text"
+    text.mkdir()
+    (text / "vocab.txt").write_text("\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", *WORDS]))
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    more = {"intermediate_size": 16, "vocab_size": 16, "max_position_embeddings": 12}
+    (text / "config.json").write_text(json.dumps({"model_type": "bert", **sizes, **more}))
+    (home / "names.txt").write_text("\n".join(COLOURS))
+    paths = {
+        "text": str(text),
+        "data": str(home / "data"),
+        "tar": str(home / "squares.tar"),
+        "names": str(home / "names.txt"),
+    }
+    (home / "config.py").write_text(CONFIG.format(**paths))
+    return home
+
+
+def command(world, *arguments, config=""):
+    return [
+        *(sys.executable, "-u", "-m", "otter_jax.main"),
+        *([] if config is None else ["--config", f"{world / 'config.py'}{config}"]),
+        *arguments,
+    ]
+
+
+def environment(world, devices=1):
+    return os.environ | {
+        "JAX_PLATFORMS": "cpu",
+        "JAX_NUM_CPU_DEVICES": str(devices),
+        "JAX_COMPILATION_CACHE_DIR": str(world / "cache"),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.2",
+        "XLA_FLAGS": "--xla_backend_optimization_level=0",
+    }
+
+
+def run(world, *arguments, config="", devices=1):
+    return subprocess.run(
+        command(world, *arguments, config=config),
+        cwd=REPO,
+        env=environment(world, devices),
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+
+
+def start(world, *arguments):
+    return subprocess.Popen(
+        command(world, *arguments),
+        cwd=REPO,
+        env=environment(world),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def state_of(workdir, step):
+    """Every array of a checkpoint, by its path."""
+    import jax
+    import orbax.checkpoint as ocp
+
+    folder = pathlib.Path(workdir) / "checkpoints" / str(step) / "state"
+    with ocp.PyTreeCheckpointer() as checkpointer:
+        tree = checkpointer.metadata(folder).item_metadata.tree
+        as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)
+        tree = checkpointer.restore(folder, restore_args=as_numpy)
+    return {jax.tree_util.keystr(k): v for k, v in jax.tree_util.tree_flatten_with_path(tree)[0]}
+
+
+@pytest.fixture(scope="module")
+def whole(world):
+    """An undisturbed run of 16 steps."""
+    workdir = world / "whole"
+    result = run(world, "--workdir", str(workdir))
+    assert result.returncode == 0, result.stderr[-3000:]
+    return workdir, result.stdout
+
+
+def test_a_run_says_what_it_does_and_leaves_everything_behind(whole):
+    workdir, out = whole
+    for words in (
+        "alpha 0.5, teacher optimal transport (EMA)",
+        "frozen      nothing",
+        "15 negatives a row",
+        "ln B = 2.773",
+        "MiB a device",
+        "row error",
+        "pairs/s, waiting for data",
+        "step 16/16",
+        "frequency",
+        "chance",
+    ):
+        assert words in out, words
+    assert {p.name for p in workdir.iterdir()} >= {
+        "config.json", "run.json", "metrics.jsonl", "tensorboard", "checkpoints", "results",
+    }  # fmt: skip
+    lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    train = [line for line in lines if "loss" in line]
+    assert [line["step"] for line in train] == [4, 8, 12, 16]
+    names = {"pairs", "teacher", "scale_pairs", "scale_teacher", "row_error", "entropy", "own_mass"}
+    assert all(names <= line.keys() for line in train)
+    assert any((workdir / "tensorboard").iterdir())
+    start = json.loads((workdir / "run.json").read_text())[0]
+    assert start["versions"]["jax"]
+
+
+def test_results_hold_both_weights_and_the_baselines(whole):
+    workdir, _ = whole
+    result = json.loads((workdir / "results" / "step_00000016.json").read_text())
+    colours = result["sets"]["colours"]
+    assert colours["images"] == 40
+    assert colours["classes"] == 4
+    assert colours["chance"] == {"FH@1": 0.25, "FH@2": 0.5}
+    assert colours["frequency"]["FH@1"] == 0.25
+    for weights in ("student", "ema"):
+        assert colours[weights]["accuracy"] == colours[weights]["FH@1"]
+        assert 0 <= colours[weights]["FH@1"] <= colours[weights]["FH@2"] <= 1
+
+
+def test_evaluation_alone_gives_the_same_numbers(world, whole):
+    workdir, _ = whole
+    path = workdir / "results" / "step_00000016.json"
+    before = json.loads(path.read_text())
+    path.unlink()
+    result = run(world, "--workdir", str(workdir), "--mode", "eval", config=None)
+    assert result.returncode == 0, result.stderr[-3000:]
+    assert json.loads(path.read_text()) == before
+    assert "student" in result.stdout
+
+
+def test_a_finished_run_says_so(world, whole):
+    workdir, _ = whole
+    result = run(world, "--workdir", str(workdir))
+    assert result.returncode == 0
+    assert "Done already: 16 of 16 steps" in result.stdout
+    assert "Building" not in result.stdout
+
+
+def test_killed_and_started_again_ends_bit_for_bit_as_undisturbed(world, whole):
+    workdir = world / "killed"
+    process = start(world, "--workdir", str(workdir))
+    deadline = time.monotonic() + 240
+    while time.monotonic() < deadline and process.poll() is None:
+        if (workdir / "checkpoints" / "8").exists():
+            break
+        time.sleep(0.02)
+    process.kill()
+    process.wait()
+    process.stdout.close()
+    assert process.returncode == -signal.SIGKILL
+    assert (workdir / "checkpoints" / "8").exists()
+    result = run(world, "--workdir", str(workdir))
+    assert result.returncode == 0, result.stderr[-3000:]
+    assert "going on from step" in result.stdout
+    ours, theirs = state_of(workdir, 16), state_of(whole[0], 16)
+    assert ours.keys() == theirs.keys()
+    for name in ours:
+        np.testing.assert_array_equal(ours[name], theirs[name], err_msg=name)
+    lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    steps = [line["step"] for line in lines if "loss" in line]
+    assert steps == sorted(set(steps))
+
+
+def test_sigterm_saves_and_exits_cleanly(world):
+    workdir = world / "stopped"
+    process = start(world, "--workdir", str(workdir), "--config.train.epochs=4000")
+    lines = []
+    for line in process.stdout:
+        lines.append(line)
+        if line.startswith("step "):
+            process.send_signal(signal.SIGTERM)
+            break
+    rest, _ = process.communicate(timeout=120)
+    assert process.returncode == 0, "".join(lines) + rest
+    assert "Stopped by SIGTERM after step" in rest
+    saved = max(int(p.name) for p in (workdir / "checkpoints").iterdir())
+    assert f"after step {saved} " in rest
+
+
+def test_eight_devices_go_on_where_one_stopped(world, whole):
+    result = run(
+        world, "--workdir", str(whole[0]), "--config.train.epochs=8", devices=8
+    )
+    assert result.returncode == 0, result.stderr[-3000:]
+    assert "Changed since the last start: train.epochs: 6.4 -> 8.0" in result.stdout
+    assert "over 8 devices" in result.stdout
+    assert "step 20/20" in result.stdout
+
+
+def test_an_infinite_loss_ends_the_run_with_its_step_term_and_checkpoint(world):
+    workdir = world / "diverged"
+    result = run(
+        world, "--workdir", str(workdir), "--config.optim.learning_rate=1e30",
+        "--config.checkpoint.every=1", config=":infonce",
+    )  # fmt: skip
+    assert result.returncode == 2
+    assert "Traceback" not in result.stderr
+    for words in ("is nan", "pairs", "the last good checkpoint is step", "learning_rate"):
+        assert words in result.stderr, result.stderr[-2000:]
+
+
+MISTAKES = [
+    (["--config.optim.lerning_rate=1"], 'Did you mean "learning_rate"'),
+    (["--config.train.batch_size=many"], "train.batch_size=many"),
+    (["--config.train.batch_size=100"], "batch_size=100 is more than squares"),
+    (["--config.objective.diagonal=off"], "objective.diagonal='off'"),
+    (["--config.objective.alpha=0.3", "--config.objective.teacher=none"], "objective.alpha=0.3"),
+    (["--config.model.freeze=image/"], "img/conv1/"),
+    (["--config.model.img.arch=resnet51"], "did you mean"),
+    (["--config.model.img.weights=/no/such.pth"], "/no/such.pth"),
+    (["--config.model.txt.weights=/no/such"], "/no/such"),
+    (["--config.model.dtype=float16"], "float16"),
+    (["--config.data.split=tran"], "no split 'tran'"),
+    (["--config.data.name=other", "--config.data.tars=()"], "no data set other"),
+    (["--config.data.name=third", "--config.data.tars=('/no/such-*.tar',)"], "/no/such-*.tar"),
+    (["--config.data.resize=20"], "resize=20"),
+    (["--config.eval.best=colours/student/FH@3"], "colours/student/FH@10"),
+    (["--config.eval.sets.colours.label=json.color"], "no label of squares"),
+    (["--config.eval.sets.colours.names=/no/names.txt"], "/no/names.txt"),
+    (["--config.eval.sets.colours.templates=('a photo',)"], "where the name of the class goes"),
+    (["--config.optim.schedule=weekly"], "optim.schedule='weekly'"),
+    (["--config.optim.name=adam"], "optim.name='adam'"),
+    (["--config.teacher.checkpoint=/no/run"], "/no/run"),
+    (["surplus"], "surplus"),
+]
+
+
+@pytest.fixture(scope="module")
+def mistake(world, whole):
+    """Runs `main` in this process with wrong flags; its message."""
+    from absl import flags
+
+    from otter_jax import main
+    from otter_jax.errors import UserError
+
+    def message(arguments, workdir):
+        flags.FLAGS.unparse_flags()
+        argv = command(world, "--workdir", str(workdir), *arguments)[3:]
+        with pytest.raises(UserError) as caught:
+            main.main(main.parse(argv))
+        return str(caught.value)
+
+    return message
+
+
+@pytest.mark.parametrize(("arguments", "words"), MISTAKES, ids=lambda x: str(x)[:40])
+def test_a_mistake_is_one_paragraph_before_anything_is_compiled(
+    mistake, monkeypatch, tmp_path, arguments, words
+):
+    monkeypatch.chdir(REPO)
+    monkeypatch.syspath_prepend(str(REPO))
+    monkeypatch.setattr("jax.stages.Lowered.compile", pytest.fail)
+    text = mistake(arguments, tmp_path)
+    assert words in text
+    assert "\n" not in text
+
+
+def test_a_batch_that_does_not_divide_names_the_nearest():
+    from otter_jax import train
+    from otter_jax.errors import UserError
+
+    with pytest.raises(UserError, match="batch_size=500 does not.* 8 devices; nearest: 496 or 504"):
+        train.check_divides(500, 8)
+    with pytest.raises(UserError, match="nearest: 8"):
+        train.check_divides(3, 8)
+    train.check_divides(512, 8)
+
+
+def test_a_mistake_on_the_command_line_has_no_traceback(world):
+    result = run(world, "--config.optim.lerning_rate=1")
+    assert result.returncode == 2
+    assert "Traceback" not in result.stderr
+    assert result.stderr.startswith("error: ")
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("config.optim.warmup_step = 3", "warmup_steps"),
+        ("config.train.batch_size = 'all'", "batch_size"),
+        ("config.method.x = 1", "config"),
+    ],
+)
+def test_a_mistake_in_a_config_file_is_one_paragraph(world, tmp_path, line, words):
+    text = (world / "config.py").read_text().replace("    return config", f"    {line}\n    return config")
+    (tmp_path / "config.py").write_text(text)
+    result = subprocess.run(
+        [sys.executable, "-m", "otter_jax.main", "--config", str(tmp_path / "config.py")],
+        cwd=REPO, env=environment(world), capture_output=True, text=True, check=False, timeout=120,
+    )  # fmt: skip
+    assert result.returncode == 2
+    assert "Traceback" not in result.stderr
+    assert words in result.stderr
+
+
+def test_a_checkpoint_of_another_model_is_one_paragraph(world, whole):
+    result = run(world, "--workdir", str(whole[0]), "--config.model.dim=12")
+    assert result.returncode == 2
+    assert "another shape" in result.stderr
+    assert "img_head/kernel" in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_a_run_can_teach_another(world, whole):
+    """The fixed teacher is a run's own checkpoint."""
+    result = run(
+        world, "--workdir", str(world / "taught"), f"--config.teacher.checkpoint={whole[0]}",
+        "--config.train.epochs=1.6", config=":kd",
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr[-3000:]
+    assert "teacher softmax (fixed" in result.stdout
+    assert "the teacher is fixed" in result.stdout
+    assert " ema " not in result.stdout
+
+
+@pytest.mark.parametrize("name", ["quickstart", "pairs", "common"])
+@pytest.mark.parametrize("method", ["infonce", "ls", "kd", "otter"])
+def test_every_config_loads_with_every_method(monkeypatch, name, method):
+    import importlib
+
+    from otter_jax.objective import Objective
+
+    monkeypatch.syspath_prepend(str(REPO))
+    config = importlib.import_module(f"configs.{name}").get_config(method)
+    assert config.method == method
+    Objective(**config.objective)
+    with pytest.raises((AttributeError, KeyError)):
+        config.train.steps = 1
+
+
+def test_the_pairs_config_evaluates_on_what_the_command_line_names(monkeypatch):
+    import importlib
+
+    monkeypatch.syspath_prepend(str(REPO))
+    config = importlib.import_module("configs.pairs").get_config()
+    config.data.name, config.data.tars = "mine", ("a.tar",)
+    assert config.eval.sets.heldout.data == "mine"
+    assert config.eval.sets.heldout.tars == ("a.tar",)
