@@ -122,7 +122,9 @@ class Objective:
         cosines = {"image": _dot(img, all_txt), "text": _dot(txt, all_img)}
 
         pairs = self.pair_targets(rows, all_img.shape[0])
-        terms = {"pairs": sum(cross_entropy(pairs, c, log_scale["pairs"]) for c in cosines.values())}
+        terms = {
+            "pairs": sum(cross_entropy(pairs, c, log_scale["pairs"]) for c in cosines.values())
+        }
         loss = self.alpha * terms["pairs"]
         if self.teacher != "none":
             terms["teacher"] = sum(

@@ -15,8 +15,8 @@ import jax
 import jax.numpy as jnp
 import optax
 from flax import struct, traverse_util
-from jaxtyping import Array, Float, Int, Key, PyTree
 from jax.sharding import Mesh
+from jaxtyping import Array, Float, Int, Key, PyTree
 
 from otter_jax.errors import UserError
 from otter_jax.mesh import AXIS, ROWS, WHOLE

@@ -1,4 +1,4 @@
-"""Training: reads pairs, runs `step.train_step`, reports, evaluates, saves, goes on after a stop."""
+"""Training: reads pairs, steps, reports, evaluates, saves, and goes on after a stop."""
 
 import collections
 import dataclasses
@@ -106,9 +106,7 @@ def run(
         began = time.monotonic()
         shapes = batch_shapes(config, mesh)
         compiled = (
-            jax.jit(
-                train_step, donate_argnums=0, in_shardings=(whole, rows), out_shardings=whole
-            )
+            jax.jit(train_step, donate_argnums=0, in_shardings=(whole, rows), out_shardings=whole)
             .lower(state, shapes)
             .compile()
         )
@@ -356,7 +354,9 @@ def check_divides(batch_size: int, devices: int) -> None:
             f"nearest: {nearest}."
         )
     if batch_size < 2:
-        raise UserError("train.batch_size=1 has no negatives: every loss would be 0. Take 2 or more.")
+        raise UserError(
+            "train.batch_size=1 has no negatives: every loss would be 0. Take 2 or more."
+        )
 
 
 def optimizer(config: ConfigDict, params: PyTree, length: Length) -> tuple[step.Schedule, Any]:
@@ -445,7 +445,7 @@ def summary(
         ),
         f"data        {source.name}, {length.pairs:,} pairs",
         f"batch       {B} over {mesh.size} device{'s' * (mesh.size > 1)}: {B - 1} negatives a row",
-        f"chance      pairs term {2 * math.log(B):.3f} = 2 ln {B}, ln B = {math.log(B):.3f} each way",
+        f"chance      pairs term {2 * math.log(B):.3f}: ln B = {math.log(B):.3f} each way",
         f"length      {length.steps} steps = {config.train.epochs:g} epochs"
         + (f", going on from step {start}" if start else ""),
     ]
@@ -459,7 +459,9 @@ def memory(compiled: Any) -> str:
         return "memory that this backend does not tell"
     total = m.argument_size_in_bytes + m.temp_size_in_bytes + m.output_size_in_bytes
     total -= m.alias_size_in_bytes
-    return f"{total / 2**20:,.0f} MiB a device ({m.temp_size_in_bytes / 2**20:,.0f} of it temporary)"
+    return (
+        f"{total / 2**20:,.0f} MiB a device ({m.temp_size_in_bytes / 2**20:,.0f} of it temporary)"
+    )
 
 
 def progress_bar(console: rich.console.Console) -> rich.progress.Progress:

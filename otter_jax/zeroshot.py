@@ -20,7 +20,7 @@ import rich.console
 import rich.progress
 import rich.table
 from jax.sharding import Mesh
-from jaxtyping import Array, Float, Int, PyTree
+from jaxtyping import Float, Int, PyTree
 from ml_collections import ConfigDict
 
 from otter_jax import build, record
@@ -108,7 +108,7 @@ class EvalSet:
 
     @classmethod
     def open(cls, name: str, spec: ConfigDict, data_dir: str) -> "EvalSet":
-        """The set of config.eval.sets[name]. Raises UserError for labels or names that are not there.
+        """The set of config.eval.sets[name]. Raises UserError for labels or names not there.
 
         `spec.label` is a feature of the set ("label", "caption") or a field of its JSON
         ("json.tags"); `spec.names` a file with a class a line, or "" for the set's own: the names
@@ -143,7 +143,7 @@ class EvalSet:
                 )
         if not any(rows):
             raise UserError(
-                f"eval.sets.{name}: no label of {source.name} is among the {len(names)} class names."
+                f"eval.sets.{name}: no label of {source.name} is among the {len(names)} names."
             )
         labels = np.full((len(rows), max(map(len, rows))), -1, np.int32)
         for i, row in enumerate(rows):
@@ -184,9 +184,8 @@ class Evaluator:
         self._config, self._tokenizer, self._mesh = config, tokenizer, mesh
         self._workdir, self._console = workdir, console
         if config.eval.batch_size % mesh.size:
-            raise UserError(
-                f"eval.batch_size={config.eval.batch_size} does not divide over {mesh.size} devices."
-            )
+            size = f"eval.batch_size={config.eval.batch_size}"
+            raise UserError(f"{size} does not divide over {mesh.size} devices.")
         self.sets = [
             EvalSet.open(name, spec, config.data.dir) for name, spec in config.eval.sets.items()
         ]

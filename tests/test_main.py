@@ -17,7 +17,7 @@ from PIL import Image
 REPO = pathlib.Path(__file__).parent.parent
 COLOURS = {"red": (200, 30, 30), "green": (20, 180, 40), "blue": (30, 40, 220), "white": (255,) * 3}
 WORDS = [*COLOURS, "a", "photo", "of", "square", "."]
-CONFIG = '''
+CONFIG = """
 import sys
 from configs import common
 
@@ -43,7 +43,7 @@ def get_config(method="otter"):
         "squares", tars=({tar!r},), label="json.colour", names={names!r}
     )
     return config
-'''
+"""
 
 
 def png(colour, seed):
@@ -252,9 +252,7 @@ def test_sigterm_saves_and_exits_cleanly(world):
 
 
 def test_eight_devices_go_on_where_one_stopped(world, whole):
-    result = run(
-        world, "--workdir", str(whole[0]), "--config.train.epochs=8", devices=8
-    )
+    result = run(world, "--workdir", str(whole[0]), "--config.train.epochs=8", devices=8)
     assert result.returncode == 0, result.stderr[-3000:]
     assert "Changed since the last start: train.epochs: 6.4 -> 8.0" in result.stdout
     assert "over 8 devices" in result.stdout
@@ -356,7 +354,11 @@ def test_a_mistake_on_the_command_line_has_no_traceback(world):
     ],
 )
 def test_a_mistake_in_a_config_file_is_one_paragraph(world, tmp_path, line, words):
-    text = (world / "config.py").read_text().replace("    return config", f"    {line}\n    return config")
+    text = (
+        (world / "config.py")
+        .read_text()
+        .replace("    return config", f"    {line}\n    return config")
+    )
     (tmp_path / "config.py").write_text(text)
     result = subprocess.run(
         [sys.executable, "-m", "otter_jax.main", "--config", str(tmp_path / "config.py")],

@@ -212,8 +212,14 @@ def test_health_knows_the_extremes():
 
 @pytest.mark.parametrize(
     ("field", "value"),
-    [("teacher", "sinkhorn"), ("diagonal", "off"), ("epsilon", 0.0), ("alpha", 1.5)]
-    + [("num_iters", 0), ("smoothing", -0.1)],
+    [
+        ("teacher", "sinkhorn"),
+        ("diagonal", "off"),
+        ("epsilon", 0.0),
+        ("alpha", 1.5),
+        ("num_iters", 0),
+        ("smoothing", -0.1),
+    ],
 )
 def test_a_value_outside_its_range_is_named(field, value):
     with pytest.raises((UserError, TypeError), match=field):

@@ -23,7 +23,10 @@ def test_a_hit_needs_one_of_the_labels_among_the_k_best():
 
 
 def test_padding_is_no_label():
-    assert zeroshot.flat_hit(np.array([[0, 1]]), np.array([[-1, -1]]), ks=(1, 2)) == {1: 0.0, 2: 0.0}
+    assert zeroshot.flat_hit(np.array([[0, 1]]), np.array([[-1, -1]]), ks=(1, 2)) == {
+        1: 0.0,
+        2: 0.0,
+    }
 
 
 def test_a_k_beyond_the_ranked_classes_is_left_out():
