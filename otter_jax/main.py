@@ -35,7 +35,7 @@ def main(argv: list[str]) -> None:
     console = rich.console.Console()
 
     # Imported here: a mistake in the flags need not wait for JAX.
-    from otter_jax import record, train, zeroshot
+    from otter_jax import train, zeroshot
 
     if MODE.value == "eval":
         zeroshot.run(config, workdir, console=console)
@@ -43,7 +43,6 @@ def main(argv: list[str]) -> None:
     if saved.exists():
         for line in differences(from_json(saved), config):
             console.print(f"Changed since the last start: {line}", highlight=False)
-    record.describe(workdir, json.loads(config.to_json()))
     train.run(
         config,
         workdir,

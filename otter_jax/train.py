@@ -3,6 +3,7 @@
 import collections
 import dataclasses
 import functools
+import json
 import math
 import pathlib
 import signal
@@ -74,6 +75,8 @@ def run(
         state = checkpoints.restore(start, state, whole)
     del variables
     start = start or 0
+    # Only now: a start that the checkpoint refuses leaves the run's description as it was.
+    record.describe(workdir, json.loads(config.to_json()))
     if start >= length.steps:
         console.print(f"Done already: {start} of {length.steps} steps are in {workdir}.")
         checkpoints.close()
@@ -182,7 +185,8 @@ class Loop:
                 state, metrics = compiled(state, meshes.put_batch(batch, mesh))
                 pending.append((now, metrics))
                 # One step runs ahead of the numbers that are looked at: devices never wait for it.
-                milestone = self._is_milestone(now) or now == last or stop.requested
+                stopping = stop.requested  # asked once: a signal may come at any line
+                milestone = self._is_milestone(now) or now == last or bool(stopping)
                 while len(pending) > (0 if milestone else 1):
                     clock.add(*self._finite(*pending.popleft()))
                 bar.update(task, completed=now)
@@ -191,14 +195,14 @@ class Loop:
                 if milestone:
                     bar.update(task, description="evaluating, saving")
                     with clock.paused():
-                        self._milestone(now, state, stopped=stop.requested)
+                        self._milestone(now, state, stopped=bool(stopping))
                     bar.update(task, description="training")
-                if stop.requested:
+                if stopping:
                     break
         self.checkpoints.wait()
-        if stop.requested and now < last:
+        if stopping and now < last:
             self.console.print(
-                f"Stopped by {stop.requested} after step {now} of {last}; saved. "
+                f"Stopped by {stopping} after step {now} of {last}; saved. "
                 "The same command goes on from there."
             )
 

@@ -128,9 +128,13 @@ class EvalSet:
                 'name of the class goes, for example "a photo of {}.".'
             )
         values = [_values(source[i][feature], field) for i in range(len(source))]
-        if values and all(isinstance(v, int) for row in values for v in row):
+        numbered = all(isinstance(v, int) for row in values for v in row)
+        if numbered:
             names = store.class_names(data_dir, spec.data, feature)
-            rows = values
+            if spec.names:
+                values = [[names[v] for v in row if v >= 0] for row in values]
+        if numbered and not spec.names:
+            rows = [[v for v in row if v >= 0] for row in values]
         else:
             names = read_names(spec.names) if spec.names else sorted({v for r in values for v in r})
             number = {label: i for i, label in enumerate(names)}
@@ -189,7 +193,8 @@ class Evaluator:
         self.sets = [
             EvalSet.open(name, spec, config.data.dir) for name, spec in config.eval.sets.items()
         ]
-        known = [f"{s.name}/{w}/FH@{k}" for s in self.sets for w in ("student", "ema") for k in KS]
+        weights = ("student",) if config.teacher.checkpoint else ("student", "ema")
+        known = [f"{s.name}/{w}/FH@{k}" for s in self.sets for w in weights for k in KS]
         if config.eval.best and config.eval.best not in known:
             raise UserError(
                 f"eval.best={config.eval.best!r} is not a metric of this config; there are: "
@@ -213,6 +218,8 @@ class Evaluator:
 
         Prints them as a table with the baselines beside, and writes WORKDIR/results/step_N.json.
         """
+        if not self.sets:
+            return {}
         results = {s.name: self._baselines(s) for s in self.sets}
         total = sum(len(s.source) for s in self.sets) * len(weights_of)
         with _progress(self._console) as bar:
@@ -230,8 +237,7 @@ class Evaluator:
         record.write_json(
             self._workdir / "results" / f"step_{step:08d}.json", {"step": step, "sets": results}
         )
-        if results:
-            self._console.print(table(step, results))
+        self._console.print(table(step, results))
         return {
             f"{name}/{weights}/{metric}": value
             for name, result in results.items()
@@ -353,7 +359,7 @@ def _values(value, field):
             value = json.loads(value).get(field, [])
         except (json.JSONDecodeError, AttributeError):
             value = []
-    if isinstance(value, np.ndarray):
+    if isinstance(value, np.ndarray | np.generic):
         value = value.tolist()
     values = value if isinstance(value, list) else [value]
     return [v if isinstance(v, int) else str(v).strip() for v in values]

@@ -375,6 +375,8 @@ def test_a_checkpoint_of_another_model_is_one_paragraph(world, whole):
     assert "another shape" in result.stderr
     assert "img_head/kernel" in result.stderr
     assert "Traceback" not in result.stderr
+    saved = json.loads((whole[0] / "config.json").read_text())
+    assert saved["model"]["dim"] == 16  # the refused start has not described itself
 
 
 def test_a_run_can_teach_another(world, whole):
