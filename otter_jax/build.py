@@ -24,15 +24,13 @@ def towers(
     txt: Mapping[str, Any],
     dtype: str,
     key: Key[Array, ""],
-    freeze: str = "",
 ) -> tuple[Towers, PyTree, Path]:
     """The model, its variables {"params", "batch_stats"}, and the folder of its tokenizer.
 
-    Arguments are those of `configs/common.py`, section model (`freeze` is the step's concern).
+    Arguments are those of `configs/common.py`, section model.
     Variables that no weights were given for are drawn from `key`. Raises UserError as
     `weights.load_image` and `weights.load_text` do.
     """
-    del freeze
     if dtype not in DTYPES:
         raise UserError(f"model.dtype={dtype!r}: one of {', '.join(DTYPES)}.")
     image = weights.load_image(img["weights"], arch=img["arch"], dtype=DTYPES[dtype])

@@ -1,5 +1,6 @@
 """Training states on disk (Orbax): saved in the background, kept by a policy, opened anywhere."""
 
+import math
 import pathlib
 from collections.abc import Mapping
 from typing import Any
@@ -10,7 +11,6 @@ from jax.sharding import Sharding
 from jaxtyping import PyTree
 
 from otter_jax.errors import UserError
-from otter_jax.step import TrainState
 
 _policy = ocp.checkpoint_managers.preservation_policy
 
@@ -30,7 +30,7 @@ class Checkpoints:
         self._folder = pathlib.Path(workdir).absolute() / "checkpoints"
         # LatestN beside BestN: a manager told only of the best deletes the latest when it is bad.
         keep = [_policy.LatestN(1)]
-        score = (lambda metrics: metrics[best]) if best else None
+        score = (lambda metrics: metrics.get(best, -math.inf)) if best else None
         if score:
             keep.append(
                 _policy.BestN(get_metric_fn=score, n=1, keep_checkpoints_without_metrics=False)
@@ -62,9 +62,7 @@ class Checkpoints:
         scores = {step: m[self._best] for step, m in scores.items() if self._best in m}
         return max(scores, key=scores.get) if scores else self.latest
 
-    def save(
-        self, step: int, state: TrainState, metrics: Mapping[str, float] | None = None
-    ) -> None:
+    def save(self, step: int, state: PyTree, metrics: Mapping[str, float] | None = None) -> None:
         """Copies the state out of the devices, and writes it while training goes on."""
         if step == self.latest:
             return
@@ -74,7 +72,7 @@ class Checkpoints:
             metrics=dict(metrics) if metrics else None,
         )
 
-    def restore(self, step: int, like: TrainState, sharding: Sharding) -> TrainState:
+    def restore(self, step: int, like: PyTree, sharding: Sharding) -> PyTree:
         """The state of `step` on the devices of `sharding`, whatever devices saved it.
 
         `like` gives structure and shapes (arrays or ShapeDtypeStructs). Raises UserError, listing

@@ -30,9 +30,13 @@ def main(argv: list[str]) -> None:
     config = CONFIG.value
     if config is None:
         if MODE.value == "train" or not saved.exists():
-            raise UserError(f"--config is missing, and {saved} is not there to take its place.")
+            raise UserError(
+                "--config is missing: a config file, for example configs/quickstart.py."
+                + (f" And there is no {saved} to take its place." if MODE.value == "eval" else "")
+            )
         config = from_json(saved)
-    console = rich.console.Console()
+    # Keys, paths and regular expressions are printed as they are, not read as markup.
+    console = rich.console.Console(markup=False)
 
     # Imported here: a mistake in the flags need not wait for JAX.
     from otter_jax import train, zeroshot
@@ -42,7 +46,7 @@ def main(argv: list[str]) -> None:
         return
     if saved.exists():
         for line in differences(from_json(saved), config):
-            console.print(f"Changed since the last start: {line}", highlight=False)
+            console.print(f"Changed since the last start: {line}")
     train.run(
         config,
         workdir,
@@ -59,8 +63,8 @@ def parse(argv: list[str]) -> list[str]:
             CONFIG.value.to_dict()  # a file that could not be loaded is an error only when used
         return rest
     except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError) as error:
-        # A KeyError is quoted, perhaps twice; an error in the config file is a whole traceback.
-        text = str(error).replace("\\n", "\n").replace("\\'", "'").strip().strip("'\"")
+        # A KeyError's text is quoted; an error inside the config file is a whole traceback.
+        text = str(error.args[0] if isinstance(error, KeyError) else error).strip()
         if "Traceback" in text:
             text = text.splitlines()[-1].split("Error: ", 1)[-1]
         raise UserError(f"In the command line or its config: {' '.join(text.split())}") from error

@@ -26,7 +26,9 @@ class Scalars:
             lines = [line for line in path.read_text().splitlines() if _step_of(line) <= start]
             _replace(path, "".join(line + "\n" for line in lines))
         self._lines = path.open("a", buffering=1)
-        self._events = tensorboardX.SummaryWriter(str(workdir / "tensorboard"), purge_step=start)
+        self._events = tensorboardX.SummaryWriter(
+            str(workdir / "tensorboard"), purge_step=start + 1
+        )
 
     def write(self, step: int, scalars: Mapping[str, float]) -> None:
         """Appends the numbers of one step."""
@@ -48,16 +50,19 @@ def describe(workdir: pathlib.Path, config: Mapping[str, Any]) -> None:
     path = workdir / "run.json"
     starts = json.loads(path.read_text()) if path.exists() else []
     here = pathlib.Path(__file__).parent
-    git = subprocess.run(
-        ["git", "describe", "--always", "--dirty"],
-        cwd=here, capture_output=True, text=True, check=False,
-    )  # fmt: skip
+    try:
+        git = subprocess.run(
+            ["git", "describe", "--always", "--dirty"],
+            cwd=here, capture_output=True, text=True, check=True,
+        ).stdout.strip()  # fmt: skip
+    except (OSError, subprocess.CalledProcessError):
+        git = None  # no git, or not a checkout
     starts.append(
         {
             "command": sys.argv,
             "python": sys.version.split()[0],
             "versions": {name: metadata.version(name) for name in PACKAGES},
-            "git": git.stdout.strip() or None,
+            "git": git,
         }
     )
     _replace(path, json.dumps(starts, indent=2))

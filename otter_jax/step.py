@@ -142,7 +142,7 @@ def frozen_mask(params: PyTree, pattern: str) -> PyTree[bool]:
         many = "every parameter" if all(mask.values()) else "no parameter"
         some = sorted({"/".join(path.split("/")[:2]) + "/" for path in flat})
         raise UserError(
-            f"model.freeze={pattern!r} matches {many}. It is a regular expression matched from the "
+            f"optim.freeze={pattern!r} matches {many}. It is a regular expression matched from the "
             f"beginning of a parameter's path; paths here begin with: {', '.join(some)}."
         )
     return traverse_util.unflatten_dict(mask, sep="/")
@@ -188,7 +188,7 @@ def learning_rate(
     *,
     total_steps: int,
     warmup_steps: int = 0,
-    steps_per_epoch: int = 1,
+    steps_per_epoch: float = 1,
 ) -> Schedule:
     """Linear warm-up to `base`, then half a cosine that reaches 0 at `total_steps`.
 
@@ -196,7 +196,7 @@ def learning_rate(
     """
 
     def schedule(step):
-        held = step // steps_per_epoch * steps_per_epoch
+        held = jnp.floor(step / steps_per_epoch) * steps_per_epoch
         done = (held - warmup_steps) / max(total_steps - warmup_steps, 1)
         cosine = 0.5 * base * (1 + jnp.cos(jnp.pi * jnp.clip(done, 0, 1)))
         return jnp.where(step < warmup_steps, base * (step + 1) / max(warmup_steps, 1), cosine)

@@ -1,6 +1,7 @@
 """Training: reads pairs, steps, reports, evaluates, saves, and goes on after a stop."""
 
 import collections
+import contextlib
 import dataclasses
 import functools
 import json
@@ -26,9 +27,12 @@ from otter_jax.checkpoint import Checkpoints
 from otter_jax.data import pipeline, store
 from otter_jax.data.captions import Tokenizer
 from otter_jax.errors import UserError
+from otter_jax.models.towers import Towers
 from otter_jax.objective import Objective
 
-# (config, model, tokenizer, mesh) -> (step, {"student": variables, ...}) -> {metric: value}
+NAMED = 10  # unreadable images
+
+# What evaluates, made once, called with a step and {"student": variables, "ema": variables}.
 Evaluate = Callable[[int, dict[str, PyTree]], dict[str, float]]
 MakeEvaluate = Callable[[ConfigDict, nn.Module, Tokenizer, Mesh, pathlib.Path], Evaluate]
 
@@ -48,14 +52,15 @@ def run(
     """
     mesh = meshes.make_mesh()
     batch_size = config.train.batch_size
-    check_divides(batch_size, mesh.size)
+    check(config, mesh.size)
     store.ensure(config.data.name, config.data.dir, config.data.tars)
     source = store.open_dataset(config.data.dir, config.data.name, config.data.split)
     length = Length.of(config, len(source))
 
     model, variables, tokenizer_folder = build.towers(
-        **config.model, key=jax.random.key(config.seed)
+        **config.model.to_dict(), key=jax.random.key(config.seed)
     )
+    check_length(config, model)
     tokenizer = Tokenizer(tokenizer_folder, config.data.max_tokens)
     evaluate = make_evaluate(config, model, tokenizer, mesh, workdir)
     objective = Objective(**config.objective)
@@ -65,20 +70,34 @@ def run(
     checkpoints = Checkpoints(
         workdir, best=config.eval.best, keep_every=config.checkpoint.keep_every
     )
-    state = step.create_state(
-        variables["params"], variables["batch_stats"], tx, fixed_teacher(config, variables)
-    )
+    state = step.create_state(variables["params"], variables["batch_stats"], tx)
     start = checkpoints.latest
-    if start is None:
-        state = jax.device_put(state, whole)
-    else:
+    if start is not None:
         state = checkpoints.restore(start, state, whole)
+    else:
+        if config.teacher.checkpoint:
+            state = state.replace(teacher=fixed_teacher(config, variables))
+        state = jax.device_put(state, whole)
     del variables
     start = start or 0
     # Only now: a start that the checkpoint refuses leaves the run's description as it was.
     record.describe(workdir, json.loads(config.to_json()))
+    scalars = record.Scalars(workdir, start)
+    loop = Loop(
+        config=config,
+        workdir=workdir,
+        length=length,
+        schedule=schedule,
+        checkpoints=checkpoints,
+        scalars=scalars,
+        evaluate=evaluate,
+        source=source,
+        console=console,
+    )
+    loop.make_up(start, state)
     if start >= length.steps:
         console.print(f"Done already: {start} of {length.steps} steps are in {workdir}.")
+        scalars.close()
         checkpoints.close()
         return
 
@@ -89,7 +108,7 @@ def run(
         objective=objective,
         mesh=mesh,
         key=jax.random.key(config.seed),
-        freeze=config.model.freeze,
+        freeze=config.optim.freeze,
         ema_decay=None if config.teacher.checkpoint else config.teacher.ema_decay,
     )
     batches = pipeline.train_batches(
@@ -105,6 +124,7 @@ def run(
         num_hosts=jax.process_count(),
         num_workers=config.data.num_workers,
     )
+    console.print(summary(config, state, source, tokenizer, length, mesh, start))
     with console.status("Compiling the step"):
         began = time.monotonic()
         shapes = batch_shapes(config, mesh)
@@ -114,23 +134,7 @@ def run(
             .compile()
         )
         compile_seconds = time.monotonic() - began
-    console.print(summary(config, state, source, length, mesh, start), highlight=False)
-    console.print(
-        f"compiled    in {compile_seconds:.0f} s; the step needs {memory(compiled)}",
-        highlight=False,
-    )
-
-    scalars = record.Scalars(workdir, start)
-    loop = Loop(
-        config=config,
-        length=length,
-        schedule=schedule,
-        checkpoints=checkpoints,
-        scalars=scalars,
-        evaluate=evaluate,
-        source=source,
-        console=console,
-    )
+    console.print(f"compiled    in {compile_seconds:.0f} s; the step needs {memory(compiled)}")
     try:
         loop.run(state, compiled, batches, mesh, start)
     finally:
@@ -145,14 +149,14 @@ class Length:
 
     pairs: int
     steps: int
-    steps_per_epoch: int
+    steps_per_epoch: float  # a batch may belong to two epochs
 
     @classmethod
     def of(cls, config: ConfigDict, pairs: int) -> "Length":
         """The steps of config.train.epochs over so many pairs."""
         B = config.train.batch_size
         steps = max(1, round(config.train.epochs * pairs / B))
-        return cls(pairs, steps, max(1, pairs // B))
+        return cls(pairs, steps, pairs / B)
 
 
 @dataclasses.dataclass
@@ -160,6 +164,7 @@ class Loop:
     """The steps from `start` on, and everything that happens between two of them."""
 
     config: ConfigDict
+    workdir: pathlib.Path
     length: Length
     schedule: step.Schedule
     checkpoints: Checkpoints
@@ -172,8 +177,8 @@ class Loop:
         self, state: Any, compiled: Callable, batches: Iterator, mesh: Mesh, start: int
     ) -> None:
         """Trains, logs, evaluates and saves until the last step or the first signal."""
-        stop = Stop()
-        last, replaced = self.length.steps, 0
+        stop, last = Stop(), self.length.steps
+        replaced: set[int] = set()
         clock = Clock(self.config.train.batch_size)
         pending: collections.deque = collections.deque()  # metrics still being computed
         with progress_bar(self.console) as bar, stop:
@@ -181,17 +186,18 @@ class Loop:
             for now in range(start + 1, last + 1):
                 with clock.waiting():
                     batch = next(batches)
-                replaced += self._name_replaced(batch.pop("replaced"), replaced)
+                self._name_replaced(batch.pop("replaced"), replaced)
                 state, metrics = compiled(state, meshes.put_batch(batch, mesh))
                 pending.append((now, metrics))
                 # One step runs ahead of the numbers that are looked at: devices never wait for it.
                 stopping = stop.requested  # asked once: a signal may come at any line
                 milestone = self._is_milestone(now) or now == last or bool(stopping)
-                while len(pending) > (0 if milestone else 1):
-                    clock.add(*self._finite(*pending.popleft()))
+                log = now % self.config.train.log_every == 0 or now == last
+                while len(pending) > (0 if milestone or log else 1):
+                    clock.add(self._finite(*pending.popleft()))
                 bar.update(task, completed=now)
-                if now % self.config.train.log_every == 0 or now == last:
-                    self._log(now, clock)
+                if log:
+                    self._log(now, clock, len(replaced))
                 if milestone:
                     bar.update(task, description="evaluating, saving")
                     with clock.paused():
@@ -200,6 +206,8 @@ class Loop:
                 if stopping:
                     break
         self.checkpoints.wait()
+        if replaced:
+            self.console.print(f"{len(replaced)} unreadable images were replaced in this start.")
         if stopping and now < last:
             self.console.print(
                 f"Stopped by {stopping} after step {now} of {last}; saved. "
@@ -207,21 +215,38 @@ class Loop:
             )
 
     def _is_milestone(self, now: int) -> bool:
-        periods = (self.config.eval.every, self.config.checkpoint.every)
+        c = self.config.checkpoint
+        periods = (self.config.eval.every, c.every, c.keep_every)
         return any(period and now % period == 0 for period in periods)
 
-    def _milestone(self, now: int, state: Any, stopped: bool) -> None:
-        last, every = self.length.steps, self.config.eval.every
-        metrics = {}
-        if not stopped and (now == last or (every and now % every == 0)):
-            weights_of = {"student": {"params": state.params, "batch_stats": state.batch_stats}}
-            if not self.config.teacher.checkpoint:
-                weights_of["ema"] = state.teacher
-            metrics = self.evaluate(now, weights_of)
-            self.scalars.write(now, metrics)
-        self.checkpoints.save(now, state, metrics)
+    def _is_evaluated(self, now: int) -> bool:
+        every = self.config.eval.every
+        return now == self.length.steps or bool(every and now % every == 0)
 
-    def _finite(self, now: int, metrics: dict[str, jax.Array]) -> tuple[int, dict[str, float]]:
+    def _milestone(self, now: int, state: Any, stopped: bool) -> None:
+        metrics = {}
+        try:
+            # Whoever stops a run may give it seconds only: saved now, evaluated at the next start.
+            if self._is_evaluated(now) and not stopped:
+                metrics = self._evaluate(now, state)
+        finally:
+            self.checkpoints.save(now, state, metrics)
+
+    def make_up(self, start: int, state: Any) -> None:
+        """Evaluates the checkpoint that a run goes on from, if a stop came before that."""
+        done = (self.workdir / "results" / f"step_{start:08d}.json").exists()
+        if start and self._is_evaluated(start) and not done:
+            self._evaluate(start, state)
+
+    def _evaluate(self, now: int, state: Any) -> dict[str, float]:
+        weights_of = {"student": {"params": state.params, "batch_stats": state.batch_stats}}
+        if not self.config.teacher.checkpoint:
+            weights_of["ema"] = state.teacher
+        metrics = self.evaluate(now, weights_of)
+        self.scalars.write(now, metrics)
+        return metrics
+
+    def _finite(self, now: int, metrics: dict[str, jax.Array]) -> dict[str, float]:
         values = {name: float(value) for name, value in jax.device_get(metrics).items()}
         bad = {name: value for name, value in values.items() if not math.isfinite(value)}
         if bad:
@@ -230,18 +255,21 @@ class Loop:
             raise UserError(
                 f"Step {now}: {', '.join(f'{k} is {v}' for k, v in bad.items())}. The run ends; "
                 + (
-                    f"the last good checkpoint is step {good}. "
+                    f"the last checkpoint is step {good}"
                     if good
-                    else "no checkpoint had been saved. "
+                    else "no checkpoint had been saved"
                 )
-                + "A lower optim.learning_rate, a longer optim.warmup_steps or optim.clip_norm=1 "
+                # Its own loss was finite; whether its update was, only the step after it tells.
+                + (", the very state that this step began with" if good == now - 1 else "")
+                + ". A lower optim.learning_rate, a longer optim.warmup_steps or optim.clip_norm=1 "
                 "usually helps; if dtype is bfloat16, float32 tells whether precision is the cause."
             )
-        return now, values
+        return values
 
-    def _log(self, now: int, clock: "Clock") -> None:
+    def _log(self, now: int, clock: "Clock", replaced: int) -> None:
         m, rates = clock.period(now, self.length.steps)
         m |= {"learning_rate": float(self.schedule(now - 1)), "epoch": self._epoch(now)} | rates
+        m["replaced"] = replaced  # unreadable images so far, in this start
         self.scalars.write(now, m)
         terms = f"pairs {m['pairs']:.3f}"
         scales = f"{m['scale_pairs']:.1f}"
@@ -257,31 +285,29 @@ class Loop:
             f"step {now}/{self.length.steps} epoch {m['epoch']:.1f} | loss {m['loss']:.3f}"
             f" ({terms}) | scale {scales}{health} | {m['pairs_per_second']:.0f} pairs/s,"
             f" waiting for data {m['data_wait']:.0%} | left {duration(m['seconds_left'])}",
-            highlight=False,
             soft_wrap=True,
         )
 
     def _epoch(self, now: int) -> float:
         return now * self.config.train.batch_size / self.length.pairs
 
-    def _name_replaced(self, numbers: np.ndarray, so_far: int) -> int:
-        bad = [int(number) for number in numbers if number >= 0]
-        for number in bad[: max(0, 10 - so_far)]:
-            self.console.print(
-                f"Unreadable image {self.source.key(number)} in {self.source.name}: the next "
-                "readable pair takes its place."
-            )
-        if bad and so_far < 10 <= so_far + len(bad):
-            self.console.print("Further unreadable images are counted, not named.")
-        return len(bad)
+    def _name_replaced(self, numbers: np.ndarray, known: set[int]) -> None:
+        for number in sorted({int(n) for n in numbers if n >= 0} - known):
+            known.add(number)
+            if len(known) <= NAMED:
+                self.console.print(
+                    f"Unreadable image {self.source.key(number)} in {self.source.name}: the next "
+                    "readable pair takes its place."
+                )
+            if len(known) == NAMED:
+                self.console.print("Further unreadable images are counted, not named.")
 
 
 class Clock:
-    """Where the time of a logging period went, and the mean of its numbers."""
+    """Where the time of a logging period went, and the means of its numbers."""
 
     def __init__(self, batch_size: int):
         self._batch_size = batch_size
-        self._speed = 0.0  # seconds a step, of the last period
         self._reset()
 
     def _reset(self):
@@ -289,15 +315,21 @@ class Clock:
         self._steps, self._waited, self._paused = 0, 0.0, 0.0
         self._began = time.monotonic()
 
-    def waiting(self) -> "_Span":
-        """Context whose time counts as waiting for data."""
-        return _Span(lambda seconds: setattr(self, "_waited", self._waited + seconds))
+    @contextlib.contextmanager
+    def waiting(self) -> Iterator[None]:
+        """Time in this context counts as waiting for data."""
+        began = time.monotonic()
+        yield
+        self._waited += time.monotonic() - began
 
-    def paused(self) -> "_Span":
-        """Context whose time does not count."""
-        return _Span(lambda seconds: setattr(self, "_paused", self._paused + seconds))
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """Time in this context does not count."""
+        began = time.monotonic()
+        yield
+        self._paused += time.monotonic() - began
 
-    def add(self, _: int, values: dict[str, float]) -> None:
+    def add(self, values: dict[str, float]) -> None:
         """One step's numbers."""
         self._steps += 1
         self._sums.update(values)
@@ -305,26 +337,14 @@ class Clock:
     def period(self, now: int, last: int) -> tuple[dict[str, float], dict[str, float]]:
         """Means of the numbers since the last call, and the rates; starts a new period."""
         seconds = max(time.monotonic() - self._began - self._paused, 1e-9)
-        steps = max(self._steps, 1)
-        means = {name: total / steps for name, total in self._sums.items()}
+        means = {name: total / self._steps for name, total in self._sums.items()}
         rates = {
             "pairs_per_second": self._steps * self._batch_size / seconds,
             "data_wait": self._waited / seconds,
-            "seconds_left": (last - now) * seconds / steps,
+            "seconds_left": (last - now) * seconds / self._steps,
         }
         self._reset()
         return means, rates
-
-
-class _Span:
-    def __init__(self, done: Callable[[float], None]):
-        self._done = done
-
-    def __enter__(self):
-        self._began = time.monotonic()
-
-    def __exit__(self, *_):
-        self._done(time.monotonic() - self._began)
 
 
 class Stop:
@@ -346,6 +366,38 @@ class Stop:
     def _ask(self, number, _frame):
         self.requested = signal.Signals(number).name
         signal.signal(number, self._before[number])
+
+
+def check(config: ConfigDict, devices: int) -> None:
+    """Raises UserError for sizes that cannot be, before any data is read."""
+    B = config.train.batch_size
+    check_divides(B, devices)
+    for key, value in (
+        ("train.epochs", config.train.epochs),
+        ("train.log_every", config.train.log_every),
+        ("eval.batch_size", config.eval.batch_size),
+    ):
+        if value <= 0:
+            raise UserError(f"{key}={value}: must be more than 0.")
+    processes = config.objective.num_processes
+    if B % processes:
+        raise UserError(
+            f"objective.num_processes={processes} does not divide train.batch_size={B}."
+        )
+    if config.teacher.checkpoint and config.objective.teacher == "none":
+        raise UserError(
+            f"teacher.checkpoint={config.teacher.checkpoint!r}, but method {config.method!r} has "
+            "no teacher. Choose kd or otter, or leave it empty."
+        )
+
+
+def check_length(config: ConfigDict, model: Towers) -> None:
+    """Raises UserError if captions may be longer than the text encoder can read."""
+    longest = model.txt.config.max_length
+    if config.data.max_tokens > longest:
+        raise UserError(
+            f"data.max_tokens={config.data.max_tokens}: the text encoder has {longest} positions."
+        )
 
 
 def check_divides(batch_size: int, devices: int) -> None:
@@ -380,21 +432,14 @@ def optimizer(config: ConfigDict, params: PyTree, length: Length) -> tuple[step.
         momentum=o.momentum,
         weight_decay=o.weight_decay,
         clip_norm=o.clip_norm,
-        frozen=step.frozen_mask(params, config.model.freeze),
+        frozen=step.frozen_mask(params, config.optim.freeze),
     )
     return schedule, tx
 
 
-def fixed_teacher(config: ConfigDict, like: PyTree) -> PyTree | None:
-    """The weights of the run that config.teacher.checkpoint names, None for an EMA teacher."""
+def fixed_teacher(config: ConfigDict, like: PyTree) -> PyTree:
+    """The student's weights in the latest checkpoint of the run config.teacher.checkpoint."""
     folder = config.teacher.checkpoint
-    if not folder:
-        return None
-    if config.objective.teacher == "none":
-        raise UserError(
-            f"teacher.checkpoint={folder!r}, but method {config.method!r} has no teacher. "
-            "Choose kd or otter, or leave it empty."
-        )
     checkpoints = Checkpoints(pathlib.Path(folder).expanduser(), read_only=True)
     try:
         found = checkpoints.latest
@@ -418,10 +463,16 @@ def batch_shapes(config: ConfigDict, mesh: Mesh) -> dict[str, jax.ShapeDtypeStru
 
 
 def summary(
-    config: ConfigDict, state: Any, source: store.Source, length: Length, mesh: Mesh, start: int
+    config: ConfigDict,
+    state: Any,
+    source: store.Source,
+    tokenizer: Tokenizer,
+    length: Length,
+    mesh: Mesh,
+    start: int,
 ) -> str:
     """What is about to happen, in a few lines, before it costs anything."""
-    mask = step.frozen_mask(state.params, config.model.freeze)
+    mask = step.frozen_mask(state.params, config.optim.freeze)
     sizes = jax.tree.map(lambda x: x.size, state.params)
     parts = []
     for name in sorted(sizes):
@@ -440,7 +491,7 @@ def summary(
         f"method      {config.method}: alpha {objective.alpha:g}, teacher {teacher}"
         + (f" ({kind})" if objective.teacher != "none" else ""),
         f"trained     {'; '.join(parts)} parameters",
-        f"frozen      {config.model.freeze or 'nothing'}",
+        f"frozen      {config.optim.freeze or 'nothing'}",
         "averaged    "
         + (
             "nothing (the teacher is fixed)"
@@ -448,12 +499,27 @@ def summary(
             else f"all parameters, EMA decay up to {config.teacher.ema_decay:g}"
         ),
         f"data        {source.name}, {length.pairs:,} pairs",
+        f"captions    {captions(source, tokenizer)}",
         f"batch       {B} over {mesh.size} device{'s' * (mesh.size > 1)}: {B - 1} negatives a row",
         f"chance      pairs term {2 * math.log(B):.3f}: ln B = {math.log(B):.3f} each way",
         f"length      {length.steps} steps = {config.train.epochs:g} epochs"
         + (f", going on from step {start}" if start else ""),
     ]
     return "\n".join(lines)
+
+
+def captions(source: store.Source, tokenizer: Tokenizer) -> str:
+    """How long captions are, and how many are cut or empty, as text; of a thousand at most."""
+    count = min(len(source), 1000)
+    spread = np.linspace(0, len(source) - 1, count).astype(int)
+    texts = [source[int(i)]["caption"] for i in spread]
+    lengths = tokenizer.lengths(texts)
+    cut = (lengths > tokenizer.max_tokens).mean()
+    empty = sum(not text.strip() for text in texts)
+    return (
+        f"{lengths.mean():.1f} tokens on average, {cut:.1%} cut at {tokenizer.max_tokens}, "
+        f"{empty} empty, of {count:,} looked at"
+    )
 
 
 def memory(compiled: Any) -> str:

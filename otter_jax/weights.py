@@ -257,9 +257,8 @@ def convert(
 
 
 def listing(kind: str, names: list[str]) -> str:
-    """How many names are of this kind, and the first eight."""
-    more = ", ..." if len(names) > 8 else ""
-    return f"{len(names)} {kind} ({', '.join(names[:8])}{more})"
+    """How many names are of this kind, and which."""
+    return f"{len(names)} {kind} ({', '.join(names)})"
 
 
 # --- Files ----------------------------------------------------------------------------------------

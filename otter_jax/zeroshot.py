@@ -112,7 +112,8 @@ class EvalSet:
 
         `spec.label` is a feature of the set ("label", "caption") or a field of its JSON
         ("json.tags"); `spec.names` a file with a class a line, or "" for the set's own: the names
-        of a class feature, else all labels that occur.
+        of a class feature, else all labels that occur. A label is a class if it is spelled the
+        same; a class with synonyms is one name, "tench,or Tinca tinca".
         """
         store.ensure(spec.data, data_dir, spec.tars)
         source = store.open_dataset(data_dir, spec.data, spec.split)
@@ -128,22 +129,22 @@ class EvalSet:
                 'name of the class goes, for example "a photo of {}.".'
             )
         values = [_values(source[i][feature], field) for i in range(len(source))]
-        numbered = all(isinstance(v, int) for row in values for v in row)
-        if numbered:
-            names = store.class_names(data_dir, spec.data, feature)
-            if spec.names:
-                values = [[names[v] for v in row if v >= 0] for row in values]
-        if numbered and not spec.names:
-            rows = [[v for v in row if v >= 0] for row in values]
+        names = source.classes(feature)
+        if names and not spec.names:
+            rows = [[v for v in row if v >= 0] for row in values]  # -1: no label
         else:
-            names = read_names(spec.names) if spec.names else sorted({v for r in values for v in r})
+            if names:
+                values = [[names[v] for v in row if v >= 0] for row in values]
+            values = [[str(v).strip() for v in row] for row in values]
+            found = {v for row in values for v in row}
+            names = read_names(spec.names) if spec.names else sorted(found)
             number = {label: i for i, label in enumerate(names)}
             rows = [[number[v] for v in row if v in number] for row in values]
-            unknown = {v for row in values for v in row} - number.keys()
+            unknown = sorted(found - number.keys())
             if unknown:
                 print(
                     f"{source.name}: {len(unknown)} labels are not among the {len(names)} class "
-                    f"names and are left out, such as {', '.join(sorted(unknown)[:3])}."
+                    f"names and are left out, such as {', '.join(unknown[:3])}."
                 )
         if not any(rows):
             raise UserError(
@@ -151,6 +152,7 @@ class EvalSet:
             )
         labels = np.full((len(rows), max(map(len, rows))), -1, np.int32)
         for i, row in enumerate(rows):
+            row = list(dict.fromkeys(row))  # a label said twice is one label
             labels[i, : len(row)] = row
         return cls(name, source, names, labels, tuple(spec.templates))
 
@@ -194,7 +196,13 @@ class Evaluator:
             EvalSet.open(name, spec, config.data.dir) for name, spec in config.eval.sets.items()
         ]
         weights = ("student",) if config.teacher.checkpoint else ("student", "ema")
-        known = [f"{s.name}/{w}/FH@{k}" for s in self.sets for w in weights for k in KS]
+        known = [
+            f"{s.name}/{w}/FH@{k}"
+            for s in self.sets
+            for w in weights
+            for k in KS
+            if k <= len(s.names)
+        ]
         if config.eval.best and config.eval.best not in known:
             raise UserError(
                 f"eval.best={config.eval.best!r} is not a metric of this config; there are: "
@@ -220,7 +228,7 @@ class Evaluator:
         """
         if not self.sets:
             return {}
-        results = {s.name: self._baselines(s) for s in self.sets}
+        results: dict[str, dict[str, Any]] = {s.name: {} for s in self.sets}
         total = sum(len(s.source) for s in self.sets) * len(weights_of)
         with _progress(self._console) as bar:
             task = bar.add_task("evaluating", total=total)
@@ -288,20 +296,25 @@ class Evaluator:
                 f"{s.source.name}: {len(unreadable)} unreadable images are left out, such as "
                 f"{', '.join(unreadable[:3])}."
             )
-        counted = valid & (s.labels >= 0).any(axis=1)
-        hits = flat_hit(ranked[counted], s.labels[counted])
-        found = {f"FH@{k}": value for k, value in hits.items()}
-        if ((s.labels[counted] >= 0).sum(axis=1) == 1).all():
+        labelled = (s.labels >= 0).any(axis=1)
+        counted = valid & labelled
+        if not counted.any():
+            raise UserError(
+                f"eval.sets.{s.name}: no labelled image of {s.source.name} is readable."
+            )
+        labels, classes = s.labels[counted], len(s.names)
+        hits = flat_hit(ranked[counted], labels)
+        found = _by_name(hits)
+        if ((labels >= 0).sum(axis=1) == 1).all():
             found["accuracy"] = hits[1]  # with one label an image, FH@1 is top-1 accuracy
-        return {weights: found, "images": int(counted.sum()), "unreadable": unreadable}
-
-    def _baselines(self, s):
-        labels = s.labels[(s.labels >= 0).any(axis=1)]
         return {
-            "classes": len(s.names),
-            "unlabelled": int(len(s.labels) - len(labels)),
-            "chance": {f"FH@{k}": v for k, v in chance(labels, len(s.names)).items()},
-            "frequency": {f"FH@{k}": v for k, v in frequency(labels, len(s.names)).items()},
+            weights: found,
+            "images": int(counted.sum()),
+            "classes": classes,
+            "unreadable": unreadable,
+            "unlabelled": int((~labelled).sum()),
+            "chance": _by_name(chance(labels, classes)),
+            "frequency": _by_name(frequency(labels, classes)),
         }
 
 
@@ -339,21 +352,27 @@ def run(config: ConfigDict, workdir: pathlib.Path, *, console: rich.console.Cons
             raise UserError(f"There is no checkpoint in {workdir}: train first, or mend --workdir.")
         mesh = meshes.make_mesh()
         model, variables, tokenizer_folder = build.towers(
-            **config.model, key=jax.random.key(config.seed)
+            **config.model.to_dict(), key=jax.random.key(config.seed)
         )
         tokenizer = Tokenizer(tokenizer_folder, config.data.max_tokens)
         evaluator = Evaluator(config, model, tokenizer, mesh, workdir, console)
         whole, _ = meshes.shardings(mesh)
-        state = checkpoints.restore_part(step, variables | {"teacher": variables}, whole)
+        averaged = {} if config.teacher.checkpoint else {"teacher": variables}
+        state = checkpoints.restore_part(step, variables | averaged, whole)
     finally:
         checkpoints.close()
-    teacher = "teacher" if config.teacher.checkpoint else "ema"
-    student = {name: state[name] for name in variables}
-    evaluator(step, {"student": student, teacher: state["teacher"]})
+    weights_of = {"student": {name: state[name] for name in variables}}
+    if averaged:
+        weights_of["ema"] = state["teacher"]
+    evaluator(step, weights_of)
+
+
+def _by_name(hits):
+    return {f"FH@{k}": value for k, value in hits.items()}
 
 
 def _values(value, field):
-    """The labels of one record as a list of int or str."""
+    """The labels of one record, as a list."""
     if field:
         try:
             value = json.loads(value).get(field, [])
@@ -361,8 +380,7 @@ def _values(value, field):
             value = []
     if isinstance(value, np.ndarray | np.generic):
         value = value.tolist()
-    values = value if isinstance(value, list) else [value]
-    return [v if isinstance(v, int) else str(v).strip() for v in values]
+    return value if isinstance(value, list) else [value]
 
 
 def _own_rows(batch):

@@ -4,6 +4,7 @@ import io
 import json
 import os
 import pathlib
+import shutil
 import signal
 import subprocess
 import sys
@@ -251,8 +252,37 @@ def test_sigterm_saves_and_exits_cleanly(world):
     assert f"after step {saved} " in rest
 
 
+def test_a_stop_before_an_evaluation_is_made_up_for(world, whole):
+    """As after SIGTERM in the last step: saved, not evaluated."""
+    workdir = shutil.copytree(whole[0], world / "unevaluated")
+    (workdir / "results" / "step_00000016.json").unlink()
+    result = run(world, "--workdir", str(workdir))
+    assert result.returncode == 0, result.stderr[-3000:]
+    assert "Done already" in result.stdout
+    expected = (whole[0] / "results" / "step_00000016.json").read_text()
+    assert (workdir / "results" / "step_00000016.json").read_text() == expected
+
+
+def test_a_log_is_due_at_the_first_step_of_a_start(world, whole):
+    workdir = shutil.copytree(whole[0], world / "due")
+    result = run(
+        world, "--workdir", str(workdir), "--config.train.epochs=7.2", "--config.train.log_every=1"
+    )
+    assert result.returncode == 0, result.stderr[-3000:]
+    assert "step 17/18" in result.stdout
+
+
+def test_a_machine_without_git_trains_too(world, monkeypatch, tmp_path):
+    from otter_jax import record
+
+    monkeypatch.setenv("PATH", str(tmp_path))
+    record.describe(tmp_path / "run", {"a": 1})
+    assert json.loads((tmp_path / "run" / "run.json").read_text())[0]["git"] is None
+
+
 def test_eight_devices_go_on_where_one_stopped(world, whole):
-    result = run(world, "--workdir", str(whole[0]), "--config.train.epochs=8", devices=8)
+    workdir = shutil.copytree(whole[0], world / "eight")
+    result = run(world, "--workdir", str(workdir), "--config.train.epochs=8", devices=8)
     assert result.returncode == 0, result.stderr[-3000:]
     assert "Changed since the last start: train.epochs: 6.4 -> 8.0" in result.stdout
     assert "over 8 devices" in result.stdout
@@ -267,7 +297,7 @@ def test_an_infinite_loss_ends_the_run_with_its_step_term_and_checkpoint(world):
     )  # fmt: skip
     assert result.returncode == 2
     assert "Traceback" not in result.stderr
-    for words in ("is nan", "pairs", "the last good checkpoint is step", "learning_rate"):
+    for words in ("is nan", "pairs", "the last checkpoint is step", "learning_rate"):
         assert words in result.stderr, result.stderr[-2000:]
 
 
@@ -277,7 +307,7 @@ MISTAKES = [
     (["--config.train.batch_size=100"], "batch_size=100 is more than squares"),
     (["--config.objective.diagonal=off"], "objective.diagonal='off'"),
     (["--config.objective.alpha=0.3", "--config.objective.teacher=none"], "objective.alpha=0.3"),
-    (["--config.model.freeze=image/"], "img/conv1/"),
+    (["--config.optim.freeze=image/"], "img/conv1/"),
     (["--config.model.img.arch=resnet51"], "did you mean"),
     (["--config.model.img.weights=/no/such.pth"], "/no/such.pth"),
     (["--config.model.txt.weights=/no/such"], "/no/such"),
@@ -286,13 +316,18 @@ MISTAKES = [
     (["--config.data.name=other", "--config.data.tars=()"], "no data set other"),
     (["--config.data.name=third", "--config.data.tars=('/no/such-*.tar',)"], "/no/such-*.tar"),
     (["--config.data.resize=20"], "resize=20"),
-    (["--config.eval.best=colours/student/FH@3"], "colours/student/FH@10"),
+    (["--config.eval.best=colours/student/FH@3"], "colours/student/FH@2"),
     (["--config.eval.sets.colours.label=json.color"], "no label of squares"),
     (["--config.eval.sets.colours.names=/no/names.txt"], "/no/names.txt"),
     (["--config.eval.sets.colours.templates=('a photo',)"], "where the name of the class goes"),
     (["--config.optim.schedule=weekly"], "optim.schedule='weekly'"),
     (["--config.optim.name=adam"], "optim.name='adam'"),
     (["--config.teacher.checkpoint=/no/run"], "/no/run"),
+    (["--config.train.epochs=0"], "train.epochs=0"),
+    (["--config.train.log_every=0"], "train.log_every=0"),
+    (["--config.eval.batch_size=0"], "eval.batch_size=0"),
+    (["--config.data.max_tokens=13"], "12 positions"),
+    (["--config.objective.num_processes=3"], "num_processes=3"),
     (["surplus"], "surplus"),
 ]
 
@@ -305,9 +340,13 @@ def mistake(world, whole):
     from otter_jax import main
     from otter_jax.errors import UserError
 
-    def message(arguments, workdir):
+    def message(arguments, workdir, monkeypatch):
+        # ml_collections reads the overrides from sys.argv, and makes a flag of each.
+        for name in [name for name in flags.FLAGS if name.startswith("config.")]:
+            delattr(flags.FLAGS, name)
         flags.FLAGS.unparse_flags()
         argv = command(world, "--workdir", str(workdir), *arguments)[3:]
+        monkeypatch.setattr(sys, "argv", argv)
         with pytest.raises(UserError) as caught:
             main.main(main.parse(argv))
         return str(caught.value)
@@ -322,7 +361,7 @@ def test_a_mistake_is_one_paragraph_before_anything_is_compiled(
     monkeypatch.chdir(REPO)
     monkeypatch.syspath_prepend(str(REPO))
     monkeypatch.setattr("jax.stages.Lowered.compile", pytest.fail)
-    text = mistake(arguments, tmp_path)
+    text = mistake(arguments, tmp_path, monkeypatch)
     assert words in text
     assert "\n" not in text
 

@@ -57,12 +57,15 @@ def test_losses_and_gradients_equal_the_released_code(golden, variant, tag):
     )(img, txt, log_scale())
     # At D = 768 a float32 cosine errs by 1e-7, times 49 in the exponent: the released gradients
     # themselves are 1.9e-5 from the same computation in float64, ours 3.2e-5.
-    limit = 5e-5 if variant.startswith("kd") or tag == "16" else 2e-5
-    name = f"{variant}_{tag}"
+    name, limit = f"{variant}_{tag}", 5e-5 if variant.startswith("kd") else 2e-5
     for value, expected in (
         (total, data[f"total_{name}"]),
         (terms["pairs"], data[f"contrastive_{name}"]),
         (terms["teacher"], data[f"dist_{name}"]),
+    ):
+        np.testing.assert_allclose(value, expected, rtol=limit)
+    limit = 5e-5 if tag == "16" else limit
+    for value, expected in (
         (grads[0], data[f"dtotal_dimg_{name}"]),
         (grads[1], data[f"dtotal_dtxt_{name}"]),
         (grads[2]["pairs"], data[f"dtotal_dT_c_{name}"]),
@@ -71,27 +74,33 @@ def test_losses_and_gradients_equal_the_released_code(golden, variant, tag):
         assert np.abs(value - expected).max() <= limit * np.abs(expected).max()
 
 
-@pytest.mark.parametrize("theta", [3.9, 2.0, 0.0, -1.0, 4.7])
-@pytest.mark.parametrize("kind", ["hard", "smooth0.1", "kl"])
-def test_terms_equal_the_released_code(golden, kind, theta):
-    """theta = 0 is the lower bound of the scale itself; -1 and 4.7 lie outside the bounds."""
-    data = golden("unit_losses.npz")
+# theta = 0 is the lower bound of the scale itself; -1 and 4.7 lie outside the bounds. The rows of
+# "16x64r1" are 16 to 31 of a batch of 64, as one of four devices holds them.
+SQUARE = [
+    (kind, "8", theta) for kind in ("hard", "smooth0.1", "kl") for theta in (3.9, 2, 0, -1, 4.7)
+]
+ROWS = [(kind, f"16x64r{r}", 3.9) for kind in ("hard", "smooth0.1", "smooth0.3") for r in (0, 1, 3)]
+
+
+@pytest.mark.parametrize(("kind", "tag", "theta"), [*SQUARE, *ROWS, ("smooth0.3", "8", 3.9)])
+def test_terms_equal_the_released_code(golden, kind, tag, theta):
+    data, case = golden("unit_losses.npz"), f"{tag}_T{float(theta)}"
     if kind == "kl":
-        cosines, target = data["kl_pred_8"], data["kl_target_8"]
-        f, slope = objective.kl_divergence, data[f"kl_dpred_8_T{theta}"]
+        f, cosines, target = objective.kl_divergence, data["kl_pred_8"], data["kl_target_8"]
+        loss, slope, dtheta = (data[f"kl_{what}_{case}"] for what in ("loss", "dpred", "dT"))
     else:
+        f, cosines = objective.cross_entropy, data[f"logits_{tag}"]
+        first = 16 * int(tag.partition("r")[2] or 0)
+        rows = first + jnp.arange(cosines.shape[0])
         smoothing = float(kind.removeprefix("smooth").replace("hard", "0"))
-        cosines, f = data["logits_8"], objective.cross_entropy
-        target = Objective(smoothing=smoothing).pair_targets(jnp.arange(8), 8)
-        slope = data[f"dlogits_{kind}_8_T{theta}"]
-    prefix = "kl_" if kind == "kl" else ""
-    tag = f"8_T{theta}" if kind == "kl" else f"{kind}_8_T{theta}"
-    value, (dcosines, dtheta) = jax.value_and_grad(f, argnums=(1, 2))(
+        target = Objective(smoothing=smoothing).pair_targets(rows, cosines.shape[1])
+        loss, slope, dtheta = (data[f"{what}_{kind}_{case}"] for what in ("loss", "dlogits", "dT"))
+    value, grads = jax.value_and_grad(f, argnums=(1, 2))(
         jnp.asarray(target), jnp.asarray(cosines), jnp.float32(theta)
     )
-    np.testing.assert_allclose(value, data[f"{prefix}loss_{tag}"], rtol=2e-5)
-    np.testing.assert_allclose(dcosines, slope, atol=2e-5 * np.abs(slope).max())
-    np.testing.assert_allclose(dtheta, data[f"{prefix}dT_{tag}"], rtol=2e-5, atol=1e-6)
+    np.testing.assert_allclose(value, loss, rtol=2e-5)
+    np.testing.assert_allclose(grads[0], slope, atol=2e-5 * np.abs(slope).max())
+    np.testing.assert_allclose(grads[1], dtheta, rtol=2e-5, atol=1e-6)
 
 
 def test_smoothing_of_zero_is_infonce():

@@ -2,6 +2,7 @@
 
 import io
 import itertools
+import threading
 
 import numpy as np
 import pytest
@@ -164,9 +165,15 @@ def test_an_empty_caption_is_kept(tokenizer):
 
 
 def test_dropping_the_stream_stops_its_threads(source, tokenizer):
+    before = set(threading.enumerate())
     stream = data.train_batches(source, tokenizer, start_step=0, **SETTINGS)
     next(stream)
+    started = set(threading.enumerate()) - before
+    assert started
     del stream
+    for thread in started:
+        thread.join(timeout=10)
+        assert not thread.is_alive()
 
 
 @pytest.mark.parametrize("num_hosts", [1, 2])
@@ -251,7 +258,8 @@ def test_any_catalogue_set_opens_with_its_bytes_text_and_labels(folder, tokenize
         assert record["image"] == picture(number)
         assert record["label"] == number % 2
         assert source.key(i) == str(i)
-    assert data.class_names(folder, "cards") == ["spade", "heart"]
+    assert source.classes("label") == ["spade", "heart"]
+    assert source.classes("image") is None
     batches = list(data.eval_batches(source, batch_size=2, image_size=SIZE, resize=SIZE))
     assert sum(batch["valid"].sum() for batch in batches) == 5
     with pytest.raises(UserError, match="no feature `caption`"):
@@ -271,8 +279,6 @@ def test_an_unknown_or_empty_split_lists_those_there_are(folder, split):
         data.open_dataset(folder, "cards", split)
 
 
-def test_an_unknown_set_or_label_lists_those_there_are(folder):
+def test_an_unknown_set_lists_those_there_are(folder):
     with pytest.raises(UserError, match=r"no data set dice in .*; there are: cards"):
         data.open_dataset(folder, "dice", "train")
-    with pytest.raises(UserError, match="no class feature 'suit'; it has: label"):
-        data.class_names(folder, "cards", "suit")

@@ -15,6 +15,7 @@ LAST_NORM = {
     "resnet26": ("layer4_1", "bn3"),
     "resnet34": ("layer4_2", "bn2"),
     "resnet50": ("layer4_2", "bn3"),
+    "resnet101": ("layer4_2", "bn3"),
 }
 
 

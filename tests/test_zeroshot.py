@@ -74,11 +74,15 @@ def test_a_class_is_the_normalised_mean_of_its_prompts():
 
 
 def test_k_counts_classes_not_prompts():
-    """Three templates a class, and still the second class is among the best two."""
-    names, templates = ["a", "b", "c"], ["{}", "{}!", "{}?"]
-    rng = np.random.RandomState(0)
-    bank = zeroshot.class_bank(lambda c: unit(rng.randn(len(c), 8)), names, templates)
-    assert bank.shape == (3, 8)
+    """All three prompts of "a" are nearer than any of "b", and still "b" is among the best two."""
+    vectors = {"a": [1.0, 0.1], "b": [0.5, 0.9], "c": [-1.0, 0.0]}
+    bank = zeroshot.class_bank(
+        lambda captions: unit(np.array([vectors[c[0]] for c in captions])),
+        list(vectors),
+        ["{}", "{}!", "{}?"],
+    )
+    ranked = np.argsort(-(np.array([[1.0, 0.0]]) @ bank.T), axis=1)
+    assert zeroshot.flat_hit(ranked, np.array([[1]]), ks=(1, 2)) == {1: 0.0, 2: 1.0}
 
 
 def test_chance_is_what_random_orders_hit():

@@ -2,12 +2,11 @@
 
 from otter_jax.data.captions import Tokenizer
 from otter_jax.data.pipeline import eval_batches, train_batches
-from otter_jax.data.store import Source, class_names, ensure, open_dataset
+from otter_jax.data.store import Source, ensure, open_dataset
 
 __all__ = [
     "Source",
     "Tokenizer",
-    "class_names",
     "ensure",
     "eval_batches",
     "open_dataset",

@@ -132,18 +132,6 @@ def open_dataset(data_dir: str, name: str, split: str) -> Source:
     return Source(f"{name}:{split}", records, builder.info.features)
 
 
-def class_names(data_dir: str, name: str, feature: str = "label") -> list[str]:
-    """The names of a ClassLabel feature; a record's label is a position in this list."""
-    features = _open(data_dir, name).info.features
-    labels = [k for k, v in features.items() if isinstance(v, tfds.features.ClassLabel)]
-    if feature not in labels:
-        raise UserError(
-            f"The data set {name} has no class feature {feature!r}; it has: "
-            f"{', '.join(labels) or 'none'}."
-        )
-    return list(features[feature].names)
-
-
 def _open(data_dir: str, name: str) -> tfds.core.DatasetBuilder:
     folder = _version_folder(pathlib.Path(data_dir).expanduser(), name)
     return tfds.builder_from_directory(str(folder))
