@@ -208,7 +208,7 @@ class Loop:
         self.checkpoints.wait()
         if replaced:
             self.console.print(f"{len(replaced)} unreadable images were replaced in this start.")
-        if stopping and now < last:
+        if stopping:
             self.console.print(
                 f"Stopped by {stopping} after step {now} of {last}; saved. "
                 "The same command goes on from there."
@@ -243,7 +243,8 @@ class Loop:
         if not self.config.teacher.checkpoint:
             weights_of["ema"] = state.teacher
         metrics = self.evaluate(now, weights_of)
-        self.scalars.write(now, metrics)
+        if metrics:
+            self.scalars.write(now, metrics)
         return metrics
 
     def _finite(self, now: int, metrics: dict[str, jax.Array]) -> dict[str, float]:

@@ -45,6 +45,13 @@ class Source:
             for name, value in record.items()
         }
 
+    def classes(self, feature: str) -> list[str] | None:
+        """Names of a class feature's numbers (one label or many); None for any other feature."""
+        found = self.features[feature]
+        if isinstance(found, tfds.features.Sequence):
+            found = found.feature
+        return list(found.names) if isinstance(found, tfds.features.ClassLabel) else None
+
     def key(self, index: SupportsIndex) -> str:
         """What names the record: its key if the set has keys, else its number."""
         return self[index]["key"] if "key" in self.features else str(operator.index(index))
