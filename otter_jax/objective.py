@@ -11,7 +11,6 @@ gathered once.
 """
 
 import dataclasses
-from typing import Literal, get_args
 
 import jax
 import jax.numpy as jnp
@@ -21,8 +20,8 @@ from jaxtyping import Array, Float, Int
 from otter_jax import ot
 from otter_jax.errors import UserError
 
-Teacher = Literal["none", "softmax", "transport"]
-Diagonal = Literal["remove", "keep", "per_process"]
+TEACHERS = ("none", "softmax", "transport")
+DIAGONALS = ("remove", "keep", "per_process")
 ByDirection = dict[str, Float[Array, "b B"]]  # "image": images over texts, "text": the reverse
 
 # Taken off the affinity of a removed entry (the release: 100 in each of two similarities). Not
@@ -39,18 +38,18 @@ class Objective:
 
     alpha: float = 1.0  # trust in the pairs as given; 1 - alpha goes to the teacher
     smoothing: float = 0.0  # of the given pairs: this much spread evenly over the other B - 1
-    teacher: Teacher = "none"
+    teacher: str = "none"  # one of TEACHERS
     teacher_scale: float = 100.0  # inverse temperature of the softmax teacher
     epsilon: float = 0.15  # entropy of the transport teacher (lambda in the paper)
     num_iters: int = 5  # of Sinkhorn
     image_weight: float = 1.0  # of image-image similarity in the teacher's affinity
     text_weight: float = 1.0  # of text-text similarity
-    diagonal: Diagonal = "remove"  # whether the teacher may vote for the given pairs
+    diagonal: str = "remove"  # one of DIAGONALS: whether the teacher may vote for the given pairs
     negatives_gradient: bool = True  # through the other side of every cosine
     num_processes: int = 1  # that diagonal="per_process" reproduces the release with
 
     def __post_init__(self):
-        for name, choices in (("teacher", get_args(Teacher)), ("diagonal", get_args(Diagonal))):
+        for name, choices in (("teacher", TEACHERS), ("diagonal", DIAGONALS)):
             if getattr(self, name) not in choices:
                 raise UserError(f"objective.{name}={getattr(self, name)!r}: one of {choices}.")
         for name, low, high in (

@@ -51,7 +51,6 @@ def run(
     finite.
     """
     mesh = meshes.make_mesh()
-    batch_size = config.train.batch_size
     check(config, mesh.size)
     store.ensure(config.data.name, config.data.dir, config.data.tars)
     source = store.open_dataset(config.data.dir, config.data.name, config.data.split)
@@ -63,84 +62,64 @@ def run(
     check_length(config, model)
     tokenizer = Tokenizer(tokenizer_folder, config.data.max_tokens)
     evaluate = make_evaluate(config, model, tokenizer, mesh, workdir)
-    objective = Objective(**config.objective)
-    whole, rows = meshes.shardings(mesh)
     schedule, tx = optimizer(config, variables["params"], length)
+    whole, rows = meshes.shardings(mesh)
 
-    checkpoints = Checkpoints(
-        workdir, best=config.eval.best, keep_every=config.checkpoint.keep_every
-    )
-    state = step.create_state(variables["params"], variables["batch_stats"], tx)
-    start = checkpoints.latest
-    if start is not None:
-        state = checkpoints.restore(start, state, whole)
-    else:
-        if config.teacher.checkpoint:
+    with contextlib.ExitStack() as stack:
+
+        def closing(thing):
+            return stack.enter_context(contextlib.closing(thing))
+
+        keep_every = config.checkpoint.keep_every
+        checkpoints = closing(Checkpoints(workdir, best=config.eval.best, keep_every=keep_every))
+        state = step.create_state(variables["params"], variables["batch_stats"], tx)
+        start = checkpoints.latest or 0
+        if start:
+            state = checkpoints.restore(start, state, whole)
+        elif config.teacher.checkpoint:
             state = state.replace(teacher=fixed_teacher(config, variables))
         state = jax.device_put(state, whole)
-    del variables
-    start = start or 0
-    # Only now: a start that the checkpoint refuses leaves the run's description as it was.
-    record.describe(workdir, json.loads(config.to_json()))
-    scalars = record.Scalars(workdir, start)
-    loop = Loop(
-        config=config,
-        workdir=workdir,
-        length=length,
-        schedule=schedule,
-        checkpoints=checkpoints,
-        scalars=scalars,
-        evaluate=evaluate,
-        source=source,
-        console=console,
-    )
-    loop.make_up(start, state)
-    if start >= length.steps:
-        console.print(f"Done already: {start} of {length.steps} steps are in {workdir}.")
-        scalars.close()
-        checkpoints.close()
-        return
+        del variables
+        batches = closing(train_batches(config, source, tokenizer, start))
 
-    train_step = functools.partial(
-        step.train_step,
-        model=model,
-        tx=tx,
-        objective=objective,
-        mesh=mesh,
-        key=jax.random.key(config.seed),
-        freeze=config.optim.freeze,
-        ema_decay=None if config.teacher.checkpoint else config.teacher.ema_decay,
-    )
-    batches = pipeline.train_batches(
-        source,
-        tokenizer,
-        seed=config.seed,
-        batch_size=batch_size,
-        image_size=config.data.image_size,
-        resize=config.data.resize,
-        flip=config.data.flip,
-        start_step=start,
-        host=jax.process_index(),
-        num_hosts=jax.process_count(),
-        num_workers=config.data.num_workers,
-    )
-    console.print(summary(config, state, source, tokenizer, length, mesh, start))
-    with console.status("Compiling the step"):
-        began = time.monotonic()
-        shapes = batch_shapes(config, mesh)
-        compiled = (
-            jax.jit(train_step, donate_argnums=0, in_shardings=(whole, rows), out_shardings=whole)
-            .lower(state, shapes)
-            .compile()
+        # Only now: a start that was refused above leaves the run's description as it was.
+        record.describe(workdir, json.loads(config.to_json()))
+        loop = Loop(
+            config=config,
+            workdir=workdir,
+            length=length,
+            schedule=schedule,
+            checkpoints=checkpoints,
+            scalars=closing(record.Scalars(workdir, start)),
+            evaluate=evaluate,
+            source=source,
+            console=console,
         )
-        compile_seconds = time.monotonic() - began
-    console.print(f"compiled    in {compile_seconds:.0f} s; the step needs {memory(compiled)}")
-    try:
+        loop.make_up(start, state)
+        if start >= length.steps:
+            console.print(f"Done already: {start} of {length.steps} steps are in {workdir}.")
+            return
+
+        train_step = functools.partial(
+            step.train_step,
+            model=model,
+            tx=tx,
+            objective=Objective(**config.objective),
+            mesh=mesh,
+            key=jax.random.key(config.seed),
+            freeze=config.optim.freeze,
+            ema_decay=None if config.teacher.checkpoint else config.teacher.ema_decay,
+        )
+        console.print(summary(config, state, source, tokenizer, length, mesh, start))
+        with console.status("Compiling the step"):
+            began = time.monotonic()
+            jitted = jax.jit(
+                train_step, donate_argnums=0, in_shardings=(whole, rows), out_shardings=whole
+            )
+            compiled = jitted.lower(state, batch_shapes(config, mesh)).compile()
+            seconds = time.monotonic() - began
+        console.print(f"compiled    in {seconds:.0f} s; the step needs {memory(compiled)}")
         loop.run(state, compiled, batches, mesh, start)
-    finally:
-        batches.close()
-        scalars.close()
-        checkpoints.close()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -373,6 +352,7 @@ def check(config: ConfigDict, devices: int) -> None:
     """Raises UserError for sizes that cannot be, before any data is read."""
     B = config.train.batch_size
     check_divides(B, devices)
+    Objective(**config.objective)
     for key, value in (
         ("train.epochs", config.train.epochs),
         ("train.log_every", config.train.log_every),
@@ -425,7 +405,7 @@ def optimizer(config: ConfigDict, params: PyTree, length: Length) -> tuple[step.
         o.learning_rate,
         total_steps=length.steps,
         warmup_steps=o.warmup_steps,
-        steps_per_epoch=length.steps_per_epoch if o.schedule == "epoch" else 1,
+        steps_per_epoch=length.steps_per_epoch if o.schedule == "epoch" else 1.0,
     )
     tx = step.optimizer(
         o.name,
@@ -436,6 +416,25 @@ def optimizer(config: ConfigDict, params: PyTree, length: Length) -> tuple[step.
         frozen=step.frozen_mask(params, config.optim.freeze),
     )
     return schedule, tx
+
+
+def train_batches(
+    config: ConfigDict, source: store.Source, tokenizer: Tokenizer, start: int
+) -> Iterator[dict[str, np.ndarray]]:
+    """This process's rows of the batches from step `start` on."""
+    return pipeline.train_batches(
+        source,
+        tokenizer,
+        seed=config.seed,
+        batch_size=config.train.batch_size,
+        image_size=config.data.image_size,
+        resize=config.data.resize,
+        flip=config.data.flip,
+        start_step=start,
+        host=jax.process_index(),
+        num_hosts=jax.process_count(),
+        num_workers=config.data.num_workers,
+    )
 
 
 def fixed_teacher(config: ConfigDict, like: PyTree) -> PyTree:

@@ -304,7 +304,8 @@ def test_an_infinite_loss_ends_the_run_with_its_step_term_and_checkpoint(world):
 MISTAKES = [
     (["--config.optim.lerning_rate=1"], 'Did you mean "learning_rate"'),
     (["--config.train.batch_size=many"], "train.batch_size=many"),
-    (["--config.train.batch_size=100"], "batch_size=100 is more than squares"),
+    (["--config.train.batch_size=104"], "batch_size=104 is more than squares"),
+    (["--config.train.batch_size=100"], "8 devices; nearest: 96 or 104"),
     (["--config.objective.diagonal=off"], "objective.diagonal='off'"),
     (["--config.objective.alpha=0.3", "--config.objective.teacher=none"], "objective.alpha=0.3"),
     (["--config.optim.freeze=image/"], "img/conv1/"),

@@ -224,10 +224,18 @@ def test_the_ema_is_the_released_sequence(golden, limit):
 @pytest.mark.parametrize("base", [0.003, 0.1])
 def test_the_rate_by_epoch_is_the_released_one(golden, epochs, base):
     expected = golden("unit_optim.npz")[f"cosine_T{epochs}_lr{base:g}"]
-    schedule = step.learning_rate(base, total_steps=7 * epochs, steps_per_epoch=7)
+    schedule = step.learning_rate(base, total_steps=7 * epochs, steps_per_epoch=7.0)
     for now in range(7 * epochs):
         np.testing.assert_allclose(schedule(now), expected[now // 7], rtol=2e-5, atol=1e-9)
     np.testing.assert_allclose(schedule(7 * epochs), expected[-1], atol=1e-9)
+
+
+def test_the_rate_changes_with_the_epoch_where_a_batch_belongs_to_two():
+    """10 pairs in batches of 4: epochs begin at steps 0, 2.5, 5, 7.5."""
+    schedule = step.learning_rate(1.0, total_steps=10, steps_per_epoch=2.5)
+    rates = [float(schedule(now)) for now in range(10)]
+    assert len(set(rates)) == 4
+    assert rates[2] == rates[0] > rates[3] == rates[4] > rates[5]
 
 
 def test_warm_up_is_linear_and_the_cosine_ends_at_zero():
