@@ -111,7 +111,8 @@ def train_step(
         if teacher_stats is not None:  # a teacher that looked has statistics of its own
             teacher["batch_stats"] = teacher_stats
 
-    metrics = {"loss": loss, **terms, "grad_norm": optax.tree.norm(grads)}
+    norms = {"grad_norm": optax.tree.norm(grads), "param_norm": optax.tree.norm(params)}
+    metrics = {"loss": loss, **terms, **norms}
     scales = {f"scale_{name}": scale_of(x) for name, x in state.params["log_scale"].items()}
     new_state = TrainState(state.step + 1, params, batch_stats, opt_state, teacher)
     return new_state, metrics | scales | numbers

@@ -230,17 +230,12 @@ class Loop:
         values = {name: float(value) for name, value in jax.device_get(metrics).items()}
         bad = {name: value for name, value in values.items() if not math.isfinite(value)}
         if bad:
+            # Saved are only states whose loss, gradient and parameters were finite.
             self.checkpoints.wait()
             good = self.checkpoints.latest
             raise UserError(
                 f"Step {now}: {', '.join(f'{k} is {v}' for k, v in bad.items())}. The run ends; "
-                + (
-                    f"the last checkpoint is step {good}"
-                    if good
-                    else "no checkpoint had been saved"
-                )
-                # Its own loss was finite; whether its update was, only the step after it tells.
-                + (", the very state that this step began with" if good == now - 1 else "")
+                + (f"the last good checkpoint is step {good}" if good else "there is no checkpoint")
                 + ". A lower optim.learning_rate, a longer optim.warmup_steps or optim.clip_norm=1 "
                 "usually helps; if dtype is bfloat16, float32 tells whether precision is the cause."
             )

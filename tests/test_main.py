@@ -289,16 +289,17 @@ def test_eight_devices_go_on_where_one_stopped(world, whole):
     assert "step 20/20" in result.stdout
 
 
-def test_an_infinite_loss_ends_the_run_with_its_step_term_and_checkpoint(world):
-    workdir = world / "diverged"
+def test_what_is_not_finite_ends_the_run_with_its_step_term_and_last_good_checkpoint(world, whole):
+    workdir = shutil.copytree(whole[0], world / "diverged")
     result = run(
-        world, "--workdir", str(workdir), "--config.optim.learning_rate=1e30",
-        "--config.checkpoint.every=1", config=":infonce",
+        world, "--workdir", str(workdir), "--config.optim.learning_rate=1e38",
+        "--config.train.epochs=8", "--config.checkpoint.every=1",
     )  # fmt: skip
     assert result.returncode == 2
     assert "Traceback" not in result.stderr
-    for words in ("is nan", "pairs", "the last checkpoint is step", "learning_rate"):
+    for words in ("Step 17: ", "param_norm is", "the last good checkpoint is step 16", "clip_norm"):
         assert words in result.stderr, result.stderr[-2000:]
+    assert [p.name for p in (workdir / "checkpoints").iterdir()] == ["16"]
 
 
 MISTAKES = [
