@@ -9,6 +9,8 @@ from collections.abc import Mapping
 from importlib import metadata
 from typing import Any
 
+import rich.console
+import rich.progress
 import tensorboardX
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
@@ -66,6 +68,20 @@ def describe(workdir: pathlib.Path, config: Mapping[str, Any]) -> None:
         }
     )
     _replace(path, json.dumps(starts, indent=2))
+
+
+def progress_bar(console: rich.console.Console) -> rich.progress.Progress:
+    """What is done, for how long, and how long it will take; nothing but on a terminal."""
+    return rich.progress.Progress(
+        rich.progress.TextColumn("{task.description}"),
+        rich.progress.BarColumn(),
+        rich.progress.MofNCompleteColumn(),
+        rich.progress.TimeElapsedColumn(),
+        rich.progress.TimeRemainingColumn(),
+        console=console,
+        disable=not console.is_terminal,
+        transient=True,
+    )
 
 
 def write_json(path: pathlib.Path, value: Any) -> None:

@@ -16,7 +16,6 @@ import flax.linen as nn
 import jax
 import numpy as np
 import rich.console
-import rich.progress
 from jax.sharding import Mesh
 from jaxtyping import PyTree
 from ml_collections import ConfigDict
@@ -160,7 +159,7 @@ class Loop:
         replaced: set[int] = set()
         clock = Clock(self.config.train.batch_size)
         pending: collections.deque = collections.deque()  # metrics still being computed
-        with progress_bar(self.console) as bar, stop:
+        with record.progress_bar(self.console) as bar, stop:
             task = bar.add_task("training", total=last, completed=start)
             for now in range(start + 1, last + 1):
                 with clock.waiting():
@@ -526,19 +525,6 @@ def memory(compiled: Any) -> str:
     total -= m.alias_size_in_bytes
     return (
         f"{total / 2**20:,.0f} MiB a device ({m.temp_size_in_bytes / 2**20:,.0f} of it temporary)"
-    )
-
-
-def progress_bar(console: rich.console.Console) -> rich.progress.Progress:
-    """Steps done, rate and time left; nothing where the output is not a terminal."""
-    return rich.progress.Progress(
-        rich.progress.TextColumn("{task.description}"),
-        rich.progress.BarColumn(),
-        rich.progress.MofNCompleteColumn(),
-        rich.progress.TimeElapsedColumn(),
-        rich.progress.TimeRemainingColumn(),
-        console=console,
-        disable=not console.is_terminal,
     )
 
 

@@ -17,7 +17,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import rich.console
-import rich.progress
 import rich.table
 from jax.sharding import Mesh
 from jaxtyping import Float, Int, PyTree
@@ -230,7 +229,7 @@ class Evaluator:
             return {}
         results: dict[str, dict[str, Any]] = {s.name: {} for s in self.sets}
         total = sum(len(s.source) for s in self.sets) * len(weights_of)
-        with _progress(self._console) as bar:
+        with record.progress_bar(self._console) as bar:
             task = bar.add_task("evaluating", total=total)
             for weights, variables in weights_of.items():
                 banks: dict[Any, np.ndarray] = {}
@@ -387,12 +386,3 @@ def _own_rows(batch):
     """This process's part of a batch that every process has made whole."""
     count, index = jax.process_count(), jax.process_index()
     return {name: np.split(rows, count)[index] for name, rows in batch.items()}
-
-
-def _progress(console):
-    return rich.progress.Progress(
-        *rich.progress.Progress.get_default_columns(),
-        console=console,
-        disable=not console.is_terminal,
-        transient=True,
-    )
