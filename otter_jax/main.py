@@ -36,7 +36,7 @@ def main(argv: list[str]) -> None:
             )
         config = from_json(saved)
     # Keys, paths and regular expressions are printed as they are, not read as markup.
-    console = rich.console.Console(markup=False)
+    console = rich.console.Console(markup=False, highlight=False)
 
     # Imported here: a mistake in the flags need not wait for JAX.
     from otter_jax import train, zeroshot

@@ -37,16 +37,16 @@ class TrainState(struct.PyTreeNode):
 
 
 def create_state(
-    params: PyTree, batch_stats: PyTree, tx: optax.GradientTransformation, teacher: PyTree = None
+    params: PyTree, batch_stats: PyTree, tx: optax.GradientTransformation
 ) -> TrainState:
-    """The state before the first step; the teacher starts as a copy of the student by default."""
+    """The state before the first step; the teacher starts as a copy of the student."""
     student = {"params": params, "batch_stats": batch_stats}
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         params=params,
         batch_stats=batch_stats,
         opt_state=tx.init(params),
-        teacher=jax.tree.map(jnp.copy, student if teacher is None else teacher),
+        teacher=jax.tree.map(jnp.copy, student),
     )
 
 
