@@ -1,6 +1,5 @@
 """From the model section of a config to the two towers and what they start from."""
 
-import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -34,15 +33,15 @@ def towers(
     if dtype not in DTYPES:
         raise UserError(f"model.dtype={dtype!r}: one of {', '.join(DTYPES)}.")
     image = weights.load_image(img["weights"], arch=img["arch"], dtype=DTYPES[dtype])
-    text = weights.load_text(txt["weights"], dtype=DTYPES[dtype], pretrained=txt["pretrained"])
-    bert = dataclasses.replace(
-        text.module.config,
-        hidden_dropout_prob=txt["dropout"],
-        attention_probs_dropout_prob=txt["dropout"],
+    text = weights.load_text(
+        txt["weights"],
+        dropout=txt["dropout"],
+        dtype=DTYPES[dtype],
+        pretrained=txt["pretrained"],
     )
     model = Towers(
         img=image.module,
-        txt=text.module.clone(config=bert),
+        txt=text.module,
         dim=dim,
         txt_width=text.width,
         mean=tuple(img["mean"]),

@@ -102,7 +102,6 @@ def test_roberta_gives_up_the_positions_of_its_padding():
 @pytest.mark.parametrize(
     "change",
     [
-        {"model_type": "distilbert"},
         {"hidden_act": "swish"},
         {"position_embedding_type": "relative_key"},
     ],

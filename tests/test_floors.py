@@ -9,7 +9,7 @@ PACKAGE = pathlib.Path(__file__).parent.parent / "otter_jax"
 FLOORS = {  # module or folder -> floor; 0 mathematics, ..., 5 the door
     "errors": 0, "ot": 0, "objective": 0, "mesh": 0,
     "models": 1,
-    "weights": 2, "build": 2, "data": 2, "record": 2,
+    "tensors": 2, "names": 2, "weights": 2, "build": 2, "data": 2, "record": 2,
     "checkpoint": 2,
     "step": 3,
     "train": 4, "zeroshot": 4,

@@ -17,11 +17,11 @@ import ml_dtypes
 import numpy as np
 import pytest
 import safetensors.numpy
-from flax import traverse_util
 
-from otter_jax import weights
+from otter_jax import names, weights
 from otter_jax.errors import UserError
 from otter_jax.models.bert import mean_pool
+from otter_jax.tensors import read
 
 # --- Files as PyTorch writes them -----------------------------------------------------------------
 
@@ -119,7 +119,7 @@ TREE = OrderedDict(
 def test_a_pytorch_file_is_read_with_its_strides_and_types(write, wrap, tmp_path):
     path = tmp_path / "model.pth"
     write(path, wrap(TREE))
-    tensors = weights.read(path)
+    tensors = read(path)
     assert tensors.keys() == TREE.keys()
     np.testing.assert_array_equal(tensors["weight"], [[1, 3, 5], [2, 4, 6]])
     np.testing.assert_array_equal(tensors["bias"].astype(np.float32), [1.5, -2])
@@ -131,7 +131,7 @@ def test_a_file_that_would_run_something_is_refused_and_nothing_runs(write, tmp_
     path, marker = tmp_path / "model.pth", tmp_path / "it-ran"
     write(path, {"weight": TREE["weight"], "extra": Run(f"touch {marker}")})
     with pytest.raises(UserError, match=r"model\.pth asks for \w+\.system, .* not run"):
-        weights.read(path)
+        read(path)
     assert not marker.exists()
 
 
@@ -143,7 +143,7 @@ def test_a_truncated_file_is_an_error_that_says_so(write, keep, tmp_path):
     content = path.read_bytes()
     path.write_bytes(content[: int(keep * len(content))])
     with pytest.raises(UserError, match="complete"):
-        weights.read(path)
+        read(path)
 
 
 @both_formats
@@ -154,34 +154,33 @@ def test_a_tensor_cannot_reach_beyond_its_storage(write, shape, strides, offset,
     path = tmp_path / "model.pth"
     write(path, {"weight": Tensor(VALUES, shape, strides, offset)})
     with pytest.raises(UserError, match="beyond its storage"):
-        weights.read(path)
+        read(path)
 
 
 def test_a_truncated_safetensors_file_is_an_error_that_says_so(tmp_path):
     path = tmp_path / "model.safetensors"
     path.write_bytes(safetensors.numpy.save({"weight": VALUES})[:-4])
     with pytest.raises(UserError, match="complete"):
-        weights.read(path)
+        read(path)
 
 
 # --- Image encoders -------------------------------------------------------------------------------
 
 
-def in_a_file(family, like, dtype=np.float32):
-    """Random tensors as a file names and shapes them, for the variables `like`."""
-    rng, tensors = np.random.default_rng(0), {}
-    for path, leaf in traverse_util.flatten_dict(like).items():
-        shape = [leaf.shape[axis] for axis in np.argsort(weights.file_axes(path, leaf.ndim))]
-        tensors[weights.file_name(path, family)] = rng.normal(size=shape).astype(dtype)
-    return tensors
+def in_a_file(module, *inputs, dtype=np.float32):
+    """Random tensors as a file names and shapes them, for a module's variables."""
+    rng = np.random.default_rng(0)
+    variables = jax.tree.map(
+        lambda x: rng.normal(size=x.shape).astype(dtype), weights.shapes(module, *inputs)
+    )
+    return names.export(variables, names.families(module)[0])
 
 
 @pytest.fixture(scope="module")
 def resnet():
     """A ResNet-18's tensors, with a classifier of 7 classes."""
     module = weights.load_image("", arch="resnet18").module.clone(num_classes=7)
-    like = weights.shapes(module, jnp.zeros((1, 32, 32, 3)))
-    return in_a_file(weights.FAMILIES[type(module)], like, ml_dtypes.bfloat16)
+    return in_a_file(module, jnp.zeros((1, 32, 32, 3)), dtype=ml_dtypes.bfloat16)
 
 
 def test_names_and_axes_are_pytorchs_and_values_become_float32(resnet, tmp_path):
@@ -243,7 +242,7 @@ def test_without_weights_the_caller_initialises():
 
 
 def test_weights_that_are_not_there_are_an_error_with_the_remedy(monkeypatch, tmp_path):
-    with pytest.raises(UserError, match="neither a path nor a package"):
+    with pytest.raises(UserError, match="neither a path, nor a hub name"):
         weights.load_image("resnet.pth", arch="resnet18")
     with pytest.raises(UserError, match="no file of weights"):
         weights.load_image(str(tmp_path), arch="resnet18")
@@ -274,8 +273,7 @@ def test_a_language_model_gives_its_encoder(tmp_path):
     assert alone.variables == {}
     assert alone.tokenizer == tmp_path
     module = alone.module
-    like = weights.shapes(module, jnp.zeros((1, 2), int), jnp.ones((1, 2), int))
-    tensors = in_a_file(weights.FAMILIES[type(module)], like)
+    tensors = in_a_file(module, jnp.zeros((1, 2), int), jnp.ones((1, 2), int))
     plain = tensors.copy()
     norm = tensors.pop("embeddings.LayerNorm.weight")
     tensors["embeddings.LayerNorm.gamma"] = norm

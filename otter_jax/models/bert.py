@@ -39,9 +39,6 @@ class BertConfig:
     @classmethod
     def from_json(cls, config: dict[str, Any]) -> "BertConfig":
         """The config of a parsed config.json; ValueError for what `Bert` could not compute."""
-        model_type = config.get("model_type", "bert")
-        if model_type not in ("bert", "roberta"):
-            raise ValueError(f"model_type={model_type!r} is not supported; bert and roberta are")
         positions = config.get("position_embedding_type", "absolute")
         if positions != "absolute":
             raise ValueError(f"position_embedding_type={positions!r} is not supported")
@@ -50,7 +47,14 @@ class BertConfig:
             raise ValueError(f"hidden_act={config['hidden_act']!r} is not supported; {known} are")
         fields = {field.name for field in dataclasses.fields(cls)} & config.keys()
         return cls(
-            **{name: config[name] for name in fields}, roberta_positions=model_type == "roberta"
+            **{name: config[name] for name in fields},
+            roberta_positions=config.get("model_type") == "roberta",
+        )
+
+    def with_dropout(self, rate: float) -> "BertConfig":
+        """The same with another dropout, of hidden states and attention alike."""
+        return dataclasses.replace(
+            self, hidden_dropout_prob=rate, attention_probs_dropout_prob=rate
         )
 
     @property
@@ -86,6 +90,12 @@ class Bert(nn.Module):
     def width(self) -> int:
         """The number of features."""
         return self.config.hidden_size
+
+    def pool(
+        self, hidden: Float[Array, "B L H"], token_ids: Int[Array, "B L"], mask: Mask
+    ) -> Float[Array, "B H"]:
+        """One vector a text, float32: the mean over its tokens."""
+        return mean_pool(hidden, mask)
 
 
 def mean_pool(hidden: Float[Array, "B L H"], mask: Mask) -> Float[Array, "B H"]:

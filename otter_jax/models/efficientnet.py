@@ -45,6 +45,8 @@ class EfficientNet(nn.Module):
     num_classes: int | None = None
     dtype: Any = jnp.float32
 
+    classifier = "fc"  # what files call the layer to `num_classes`
+
     @nn.compact
     def __call__(self, image: Float[Array, "B H W 3"], *, train: bool) -> Float[Array, "B C"]:
         x = convolution(STEM, 3, 2, self.dtype, "conv_stem")(image)
@@ -66,7 +68,9 @@ class EfficientNet(nn.Module):
         x = convolution(HEAD, 1, 1, self.dtype, "conv_head")(x)
         x = jax.nn.relu6(batch_norm(self.dtype, "bn1")(x, use_running_average=not train))
         x = x.astype(jnp.promote_types(x.dtype, jnp.float32)).mean((1, 2))
-        return x if self.num_classes is None else nn.Dense(self.num_classes, name="fc")(x)
+        return (
+            x if self.num_classes is None else nn.Dense(self.num_classes, name=self.classifier)(x)
+        )
 
     @property
     def width(self) -> int:

@@ -63,6 +63,8 @@ class ResNet(nn.Module):
     num_classes: int | None = None
     dtype: Any = jnp.float32
 
+    classifier = "fc"  # what files call the layer to `num_classes`
+
     @nn.compact
     def __call__(self, image: Float[Array, "B H W 3"], *, train: bool) -> Float[Array, "B C"]:
         x = convolution(64, 7, 2, self.dtype, "conv1")(image)
@@ -74,7 +76,9 @@ class ResNet(nn.Module):
                 name = f"layer{stage + 1}_{i}"
                 x = Block(self.block, channels, stride, self.dtype, name=name)(x, train=train)
         x = x.astype(jnp.promote_types(x.dtype, jnp.float32)).mean((1, 2))
-        return x if self.num_classes is None else nn.Dense(self.num_classes, name="fc")(x)
+        return (
+            x if self.num_classes is None else nn.Dense(self.num_classes, name=self.classifier)(x)
+        )
 
     @property
     def width(self) -> int:

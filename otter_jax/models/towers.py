@@ -4,8 +4,6 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, UInt8
 
-from otter_jax.models.bert import mean_pool
-
 
 class Towers(nn.Module):
     """Image and text encoder, a linear layer each to `dim`, and the two temperatures.
@@ -51,7 +49,7 @@ class Towers(nn.Module):
         self, token_ids: Int[Array, "B L"], mask: Bool[Array, "B L"], *, train: bool = False
     ) -> Float[Array, "B D"]:
         """Embeddings of captions, of unit length, float32; 0 for a caption without a token."""
-        pooled = mean_pool(self.txt(token_ids, mask, train=train), mask)
+        pooled = self.txt.pool(self.txt(token_ids, mask, train=train), token_ids, mask)
         if self.txt_head is not None:
             pooled = self.txt_head(pooled) * mask.any(axis=1, keepdims=True)
         return unit(pooled)

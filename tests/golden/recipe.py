@@ -5,28 +5,18 @@ import zlib
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import traverse_util
 
-from otter_jax import weights
+from otter_jax import names, weights
 
 SEED = 20260
 
 
-def recipe_variables(module, *inputs):
-    """The module's variables, in its own layout, each drawn by the name it has in files."""
-    like = weights.shapes(module, *inputs)
-    names = {
-        path: weights.file_name(path, weights.FAMILIES[type(module)])
-        for path in traverse_util.flatten_dict(like)
-    }
-
-    def draw(path, leaf):
-        path = tuple(key.key for key in path)
-        axes = weights.file_axes(path, leaf.ndim)
-        values = tensor(names[path], tuple(leaf.shape[axis] for axis in np.argsort(axes)))
-        return values.transpose(axes)
-
-    return jax.tree_util.tree_map_with_path(draw, like)
+def recipe_variables(module, *inputs, family=None):
+    """The module's variables, each drawn by the name it has in files of `family`."""
+    family = family or names.families(module)[0]
+    like = jax.tree.map(lambda x: np.zeros(x.shape, np.float32), weights.shapes(module, *inputs))
+    drawn = {name: tensor(name, x.shape) for name, x in names.export(like, family).items()}
+    return names.convert(drawn, like, (family,), source="recipe")
 
 
 def tensor(name, shape):
