@@ -86,6 +86,21 @@ def get_config(method: str = "otter") -> ConfigDict:
     return config
 
 
+def as_released(config: ConfigDict, num_processes: int = 8) -> ConfigDict:
+    """`config`, computed as the released code does on so many processes (README, "Methods")."""
+    objective = config.objective
+    config.model.dtype = "float32"
+    config.optim.schedule = "epoch"
+    objective.negatives_gradient = False
+    objective.smoothing = 0.0  # its scripts pass none
+    if objective.teacher == "softmax":
+        objective.image_weight = objective.text_weight = 1.0
+    if objective.teacher == "transport":
+        objective.diagonal = "per_process"
+        objective.num_processes = num_processes
+    return config
+
+
 def evaluation(
     data: str,
     *,

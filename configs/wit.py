@@ -1,0 +1,18 @@
+"""OTTER on WIT, the images of Wikipedia and their texts; all but the data as in cc3m.py.
+
+    python -m otter_jax.main --config configs/wit.py --workdir runs/wit \
+        --config.data.tars="('/data/wit/*.tar',)"
+
+Variants: those of cc3m.py. The paper trains on WIT too, but the release has neither a script for it
+nor its results: batch, rate and epochs here are CC3M's; for numbers, see the paper. Nor does it say
+which of WIT's texts it takes for the caption: whatever the tars hold is taken here.
+"""
+
+from configs import cc3m
+
+
+def get_config(variant: str = "otter"):
+    """Training on WIT by a method, or by "METHOD_released"."""
+    config = cc3m.get_config(variant)
+    config.data.name = "wit"
+    return config
