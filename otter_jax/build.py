@@ -1,5 +1,6 @@
 """From the model section of a config to the two towers and what they start from."""
 
+import functools
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -7,11 +8,15 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import traverse_util
+from jax.sharding import Sharding
 from jaxtyping import Array, Key, PyTree
+from ml_collections import ConfigDict
 
 from otter_jax import weights
+from otter_jax.checkpoint import Checkpoints
 from otter_jax.errors import UserError
 from otter_jax.models.towers import Towers
+from otter_jax.weights import Encoder
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 
@@ -30,14 +35,69 @@ def towers(
     Variables that no weights were given for are drawn from `key`. Raises UserError as
     `weights.load_image` and `weights.load_text` do.
     """
+    model, image, text = join(dim=dim, img=img, txt=txt, dtype=dtype)
+    given = {
+        (collection, tower, *path): leaf
+        for tower, encoder in (("img", image), ("txt", text))
+        for collection, tree in encoder.variables.items()
+        for path, leaf in traverse_util.flatten_dict(tree).items()
+    }
+
+    def draw():
+        flat = traverse_util.flatten_dict(initialise(model, key))
+        return {path: leaf for path, leaf in flat.items() if path not in given}
+
+    # Compiled without optimisation and without what is given: a second instead of a minute.
+    drawn = jax.jit(draw, compiler_options={"xla_backend_optimization_level": 0})()
+    variables = traverse_util.unflatten_dict(given | drawn)
+    return model, {"batch_stats": {}} | variables, text.tokenizer
+
+
+def shapes(
+    *, dim: int, img: Mapping[str, Any], txt: Mapping[str, Any], dtype: str
+) -> tuple[Towers, PyTree, Path]:
+    """As `towers`, with the variables' shapes alone; no weights are read."""
+    img, txt = {**img, "weights": ""}, {**txt, "pretrained": False}
+    model, _, text = join(dim=dim, img=img, txt=txt, dtype=dtype)
+    like = jax.eval_shape(functools.partial(initialise, model, jax.random.key(0)))
+    return model, {"batch_stats": {}} | like, text.tokenizer
+
+
+def trained(
+    config: ConfigDict, workdir: Path, sharding: Sharding
+) -> tuple[Towers, dict[str, PyTree], Path, int]:
+    """A run's model, its weights {"student", "ema"}, its tokenizer's folder, and which step it is.
+
+    The step is the best by eval.best, else the latest. "ema" is left out where there is none, or a
+    fixed teacher in its place. Raises UserError if there is no checkpoint, or it is of another
+    model than the config's.
+    """
+    model, like, tokenizer = shapes(**config.model.to_dict())
+    checkpoints = Checkpoints(workdir, best=config.eval.best, read_only=True)
+    try:
+        step = checkpoints.best
+        if step is None:
+            raise UserError(f"There is no checkpoint in {workdir}: train first, or mend --workdir.")
+        averaged = not config.teacher.checkpoint and "teacher" in checkpoints.entries(step)
+        wanted = like | ({"teacher": like} if averaged else {})
+        state = checkpoints.restore_part(step, wanted, sharding)
+    finally:
+        checkpoints.close()
+    weights_of = {"student": {name: state[name] for name in like}}
+    if averaged:
+        weights_of["ema"] = state["teacher"]
+    return model, weights_of, tokenizer, step
+
+
+def join(
+    *, dim: int, img: Mapping[str, Any], txt: Mapping[str, Any], dtype: str
+) -> tuple[Towers, Encoder, Encoder]:
+    """The model, and its image and text encoder as they were loaded."""
     if dtype not in DTYPES:
         raise UserError(f"model.dtype={dtype!r}: one of {', '.join(DTYPES)}.")
     image = weights.load_image(img["weights"], arch=img["arch"], dtype=DTYPES[dtype])
     text = weights.load_text(
-        txt["weights"],
-        dropout=txt["dropout"],
-        dtype=DTYPES[dtype],
-        pretrained=txt["pretrained"],
+        txt["weights"], dropout=txt["dropout"], dtype=DTYPES[dtype], pretrained=txt["pretrained"]
     )
     model = Towers(
         img=image.module,
@@ -47,20 +107,10 @@ def towers(
         mean=tuple(img["mean"]),
         std=tuple(img["std"]),
     )
-    given = {
-        (collection, tower, *path): leaf
-        for tower, encoder in (("img", image), ("txt", text))
-        for collection, tree in encoder.variables.items()
-        for path, leaf in traverse_util.flatten_dict(tree).items()
-    }
+    return model, image, text
 
-    def draw():
-        inputs = jnp.zeros((1, 64, 64, 3), jnp.uint8), jnp.zeros((1, 8), jnp.int32)
-        variables = model.init(key, *inputs, jnp.ones((1, 8), bool), train=False)
-        flat = traverse_util.flatten_dict(variables)
-        return {path: leaf for path, leaf in flat.items() if path not in given}
 
-    # Compiled without optimisation and without what is given: a second instead of a minute.
-    drawn = jax.jit(draw, compiler_options={"xla_backend_optimization_level": 0})()
-    variables = traverse_util.unflatten_dict(given | drawn)
-    return model, {"batch_stats": {}} | variables, text.tokenizer
+def initialise(model: Towers, key: Key[Array, ""]) -> PyTree:
+    """Fresh variables; their shapes do not depend on the sizes of images and texts."""
+    image, ids = jnp.zeros((1, 64, 64, 3), jnp.uint8), jnp.zeros((1, 8), jnp.int32)
+    return model.init(key, image, ids, jnp.ones((1, 8), bool), train=False)

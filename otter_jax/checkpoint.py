@@ -62,6 +62,10 @@ class Checkpoints:
         scores = {step: m[self._best] for step, m in scores.items() if self._best in m}
         return max(scores, key=scores.get) if scores else self.latest
 
+    def entries(self, step: int) -> set[str]:
+        """What the state of `step` holds: "params", "teacher", ..."""
+        return set(self._manager.item_metadata(step)["state"].tree)
+
     def save(self, step: int, state: PyTree, metrics: Mapping[str, float] | None = None) -> None:
         """Copies the state out of the devices, and writes it while training goes on."""
         if step == self.latest:

@@ -10,13 +10,20 @@ import rich.console
 from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
+from otter_jax import record
 from otter_jax.errors import UserError
 
 CONFIG = config_flags.DEFINE_config_file(
     "config", None, "Config file, :VARIANT after it if it takes one. In eval mode: the run's own."
 )
 WORKDIR = flags.DEFINE_string("workdir", None, "Directory of the run, all that it needs to go on.")
-MODE = flags.DEFINE_enum("mode", "train", ["train", "eval"], "Train and evaluate, or evaluate.")
+MODE = flags.DEFINE_enum(
+    "mode",
+    "train",
+    ["train", "eval", "convert"],
+    "Train and evaluate; evaluate; or make a run of a --checkpoint of the released PyTorch code.",
+)
+CHECKPOINT = flags.DEFINE_string("checkpoint", None, "In convert mode: best.pth.tar, for example.")
 
 
 def main(argv: list[str]) -> None:
@@ -29,23 +36,28 @@ def main(argv: list[str]) -> None:
     saved = workdir / "config.json"
     config = CONFIG.value
     if config is None:
-        if MODE.value == "train" or not saved.exists():
+        if MODE.value != "eval" or not saved.exists():
             raise UserError(
                 "--config is missing: a config file, for example configs/quickstart.py."
                 + (f" And there is no {saved} to take its place." if MODE.value == "eval" else "")
             )
-        config = from_json(saved)
+        config = record.config_of(workdir)
+    if (MODE.value == "convert") != (CHECKPOINT.value is not None):
+        raise UserError("--checkpoint FILE and --mode convert go together.")
     # Keys, paths and regular expressions are printed as they are, not read as markup.
     console = rich.console.Console(markup=False, highlight=False)
 
     # Imported here: a mistake in the flags need not wait for JAX.
-    from otter_jax import train, zeroshot
+    from otter_jax import released, train, zeroshot
 
+    if MODE.value == "convert":
+        released.run(config, pathlib.Path(CHECKPOINT.value).expanduser(), workdir, console=console)
+        return
     if MODE.value == "eval":
         zeroshot.run(config, workdir, console=console)
         return
     if saved.exists():
-        for line in differences(from_json(saved), config):
+        for line in differences(record.config_of(workdir), config):
             console.print(f"Changed since the last start: {line}")
     train.run(
         config,
@@ -68,11 +80,6 @@ def parse(argv: list[str]) -> list[str]:
         if "Traceback" in text:
             text = text.splitlines()[-1].split("Error: ", 1)[-1]
         raise UserError(f"In the command line or its config: {' '.join(text.split())}") from error
-
-
-def from_json(path: pathlib.Path) -> ConfigDict:
-    """The config that a run was started with."""
-    return ConfigDict(json.loads(path.read_text()))
 
 
 def differences(before: ConfigDict, after: ConfigDict) -> Iterator[str]:

@@ -7,6 +7,8 @@ import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from otter_jax.errors import UserError
+
 AXIS = "data"
 ROWS = PartitionSpec(AXIS)  # axis 0 cut into one piece per device
 WHOLE = PartitionSpec()  # a copy on every device
@@ -28,3 +30,13 @@ def put_batch(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Arra
     """The global batch on the devices, from the rows that this process has read."""
     put = functools.partial(jax.make_array_from_process_local_data, NamedSharding(mesh, ROWS))
     return {name: put(rows) for name, rows in batch.items()}
+
+
+def check_divides(key: str, batch_size: int, devices: int) -> None:
+    """Raises UserError, naming the nearest sizes that would do, unless each device gets rows."""
+    if batch_size < 1 or batch_size % devices:
+        below = batch_size // devices * devices
+        nearest = f"{below} or {below + devices}" if below > 0 else f"{devices}"
+        raise UserError(
+            f"{key}={batch_size} does not divide over {devices} devices; nearest: {nearest}."
+        )

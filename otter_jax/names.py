@@ -14,8 +14,11 @@ from flax import traverse_util
 
 from otter_jax.errors import UserError
 from otter_jax.models.bert import Bert
+from otter_jax.models.clip import ClipText
 from otter_jax.models.efficientnet import EfficientNet
+from otter_jax.models.mobilenet import MobileNet
 from otter_jax.models.resnet import ResNet
+from otter_jax.models.vit import ViT
 from otter_jax.tensors import Tensors
 
 Rules = tuple[tuple[str, str], ...]  # (pattern, replacement), all applied in turn
@@ -40,6 +43,19 @@ class Family(NamedTuple):
 
 
 NUMBERED = (r"_(\d+)(?=[._]|$)", r".\1")  # layer1_0.conv1 -> layer1.0.conv1
+TIMM_BLOCKS = Family(
+    rename=(NUMBERED,),  # blocks_1_0.bn1 -> blocks.1.0.bn1
+    aliases=((r"^module\.", ""),),
+    ignore=(r".*\.num_batches_tracked", r"classifier\..*"),
+)
+CLIP_BLOCKS: Rules = (
+    (r"^blocks_", "encoder.layers."),
+    (r"\.norm(\d)$", r".layer_norm\1"),
+    (r"\.attn\.", ".self_attn."),
+    (r"\.proj$", ".out_proj"),
+)
+CLIP_PARTS = (("qkv", ("q_proj", "k_proj", "v_proj")),)
+CLIP_REST = (r".*_projection\.weight", r"logit_scale", r".*\.position_ids")
 FAMILIES: dict[type[nn.Module], tuple[Family, ...]] = {
     ResNet: (
         Family(
@@ -48,19 +64,48 @@ FAMILIES: dict[type[nn.Module], tuple[Family, ...]] = {
             ignore=(r".*\.num_batches_tracked", r"fc\..*"),
         ),
     ),
-    EfficientNet: (
-        Family(
-            rename=(NUMBERED, (r"(^|\.)(?=[a-z])", r"\1_")),  # blocks_1.bn0 -> _blocks.1._bn0
-            aliases=((r"^module\.", ""),),
-            ignore=(r".*\.num_batches_tracked", r"_fc\..*"),
-        ),
-    ),
+    EfficientNet: (TIMM_BLOCKS,),
+    MobileNet: (TIMM_BLOCKS,),
     Bert: (
         Family(
             rename=(NUMBERED,),
             # Language models hold the encoder under a prefix; TensorFlow's BERTs had gamma, beta.
             aliases=((r"^(bert|roberta)\.", ""), (r"\.gamma$", ".weight"), (r"\.beta$", ".bias")),
             ignore=(r"pooler\..*", r"embeddings\.position_ids", r"cls\..*", r"lm_head\..*"),
+        ),
+    ),
+    ViT: (
+        Family(
+            rename=((r"^patch_embed$", "patch_embed.proj"), NUMBERED),
+            aliases=((r"^module\.", ""),),
+            ignore=(r"head\..*",),
+        ),
+        Family(  # the image side of Hugging Face's CLIP
+            rename=(
+                (r"^cls_token$", "embeddings.class_embedding"),
+                (r"^pos_embed$", "embeddings.position_embedding.weight"),
+                (r"^patch_embed$", "embeddings.patch_embedding"),
+                (r"^norm_pre$", "pre_layrnorm"),  # it is called so
+                (r"^norm$", "post_layernorm"),
+                *CLIP_BLOCKS,
+                (r"^", "vision_model."),
+            ),
+            # CLIPVisionModel by itself is written without the prefix since transformers 5.
+            aliases=((r"^(?=embeddings|encoder|pre_layrnorm|post_layernorm)", "vision_model."),),
+            ignore=(r"text_model\..*", *CLIP_REST),
+            parts=CLIP_PARTS,
+        ),
+    ),
+    ClipText: (
+        Family(
+            rename=(
+                (r"^(?=token_embedding|position_embedding)", "embeddings."),
+                *CLIP_BLOCKS,
+                (r"^", "text_model."),
+            ),
+            aliases=((r"^(?=embeddings|encoder|final_layer_norm)", "text_model."),),
+            ignore=(r"vision_model\..*", *CLIP_REST),
+            parts=CLIP_PARTS,
         ),
     ),
 }
@@ -79,7 +124,36 @@ KERNEL_AXES = {2: (1, 0), 4: (2, 3, 1, 0)}
 
 def families(module: nn.Module) -> tuple[Family, ...]:
     """The kinds of files that hold such a module; the first is what is exported."""
-    return FAMILIES[type(module)]
+    found = FAMILIES[type(module)]
+    if isinstance(module, EfficientNet) and module.tensorflow:
+        return (*found, lukemelas(module.stage_sizes))
+    return found
+
+
+def lukemelas(stage_sizes: tuple[int, ...]) -> Family:
+    """EfficientNets of TensorFlow as lukemelas/EfficientNet-PyTorch, the first port, names them.
+
+    Blocks are counted through all stages; a layer has the same name in each, and norms begin at 0
+    where there is something to widen, else at 1.
+    """
+    blocks = [f"blocks_{stage}_{i}" for stage, size in enumerate(stage_sizes) for i in range(size)]
+    return Family(
+        rename=(
+            (r"^(blocks_0_\d+\.)conv_pw$", r"\1project_conv"),
+            (r"^(blocks_[1-9]_\d+\.)?bn1$", r"\1bn0"),
+            (r"^(blocks_[1-9]_\d+\.)?bn2$", r"\1bn1"),
+            (r"^(blocks_[1-9]_\d+\.)bn3$", r"\1bn2"),
+            (r"\.conv_pw$", ".expand_conv"),
+            (r"\.conv_dw$", ".depthwise_conv"),
+            (r"\.conv_pwl$", ".project_conv"),
+            (r"\.se\.conv_", ".se_"),
+            (r"^classifier$", "fc"),
+            *((rf"^{block}\.", f"blocks.{n}.") for n, block in enumerate(blocks)),
+            (r"(^|\.)(?=[a-z])", r"\1_"),  # blocks.1.bn0 -> _blocks.1._bn0
+        ),
+        aliases=((r"^module\.", ""),),
+        ignore=(r".*\.num_batches_tracked", r"_fc\..*"),
+    )
 
 
 def file_names(path: VariablePath, family: Family) -> tuple[str, ...]:
@@ -126,7 +200,7 @@ def convert(
     if any(problems.values()):
         found = "; ".join(listing(kind, names) for kind, names in problems.items() if names)
         raise UserError(
-            f"{source} does not hold the weights of this encoder: {found}. "
+            f"{source} does not hold the weights of this model: {found}. "
             "Is it the file of another architecture?"
         )
     return traverse_util.unflatten_dict(variables)
@@ -157,7 +231,7 @@ def _convert(tensors, like, family):
             misshapen += wrong
             continue
         tensor = np.concatenate(found) if len(found) > 1 else found[0]
-        variables[path] = np.ascontiguousarray(tensor.transpose(axes), np.float32)
+        variables[path] = np.array(tensor.transpose(axes), np.float32, order="C")
     ignored = re.compile("|".join(family.ignore))
     unexpected = [name for name in left if not ignored.fullmatch(name)]
     problems = {"missing": missing, "unexpected": unexpected, "of another shape": misshapen}
@@ -175,7 +249,8 @@ def export(variables: dict[str, Any], family: Family) -> Tensors:
         names = file_names(path, family)
         tensor = np.asarray(leaf).transpose(np.argsort(file_axes(path, leaf.ndim)))
         parts = np.split(tensor, len(names)) if len(names) > 1 else [tensor]
-        tensors |= zip(names, map(np.ascontiguousarray, parts), strict=True)
+        for name, part in zip(names, parts, strict=True):
+            tensors[name] = np.array(part, order="C")
     return tensors
 
 

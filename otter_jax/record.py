@@ -12,6 +12,9 @@ from typing import Any
 import rich.console
 import rich.progress
 import tensorboardX
+from ml_collections import ConfigDict
+
+from otter_jax.errors import UserError
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
 
@@ -68,6 +71,14 @@ def describe(workdir: pathlib.Path, config: Mapping[str, Any]) -> None:
         }
     )
     _replace(path, json.dumps(starts, indent=2))
+
+
+def config_of(workdir: pathlib.Path) -> ConfigDict:
+    """The config of the latest start of a run. Raises UserError if there is none."""
+    path = workdir / "config.json"
+    if not path.is_file():
+        raise UserError(f"There is no {path}: is {workdir} the directory of a run?")
+    return ConfigDict(json.loads(path.read_text()))
 
 
 def progress_bar(console: rich.console.Console) -> rich.progress.Progress:

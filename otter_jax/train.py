@@ -27,6 +27,7 @@ from otter_jax.data import pipeline, store
 from otter_jax.data.captions import Tokenizer
 from otter_jax.errors import UserError
 from otter_jax.models.towers import Towers
+from otter_jax.models.vit import ViT
 from otter_jax.objective import Objective
 
 NAMED = 10  # unreadable images
@@ -58,8 +59,8 @@ def run(
     model, variables, tokenizer_folder = build.towers(
         **config.model.to_dict(), key=jax.random.key(config.seed)
     )
-    check_length(config, model)
     tokenizer = Tokenizer(tokenizer_folder, config.data.max_tokens)
+    check_sizes(config, model, tokenizer)
     evaluate = make_evaluate(config, model, tokenizer, mesh, workdir)
     schedule, tx = optimizer(config, variables["params"], length)
     whole, rows = meshes.shardings(mesh)
@@ -73,7 +74,7 @@ def run(
         checkpoints = closing(Checkpoints(workdir, best=config.eval.best, keep_every=keep_every))
         state = step.create_state(variables["params"], variables["batch_stats"], tx)
         start = checkpoints.latest or 0
-        if start:
+        if checkpoints.latest is not None:
             state = checkpoints.restore(start, state, whole)
         elif config.teacher.checkpoint:
             state = state.replace(teacher=fixed_teacher(config, variables))
@@ -345,12 +346,16 @@ class Stop:
 def check(config: ConfigDict, devices: int) -> None:
     """Raises UserError for sizes that cannot be, before any data is read."""
     B = config.train.batch_size
-    check_divides(B, devices)
+    meshes.check_divides("train.batch_size", B, devices)
+    if B < 2:
+        raise UserError(
+            "train.batch_size=1 has no negatives: every loss would be 0. Take 2 or more."
+        )
+    meshes.check_divides("eval.batch_size", config.eval.batch_size, devices)
     Objective(**config.objective)
     for key, value in (
         ("train.epochs", config.train.epochs),
         ("train.log_every", config.train.log_every),
-        ("eval.batch_size", config.eval.batch_size),
     ):
         if value <= 0:
             raise UserError(f"{key}={value}: must be more than 0.")
@@ -366,27 +371,24 @@ def check(config: ConfigDict, devices: int) -> None:
         )
 
 
-def check_length(config: ConfigDict, model: Towers) -> None:
-    """Raises UserError if captions may be longer than the text encoder can read."""
+def check_sizes(config: ConfigDict, model: Towers, tokenizer: Tokenizer) -> None:
+    """Raises UserError if an encoder cannot read such images, or captions so tokenised."""
+    words = model.txt.config.vocab_size
+    if tokenizer.vocab_size > words:
+        raise UserError(
+            f"The tokenizer of model.txt.weights={config.model.txt.weights!r} has "
+            f"{tokenizer.vocab_size} tokens, but the encoder there embeds {words}: "
+            "they do not belong together."
+        )
     longest = model.txt.config.max_length
     if config.data.max_tokens > longest:
         raise UserError(
             f"data.max_tokens={config.data.max_tokens}: the text encoder has {longest} positions."
         )
-
-
-def check_divides(batch_size: int, devices: int) -> None:
-    """Raises UserError, naming the nearest sizes that would do, unless each device gets rows."""
-    if batch_size < 1 or batch_size % devices:
-        below = batch_size // devices * devices
-        nearest = f"{below} or {below + devices}" if below else f"{devices}"
+    if isinstance(model.img, ViT) and config.data.image_size % model.img.patch:
         raise UserError(
-            f"train.batch_size={batch_size} does not divide over {devices} devices; "
-            f"nearest: {nearest}."
-        )
-    if batch_size < 2:
-        raise UserError(
-            "train.batch_size=1 has no negatives: every loss would be 0. Take 2 or more."
+            f"data.image_size={config.data.image_size}: {config.model.img.arch} cuts images into "
+            f"patches, so it must be a multiple of {model.img.patch}."
         )
 
 

@@ -16,16 +16,23 @@ from flax import linen as nn
 from otter_jax import names, tensors
 from otter_jax.errors import UserError
 from otter_jax.models.bert import Bert, BertConfig
+from otter_jax.models.clip import ClipText, ClipTextConfig
 from otter_jax.models.efficientnet import EFFICIENTNETS, EfficientNet
+from otter_jax.models.mobilenet import MOBILENETS, MobileNet
 from otter_jax.models.resnet import RESNETS, ResNet
+from otter_jax.models.vit import VITS, ViT
 
 IMAGE_ENCODERS: dict[str, tuple[type[nn.Module], dict[str, Any]]] = {
     **{name: (ResNet, arguments) for name, arguments in RESNETS.items()},
     **{name: (EfficientNet, arguments) for name, arguments in EFFICIENTNETS.items()},
+    **{name: (MobileNet, arguments) for name, arguments in MOBILENETS.items()},
+    **{name: (ViT, arguments) for name, arguments in VITS.items()},
 }
 TEXT_ENCODERS = {  # by model_type in config.json
     "bert": (Bert, BertConfig),
     "roberta": (Bert, BertConfig),
+    "clip": (ClipText, ClipTextConfig),  # a whole CLIP, of which this is the text side
+    "clip_text_model": (ClipText, ClipTextConfig),
 }
 
 # Packages that carry weights: where the file (images) or the folder (text) is among theirs.
@@ -174,14 +181,21 @@ def from_hub(name: str, *, pretrained: bool = True) -> Path:
     Only the config, the tokenizer and one file of weights are fetched.
     """
     repo, _, revision = name.partition("@")
-    options = {"revision": revision or None}
-    try:
-        folder = huggingface_hub.snapshot_download(
-            repo, allow_patterns=["config.json", *TOKENIZER_FILES], **options
+
+    def fetch(*files: str) -> Path:
+        files = ["config.json", *TOKENIZER_FILES, *files]
+        return Path(
+            huggingface_hub.snapshot_download(repo, revision=revision or None, allow_patterns=files)
         )
-        if pretrained:
-            fetch_weights(repo, options)
-        return Path(folder)
+
+    try:
+        if not pretrained:
+            return fetch()
+        for file in WEIGHTS_FILES:
+            folder = fetch(file)
+            if (folder / file).is_file():
+                break
+        return folder
     except hub_errors.LocalEntryNotFoundError as error:
         reason = "it is not in the cache of this machine, and the hub cannot be reached"
         remedy = f"Fetch it once with a network: `hf download {repo}`"
@@ -190,25 +204,12 @@ def from_hub(name: str, *, pretrained: bool = True) -> Path:
         reason, remedy = "its owner gives access on request", "Then log in: `hf auth login`"
         raise UserError(_hub_message(name, reason, remedy)) from error
     except (hub_errors.RepositoryNotFoundError, hub_errors.RevisionNotFoundError) as error:
-        missing = (
-            "revision" if isinstance(error, hub_errors.RevisionNotFoundError) else "repository"
-        )
-        reason = f"the hub has no such public {missing}"
+        kind = "revision" if isinstance(error, hub_errors.RevisionNotFoundError) else "repository"
+        reason = f"the hub has no such public {kind}"
         raise UserError(_hub_message(name, reason, "Mend the name")) from error
-    except (hub_errors.EntryNotFoundError, hub_errors.HFValidationError, OSError) as error:
+    except (hub_errors.HFValidationError, OSError) as error:
         reason = str(error).strip().split("\n")[0] or type(error).__name__
         raise UserError(_hub_message(name, reason, "Try again")) from error
-
-
-def fetch_weights(repo: str, options: dict[str, Any]) -> None:
-    """Fetches the first of `WEIGHTS_FILES` that the repository has."""
-    for file in WEIGHTS_FILES[:-1]:
-        try:
-            huggingface_hub.hf_hub_download(repo, file, **options)
-            return
-        except hub_errors.EntryNotFoundError:  # or it is not in the cache, where another may be
-            continue
-    huggingface_hub.hf_hub_download(repo, WEIGHTS_FILES[-1], **options)
 
 
 def _hub_message(name, reason, remedy):

@@ -24,7 +24,6 @@ from ml_collections import ConfigDict
 
 from otter_jax import build, record
 from otter_jax import mesh as meshes
-from otter_jax.checkpoint import Checkpoints
 from otter_jax.data import pipeline, store
 from otter_jax.data.captions import Tokenizer
 from otter_jax.errors import UserError
@@ -188,9 +187,7 @@ class Evaluator:
         """Opens the sets; raises UserError for what is wrong with them, or with eval.best."""
         self._config, self._tokenizer, self._mesh = config, tokenizer, mesh
         self._workdir, self._console = workdir, console
-        if config.eval.batch_size % mesh.size:
-            size = f"eval.batch_size={config.eval.batch_size}"
-            raise UserError(f"{size} does not divide over {mesh.size} devices.")
+        meshes.check_divides("eval.batch_size", config.eval.batch_size, mesh.size)
         self.sets = [
             EvalSet.open(name, spec, config.data.dir) for name, spec in config.eval.sets.items()
         ]
@@ -344,25 +341,11 @@ def run(config: ConfigDict, workdir: pathlib.Path, *, console: rich.console.Cons
 
     Raises UserError if there is none, or it is of another model than the config's.
     """
-    checkpoints = Checkpoints(workdir, best=config.eval.best, read_only=True)
-    try:
-        step = checkpoints.best
-        if step is None:
-            raise UserError(f"There is no checkpoint in {workdir}: train first, or mend --workdir.")
-        mesh = meshes.make_mesh()
-        model, variables, tokenizer_folder = build.towers(
-            **config.model.to_dict(), key=jax.random.key(config.seed)
-        )
-        tokenizer = Tokenizer(tokenizer_folder, config.data.max_tokens)
-        evaluator = Evaluator(config, model, tokenizer, mesh, workdir, console)
-        whole, _ = meshes.shardings(mesh)
-        averaged = {} if config.teacher.checkpoint else {"teacher": variables}
-        state = checkpoints.restore_part(step, variables | averaged, whole)
-    finally:
-        checkpoints.close()
-    weights_of = {"student": {name: state[name] for name in variables}}
-    if averaged:
-        weights_of["ema"] = state["teacher"]
+    mesh = meshes.make_mesh()
+    whole, _ = meshes.shardings(mesh)
+    model, weights_of, tokenizer_folder, step = build.trained(config, workdir, whole)
+    tokenizer = Tokenizer(tokenizer_folder, config.data.max_tokens)
+    evaluator = Evaluator(config, model, tokenizer, mesh, workdir, console)
     evaluator(step, weights_of)
 
 

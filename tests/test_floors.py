@@ -12,7 +12,7 @@ FLOORS = {  # module or folder -> floor; 0 mathematics, ..., 5 the door
     "tensors": 2, "names": 2, "weights": 2, "build": 2, "data": 2, "record": 2,
     "checkpoint": 2,
     "step": 3,
-    "train": 4, "zeroshot": 4,
+    "train": 4, "zeroshot": 4, "released": 4, "export": 4,
     "main": 5,
     "__init__": 5,
 }  # fmt: skip

@@ -12,6 +12,7 @@ import tarfile
 import time
 
 import numpy as np
+import pickles
 import pytest
 from PIL import Image
 
@@ -203,6 +204,44 @@ def test_evaluation_alone_gives_the_same_numbers(world, whole):
     assert "student" in result.stdout
 
 
+def test_a_checkpoint_of_the_released_code_evaluates_as_the_run_with_its_weights(world, whole):
+    """The run's own weights, written as that code would have, converted and evaluated."""
+    import jax
+
+    from otter_jax import build, names, record, released
+
+    workdir, _ = whole
+    here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    model, weights_of, _, _ = build.trained(record.config_of(workdir), workdir, here)
+    state = {}
+    for prefix, weights in (("student.", "student"), ("teacher.", "ema")):
+        tensors = names.export(weights_of[weights], released.family_of(model))
+        state |= {prefix + name: pickles.tensor(value) for name, value in tensors.items()}
+    state["dist_loss.T_s"] = state.pop("student.dist_loss.T_s")
+    del state["teacher.dist_loss.T_s"]
+    path, converted = world / "last.pth.tar", world / "converted"
+    pickles.write_zip(path, {"epoch": 1, "state_dict": state})
+
+    mode = ("--mode", "convert", "--checkpoint", str(path))
+    result = run(world, "--workdir", str(converted), *mode)
+    assert result.returncode == 0, result.stderr[-3000:]
+    assert "with its EMA teacher" in result.stdout
+    result = run(world, "--workdir", str(converted), "--mode", "eval", config=None)
+    assert result.returncode == 0, result.stderr[-3000:]
+    sets = [
+        json.loads((folder / "results" / f"step_{step:08d}.json").read_text())["sets"]
+        for folder, step in ((workdir, 16), (converted, 0))
+    ]
+    assert sets[0] == sets[1]
+
+    again = run(world, "--workdir", str(converted), *mode)
+    assert again.returncode == 2
+    assert "already holds a run" in again.stderr
+    trained = run(world, "--workdir", str(converted))  # what it lacks is said, and nothing lost
+    assert trained.returncode == 2
+    assert "opt_state" in trained.stderr
+
+
 def test_a_finished_run_says_so(world, whole):
     workdir, _ = whole
     result = run(world, "--workdir", str(workdir))
@@ -330,6 +369,10 @@ MISTAKES = [
     (["--config.eval.batch_size=0"], "eval.batch_size=0"),
     (["--config.data.max_tokens=13"], "12 positions"),
     (["--config.objective.num_processes=3"], "num_processes=3"),
+    (["--config.model.img.arch=vit_small_patch16_224", "--config.data.image_size=30"], "of 16"),
+    (["--mode=convert"], "--checkpoint FILE and --mode convert go together"),
+    (["--checkpoint=last.pth.tar"], "--checkpoint FILE and --mode convert go together"),
+    (["--mode=convert", "--checkpoint=/no/last.pth.tar"], "/no/last.pth.tar"),
     (["surplus"], "surplus"),
 ]
 
@@ -346,6 +389,8 @@ def mistake(world, whole):
         # ml_collections reads the overrides from sys.argv, and makes a flag of each.
         for name in [name for name in flags.FLAGS if name.startswith("config.")]:
             delattr(flags.FLAGS, name)
+        for name in ("mode", "checkpoint"):
+            flags.FLAGS[name].unparse()
         flags.FLAGS.unparse_flags()
         argv = command(world, "--workdir", str(workdir), *arguments)[3:]
         monkeypatch.setattr(sys, "argv", argv)
@@ -354,6 +399,18 @@ def mistake(world, whole):
         return str(caught.value)
 
     return message
+
+
+def test_a_tokenizer_with_more_words_than_its_encoder_is_refused(
+    world, mistake, monkeypatch, tmp_path
+):
+    monkeypatch.chdir(REPO)
+    monkeypatch.syspath_prepend(str(REPO))
+    text = shutil.copytree(world / "text", tmp_path / "text")
+    with (text / "vocab.txt").open("a") as file:
+        file.write("\n" + "\n".join(f"word{i}" for i in range(20)))
+    message = mistake([f"--config.model.txt.weights={text}"], tmp_path / "run", monkeypatch)
+    assert "has 29 tokens, but the encoder there embeds 16" in message
 
 
 @pytest.mark.parametrize(("arguments", "words"), MISTAKES, ids=lambda x: str(x)[:40])
@@ -369,14 +426,14 @@ def test_a_mistake_is_one_paragraph_before_anything_is_compiled(
 
 
 def test_a_batch_that_does_not_divide_names_the_nearest():
-    from otter_jax import train
+    from otter_jax import mesh
     from otter_jax.errors import UserError
 
     with pytest.raises(UserError, match="batch_size=500 does not.* 8 devices; nearest: 496 or 504"):
-        train.check_divides(500, 8)
+        mesh.check_divides("train.batch_size", 500, 8)
     with pytest.raises(UserError, match="nearest: 8"):
-        train.check_divides(3, 8)
-    train.check_divides(512, 8)
+        mesh.check_divides("train.batch_size", 3, 8)
+    mesh.check_divides("train.batch_size", 512, 8)
 
 
 def test_a_mistake_on_the_command_line_has_no_traceback(world):

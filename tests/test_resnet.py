@@ -4,8 +4,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from convnets import assert_timms_features, assert_timms_names, assert_timms_training
 from flax import linen as nn
 from golden.recipe import recipe_images, recipe_variables
+from golden.small_convnets import PIXELS
+from golden.small_convnets import RESNET as SMALL
 
 from otter_jax.models.norm import BatchNorm
 from otter_jax.models.resnet import RESNETS, ResNet
@@ -45,6 +48,20 @@ def test_outputs_and_statistics_are_those_of_timm(arch, golden):
         limit = 5e-4 if arch == "resnet101" else 1e-4
         atol = limit * np.abs(value).max()
         np.testing.assert_allclose(actual, value, rtol=limit, atol=atol, err_msg=key)
+
+
+@pytest.mark.parametrize("arch", RESNETS)
+def test_names_and_shapes_are_timms(arch, golden):
+    assert_timms_names(arch, golden("convnets.npz"))
+
+
+@pytest.mark.parametrize("arch", ["resnet18d", "resnet50d", "resnet152"])
+def test_features_are_timms(arch, golden):
+    assert_timms_features(arch, golden("convnets.npz"), jit=False)
+
+
+def test_a_small_one_with_a_deep_stem_trains_as_timms_does(golden):
+    assert_timms_training("resnetd", ResNet(**SMALL), PIXELS, golden("convnets.npz"))
 
 
 def test_half_precision_gives_float32_features_near_the_exact_ones():

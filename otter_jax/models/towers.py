@@ -1,6 +1,9 @@
 """Two encoders that meet: an image and a caption become unit vectors of one space."""
 
+import math
+
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, UInt8
 
@@ -20,8 +23,8 @@ class Towers(nn.Module):
     std: tuple[float, float, float]
 
     def setup(self):
-        self.img_head = nn.Dense(self.dim)
-        self.txt_head = None if self.txt_width == self.dim else nn.Dense(self.dim)
+        self.img_head = head(self.img.width, self.dim)
+        self.txt_head = None if self.txt_width == self.dim else head(self.txt_width, self.dim)
         # exp(3.9) = 49: where the released code starts both inverse temperatures.
         self.log_scale = self.param(
             "log_scale", lambda _: {k: jnp.full((), 3.9) for k in ("pairs", "teacher")}
@@ -53,6 +56,19 @@ class Towers(nn.Module):
         if self.txt_head is not None:
             pooled = self.txt_head(pooled) * mask.any(axis=1, keepdims=True)
         return unit(pooled)
+
+
+def head(width: int, dim: int) -> nn.Dense:
+    """A linear layer that starts as PyTorch's do: uniform within 1 / sqrt(width).
+
+    flax's own start is sqrt(3) larger, and so, before a normalisation, learns three times slower.
+    """
+    bound = 1 / math.sqrt(width)
+
+    def draw(key, shape, dtype):
+        return jax.random.uniform(key, shape, dtype, -bound, bound)
+
+    return nn.Dense(dim, kernel_init=draw, bias_init=draw)
 
 
 def unit(x: Float[Array, "B D"]) -> Float[Array, "B D"]:

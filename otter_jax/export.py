@@ -1,0 +1,215 @@
+"""A trained model for other programs: an image encoder for timm, a text encoder for transformers.
+
+    python -m otter_jax.export --workdir runs/first --out exported
+
+writes
+
+    exported/image/   config.json, model.safetensors: timm.create_model("local-dir:exported/image",
+                      pretrained=True); its outputs, scaled to length 1, are the embeddings
+    exported/text/    config.json, model.safetensors, the tokenizer: AutoModel.from_pretrained; and
+                      as sentence-transformers has it, pooling and projection beside it
+    exported/otter_jax.json   how pictures are prepared, the temperatures, and where it came from
+    exported/check.npz        pictures, captions and their embeddings here, to compare with there
+"""
+
+import argparse
+import dataclasses
+import functools
+import json
+import pathlib
+import shutil
+import sys
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import safetensors.numpy
+from absl import logging
+from ml_collections import ConfigDict
+
+from otter_jax import build, names, record, weights
+from otter_jax.data.captions import Tokenizer
+from otter_jax.errors import UserError
+from otter_jax.models.bert import Bert
+from otter_jax.models.towers import Towers
+from otter_jax.models.vit import ViT
+from otter_jax.tensors import Tensors
+
+CAPTIONS = ("a photo of a sea otter.", "two people on one bicycle", "café au lait", "1, 2, 3")
+
+
+def run(
+    config: ConfigDict, workdir: pathlib.Path, out: pathlib.Path, *, which: str = "student"
+) -> None:
+    """Writes the best or latest checkpoint of `workdir` into the folder `out`.
+
+    `which` is "student" or "ema". Raises UserError if `out` is not empty, if there is no
+    checkpoint, or no such weights in it.
+    """
+    if out.exists() and any(out.iterdir()):
+        raise UserError(f"--out {out} is not empty; give a new folder.")
+    here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    model, weights_of, folder, step = build.trained(config, workdir, here)
+    if which not in weights_of:
+        raise UserError(f"{workdir} has no {which} weights; there is {', '.join(weights_of)}.")
+    variables = jax.device_get(weights_of[which])
+    write_image(out / "image", config, model, variables)
+    write_text(out / "text", config, model, variables, folder)
+    scales = {k: float(np.exp(v)) for k, v in variables["params"]["log_scale"].items()}
+    about = {
+        "dim": model.dim,
+        "weights": which,
+        "step": step,
+        "scale": {name: min(max(scale, 1.0), 100.0) for name, scale in scales.items()},
+        "image": {"resize": config.data.resize, "size": config.data.image_size},
+        "mean": list(model.mean),  # in 0..255
+        "std": list(model.std),
+        "max_tokens": config.data.max_tokens,
+        "config": json.loads(config.to_json()),
+    }
+    record.write_json(out / "otter_jax.json", about)
+    tokenizer = Tokenizer(folder, config.data.max_tokens)
+    np.savez(out / "check.npz", **check(model, variables, tokenizer, config.data.image_size))
+
+
+def check(model: Towers, variables: dict[str, Any], tokenizer: Tokenizer, size: int) -> Tensors:
+    """Pictures (noise, uint8), captions, and the model's embeddings of both."""
+    pictures = np.random.RandomState(0).randint(0, 256, (4, size, size, 3)).astype(np.uint8)
+    embed = jax.jit(functools.partial(model.apply, train=False))
+    image, text = embed(
+        variables, jnp.asarray(pictures), *map(jnp.asarray, tokenizer.encode(CAPTIONS))
+    )
+    return {
+        "pictures": pictures,
+        "captions": np.array(CAPTIONS),
+        "image_embeddings": np.asarray(image),
+        "text_embeddings": np.asarray(text),
+    }
+
+
+def tower(variables: dict[str, Any], name: str) -> dict[str, Any]:
+    """One tower's own variables, {"params", "batch_stats"}."""
+    return {kind: tree[name] for kind, tree in variables.items() if name in tree}
+
+
+def image_tensors(model: Towers, variables: dict[str, Any]) -> Tensors:
+    """The image encoder with its head as the classifier, in timm's names."""
+    own = tower(variables, "img")
+    own["params"] = own["params"] | {model.img.classifier: variables["params"]["img_head"]}
+    return names.export(own, names.families(model.img)[0])
+
+
+def text_tensors(model: Towers, variables: dict[str, Any]) -> Tensors:
+    """The text encoder in Hugging Face's names."""
+    return names.export(tower(variables, "txt"), names.families(model.txt)[0])
+
+
+def write_image(
+    folder: pathlib.Path, config: ConfigDict, model: Towers, variables: dict[str, Any]
+) -> None:
+    """A folder that timm opens as "local-dir:FOLDER"."""
+    folder.mkdir(parents=True)
+    save(image_tensors(model, variables), folder / "model.safetensors")
+    size, arguments = config.data.image_size, {}
+    if isinstance(model.img, ViT):
+        arguments["img_size"] = size  # timm resamples the position embeddings as it loads them
+        if model.img.pool == "mean":
+            arguments |= {"global_pool": "avg", "fc_norm": False}
+    about = {
+        "architecture": config.model.img.arch.removesuffix("_mean"),
+        "model_args": arguments,
+        "num_classes": model.dim,
+        "num_features": model.img.width,
+        "pretrained_cfg": {
+            "input_size": [3, size, size],
+            "crop_pct": size / config.data.resize,
+            "interpolation": "bicubic",
+            "mean": [value / 255 for value in model.mean],
+            "std": [value / 255 for value in model.std],
+            "num_classes": model.dim,
+            "classifier": model.img.classifier,
+        },
+    }
+    record.write_json(folder / "config.json", about)
+
+
+def write_text(
+    folder: pathlib.Path,
+    config: ConfigDict,
+    model: Towers,
+    variables: dict[str, Any],
+    source: pathlib.Path,
+) -> None:
+    """A folder that transformers opens, and sentence-transformers if it pools by the mean.
+
+    The config and the tokenizer are those of `source`.
+    """
+    folder.mkdir(parents=True)
+    for name in weights.TOKENIZER_FILES:
+        if (source / name).is_file():
+            shutil.copyfile(source / name, folder / name)
+    if isinstance(model.txt, Bert):
+        about = json.loads((source / "config.json").read_text("utf-8"))
+    else:  # there it may be a whole CLIP's; here is one side
+        about = {"model_type": "clip_text_model"} | dataclasses.asdict(model.txt.config)
+    record.write_json(folder / "config.json", about)
+    save(text_tensors(model, variables), folder / "model.safetensors")
+
+    steps = [("", "Transformer"), ("1_Pooling", "Pooling")]
+    if model.txt_width != model.dim:
+        steps.append(("2_Dense", "Dense"))
+        head = variables["params"]["txt_head"]
+        linear = {
+            "linear.weight": np.ascontiguousarray(head["kernel"].T),
+            "linear.bias": head["bias"],
+        }
+        (folder / "2_Dense").mkdir()
+        save(linear, folder / "2_Dense" / "model.safetensors")
+        about = {"in_features": model.txt_width, "out_features": model.dim, "bias": True}
+        about["activation_function"] = "torch.nn.modules.linear.Identity"
+        record.write_json(folder / "2_Dense" / "config.json", about)
+    if not isinstance(model.txt, Bert):
+        return  # CLIP's text transformer is read at one token, which that library has no name for
+    steps.append(("3_Normalize", "Normalize"))
+    modules = [
+        {"idx": i, "name": str(i), "path": path, "type": f"sentence_transformers.models.{kind}"}
+        for i, (path, kind) in enumerate(steps)
+    ]
+    record.write_json(folder / "modules.json", modules)
+    record.write_json(
+        folder / "1_Pooling" / "config.json",
+        {"word_embedding_dimension": model.txt_width, "pooling_mode_mean_tokens": True},
+    )
+    record.write_json(
+        folder / "sentence_bert_config.json",
+        {"max_seq_length": config.data.max_tokens, "do_lower_case": False},
+    )
+
+
+def save(tensors: Tensors, path: pathlib.Path) -> None:
+    """Writes `tensors`; transformers refuses a file that does not say that it is PyTorch's."""
+    safetensors.numpy.save_file(tensors, path, metadata={"format": "pt"})
+
+
+def main(argv: list[str] | None = None) -> None:
+    """`run` by the command line; a user's mistake is one paragraph and exit status 2."""
+    parser = argparse.ArgumentParser(
+        "python -m otter_jax.export", description=__doc__.split("\n")[0]
+    )
+    parser.add_argument("--workdir", required=True, type=pathlib.Path, help="a run's directory")
+    parser.add_argument("--out", required=True, type=pathlib.Path, help="a new folder")
+    parser.add_argument("--weights", default="student", choices=["student", "ema"])
+    options = parser.parse_args(argv)
+    logging.set_verbosity(logging.ERROR)  # Orbax warns of what is meant
+    workdir, out = options.workdir.expanduser(), options.out.expanduser()
+    try:
+        run(record.config_of(workdir), workdir, out, which=options.weights)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    print(f"The {options.weights} weights of {workdir} are in {out}.")
+
+
+if __name__ == "__main__":
+    main()

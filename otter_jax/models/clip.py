@@ -1,0 +1,117 @@
+"""CLIP's text transformer (arXiv:2103.00020) with Hugging Face's names."""
+
+import dataclasses
+from functools import partial
+from typing import Any
+
+import jax.numpy as jnp
+from flax import linen as nn
+from jaxtyping import Array, Float, Int
+
+from otter_jax.models.bert import Mask
+from otter_jax.models.vit import ACTIVATIONS, Block, layer_norm
+
+
+@dataclasses.dataclass(frozen=True)
+class ClipTextConfig:
+    """The fields of a Hugging Face config.json that matter here; CLIP ViT-B/32's by default."""
+
+    vocab_size: int = 49408
+    hidden_size: int = 512
+    num_hidden_layers: int = 12
+    num_attention_heads: int = 8
+    intermediate_size: int = 2048
+    max_position_embeddings: int = 77
+    layer_norm_eps: float = 1e-5
+    hidden_act: str = "quick_gelu"
+    attention_dropout: float = 0.0
+    eos_token_id: int = 49407
+
+    @classmethod
+    def from_json(cls, config: dict[str, Any]) -> "ClipTextConfig":
+        """The config of a parsed config.json, of the text side or of a whole CLIP.
+
+        A whole one leaves out what is as in CLIP ViT-B/32. ValueError for what `ClipText` could
+        not compute.
+        """
+        if config.get("model_type") == "clip":
+            # Old files say some of it again, and mean that, in text_config_dict.
+            config = {
+                **(config.get("text_config") or {}),
+                **(config.get("text_config_dict") or {}),
+            }
+        activation = config.get("hidden_act", cls.hidden_act)
+        if activation not in ACTIVATIONS:
+            known = ", ".join(ACTIVATIONS)
+            raise ValueError(f"hidden_act={activation!r} is not supported; {known} are")
+        end = config.get("eos_token_id", cls.eos_token_id)
+        if not isinstance(end, int):
+            raise ValueError(f"eos_token_id={end!r} is not supported; a number is")
+        fields = {field.name for field in dataclasses.fields(cls)} & config.keys()
+        return cls(**{name: config[name] for name in fields})
+
+    def with_dropout(self, rate: float) -> "ClipTextConfig":
+        """The same with another dropout; CLIP has one of the attention only."""
+        return dataclasses.replace(self, attention_dropout=rate)
+
+    @property
+    def max_length(self) -> int:
+        """The longest input, in tokens."""
+        return self.max_position_embeddings
+
+
+class ClipText(nn.Module):
+    """The last hidden states of texts, each of what came before; at padding it is meaningless.
+
+    Attributes:
+      dtype: of the matrix products and of what flows between them; softmax and norms are float32.
+    """
+
+    config: ClipTextConfig
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(
+        self, token_ids: Int[Array, "B L"], mask: Mask, *, train: bool
+    ) -> Float[Array, "B L H"]:
+        c, length = self.config, token_ids.shape[1]
+        if length > c.max_length:
+            raise ValueError(
+                f"texts of {length} tokens, but this encoder has {c.max_length} positions"
+            )
+        init = nn.initializers.normal(0.02)
+        embed = partial(nn.Embed, features=c.hidden_size, dtype=self.dtype, embedding_init=init)
+        x = embed(c.vocab_size, name="token_embedding")(token_ids)
+        x += embed(c.max_position_embeddings, name="position_embedding")(jnp.arange(length)[None])
+        sees = jnp.tril(jnp.ones((length, length), bool)) & mask.astype(bool)[:, None, :]
+        block = partial(
+            Block,
+            c.num_attention_heads,
+            c.intermediate_size,
+            c.hidden_act,
+            c.layer_norm_eps,
+            c.attention_dropout,
+            self.dtype,
+        )
+        for i in range(c.num_hidden_layers):
+            x = block(name=f"blocks_{i}")(x, sees, train=train)
+        return layer_norm(c.layer_norm_eps, dtype=self.dtype, name="final_layer_norm")(x)
+
+    @property
+    def width(self) -> int:
+        """The number of features."""
+        return self.config.hidden_size
+
+    def pool(
+        self, hidden: Float[Array, "B L H"], token_ids: Int[Array, "B L"], mask: Mask
+    ) -> Float[Array, "B H"]:
+        """One vector a text, float32: its first closing token's; 0 for a text without tokens."""
+        token = mask.astype(bool)
+        if self.config.eos_token_id == 2:
+            # Configs up to 2023 say 2, which it never was; there it is the largest number.
+            end = jnp.where(token, token_ids, -1).argmax(1)
+        else:
+            end = (token & (token_ids == self.config.eos_token_id)).argmax(1)
+        pooled = jnp.take_along_axis(hidden, end[:, None, None], axis=1)[:, 0]
+        pooled = pooled.astype(jnp.promote_types(pooled.dtype, jnp.float32))
+        return jnp.where(token.any(1)[:, None], pooled, 0)

@@ -1,0 +1,162 @@
+"""MobileNetV3 (Howard et al., arXiv:1905.02244) and FBNetV3 (Dai et al., arXiv:2006.02049).
+
+Inverted residuals with hard swish, and a head after the average over positions; with timm's names.
+"""
+
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from jaxtyping import Array, Float
+
+from otter_jax.models.efficientnet import (
+    Block,
+    batch_norm,
+    convolution,
+    padding_of,
+    pointwise,
+    round_channels,
+)
+
+Row = tuple[int, int, int | float, int, int, bool]
+
+# The arguments of `MobileNet` that make each architecture. A stage is rows of blocks that are
+# alike: (repeats, channels, expansion, kernel size, stride of the first, squeeze-excitation).
+MOBILENETS = {
+    "mobilenetv3_small_100": {
+        "stages": (
+            ((1, 16, 1, 3, 2, True),),
+            ((1, 24, 4.5, 3, 2, False), (1, 24, 3.67, 3, 1, False)),
+            ((1, 40, 4, 5, 2, True), (2, 40, 6, 5, 1, True)),
+            ((2, 48, 3, 5, 1, True),),
+            ((3, 96, 6, 5, 2, True),),
+        ),
+        "relu_stages": 2,
+        "channels": (16, 576, 1024),
+    },
+    "mobilenetv3_large_100": {
+        "stages": (
+            ((1, 16, 1, 3, 1, False),),
+            ((1, 24, 4, 3, 2, False), (1, 24, 3, 3, 1, False)),
+            ((3, 40, 3, 5, 2, True),),
+            ((1, 80, 6, 3, 2, False), (1, 80, 2.5, 3, 1, False), (2, 80, 2.3, 3, 1, False)),
+            ((2, 112, 6, 3, 1, True),),
+            ((3, 160, 6, 5, 2, True),),
+        ),
+        "relu_stages": 3,
+        "channels": (16, 960, 1280),
+    },
+    "fbnetv3_b": {
+        "stages": (
+            ((2, 16, 1, 3, 1, False),),
+            ((1, 24, 4, 5, 2, False), (3, 24, 2, 5, 1, False)),
+            ((1, 40, 5, 5, 2, True), (4, 40, 3, 5, 1, True)),
+            ((1, 72, 5, 5, 2, False), (4, 72, 3, 3, 1, False)),
+            ((1, 120, 5, 3, 1, True), (5, 120, 3, 5, 1, True)),
+            ((1, 184, 6, 3, 2, True), (5, 184, 4, 5, 1, True), (1, 224, 6, 5, 1, True)),
+        ),
+        "channels": (16, 1344, 1984),
+        "kind": "fbnetv3",
+    },
+    "fbnetv3_d": {
+        "stages": (
+            ((2, 16, 1, 3, 1, False),),
+            ((1, 24, 5, 3, 2, False), (5, 24, 2, 3, 1, False)),
+            ((1, 40, 4, 5, 2, True), (4, 40, 3, 3, 1, True)),
+            ((1, 72, 5, 3, 2, False), (4, 72, 3, 3, 1, False)),
+            ((1, 128, 5, 3, 1, True), (6, 128, 3, 5, 1, True)),
+            ((1, 208, 6, 3, 2, True), (5, 208, 5, 5, 1, True), (1, 240, 6, 5, 1, True)),
+        ),
+        "channels": (24, 1440, 1984),
+        "kind": "fbnetv3",
+    },
+    "fbnetv3_g": {
+        "stages": (
+            ((3, 24, 1, 3, 1, False),),
+            ((1, 40, 4, 5, 2, False), (4, 40, 2, 5, 1, False)),
+            ((1, 56, 4, 5, 2, True), (4, 56, 3, 5, 1, True)),
+            ((1, 104, 5, 5, 2, False), (4, 104, 3, 3, 1, False)),
+            ((1, 160, 5, 3, 1, True), (8, 160, 3, 5, 1, True)),
+            ((1, 264, 6, 3, 2, True), (6, 264, 5, 5, 1, True), (2, 288, 6, 5, 1, True)),
+        ),
+        "channels": (32, 1728, 1984),
+        "kind": "fbnetv3",
+    },
+}
+
+
+class MobileNet(nn.Module):
+    """Features of images, in float32; or logits, given `num_classes`.
+
+    The features are those of `conv_head`, a layer that follows the average over positions.
+
+    Attributes:
+      channels: of the stem, of the last convolution before the average, and of `conv_head`.
+      relu_stages: so many stages, from the first, have ReLU for hard swish.
+      kind: FBNet's squeeze-excitation is narrower, with hard swish for ReLU, and its `conv_head`
+        has no bias.
+      dtype: of the convolutions before the average and of what flows between them.
+    """
+
+    stages: tuple[tuple[Row, ...], ...]
+    channels: tuple[int, int, int]
+    relu_stages: int = 0
+    kind: Literal["mobilenetv3", "fbnetv3"] = "mobilenetv3"
+    num_classes: int | None = None
+    dtype: Any = jnp.float32
+
+    classifier = "classifier"  # what files call the layer to `num_classes`
+
+    @nn.compact
+    def __call__(self, image: Float[Array, "B H W 3"], *, train: bool) -> Float[Array, "B C"]:
+        act, fbnet = jax.nn.hard_swish, self.kind == "fbnetv3"
+        stem, last, head = self.channels
+        x = convolution(stem, 3, 2, padding_of(3, False), self.dtype, "conv_stem")(image)
+        x = act(batch_norm(False, self.dtype)(name="bn1")(x, use_running_average=not train))
+        for stage, rows in enumerate(self.stages):
+            blocks = [(row, row[4] if i == 0 else 1) for row in rows for i in range(row[0])]
+            for i, ((_, channels, expansion, kernel, _, squeezed), stride) in enumerate(blocks):
+                hidden = round_channels(x.shape[-1] * expansion)
+                # A quarter of what comes in, or of what is filtered.
+                squeeze = (
+                    round_channels(x.shape[-1] / 4, keep=0.95)
+                    if fbnet
+                    else round_channels(hidden / 4)
+                )
+                x = Block(
+                    channels=channels,
+                    hidden=hidden,
+                    kernel=kernel,
+                    stride=stride,
+                    squeeze=squeeze if squeezed else 0,
+                    act=jax.nn.relu if stage < self.relu_stages else act,
+                    squeeze_act=act if fbnet else jax.nn.relu,
+                    gate=jax.nn.hard_sigmoid,
+                    dtype=self.dtype,
+                    name=f"blocks_{stage}_{i}",
+                )(x, train=train)
+        x = Last(last, self.dtype, name=f"blocks_{len(self.stages)}_0")(x, train=train)
+        x = x.astype(jnp.promote_types(x.dtype, jnp.float32)).mean((1, 2), keepdims=True)
+        x = act(pointwise(head, x.dtype, "conv_head", use_bias=not fbnet)(x))[:, 0, 0]
+        return (
+            x if self.num_classes is None else nn.Dense(self.num_classes, name=self.classifier)(x)
+        )
+
+    @property
+    def width(self) -> int:
+        """The number of features."""
+        return self.channels[-1]
+
+
+class Last(nn.Module):
+    """The convolution before the average, which files count as a stage."""
+
+    channels: int
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "B H W C"], *, train: bool) -> Float[Array, "B H W C2"]:
+        x = pointwise(self.channels, self.dtype, "conv")(x)
+        x = batch_norm(False, self.dtype)(name="bn1")(x, use_running_average=not train)
+        return jax.nn.hard_swish(x)

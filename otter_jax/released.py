@@ -1,0 +1,102 @@
+"""Checkpoints of the released PyTorch code (facebookresearch/OTTER) as run directories.
+
+    python -m otter_jax.main --mode convert --checkpoint best.pth.tar \\
+        --config configs/cc3m.py:otter --workdir runs/released
+    python -m otter_jax.main --mode eval --workdir runs/released
+
+That code saves a student and its EMA teacher under these prefixes, or, without a teacher or with a
+fixed one, the student alone and without a prefix.
+"""
+
+import json
+import pathlib
+from typing import Any
+
+import numpy as np
+import rich.console
+from ml_collections import ConfigDict
+
+from otter_jax import build, names, record, tensors
+from otter_jax.checkpoint import Checkpoints
+from otter_jax.errors import UserError
+from otter_jax.models.towers import Towers
+from otter_jax.tensors import Tensors
+
+START = 3.9  # of both log scales; what a method without teacher term leaves in the second
+
+
+def run(
+    config: ConfigDict,
+    checkpoint: pathlib.Path,
+    workdir: pathlib.Path,
+    *,
+    console: rich.console.Console,
+) -> None:
+    """Writes `checkpoint` into `workdir`, where evaluation, export and teacher.checkpoint find it.
+
+    Optimiser and epoch are left behind: the release itself cannot go on from them exactly.
+    Raises UserError if the file is not such a checkpoint of the model that `config` describes, or
+    if `workdir` has one already.
+    """
+    model, like, _ = build.shapes(**config.model.to_dict())
+    state = load(checkpoint, model, like)
+    checkpoints = Checkpoints(workdir)
+    try:
+        if checkpoints.latest is not None:
+            raise UserError(f"{workdir} already holds a run; give another --workdir.")
+        record.describe(workdir, json.loads(config.to_json()))
+        checkpoints.save(0, state)
+    finally:
+        checkpoints.close()
+    teacher = "with its EMA teacher" if "teacher" in state else "without a teacher"
+    console.print(f"{checkpoint} is in {workdir} now, {teacher}, as step 0.")
+
+
+def load(checkpoint: pathlib.Path, model: Towers, like: dict[str, Any]) -> dict[str, Any]:
+    """The student's variables, and under "teacher" the EMA teacher's if the file has one.
+
+    `like` gives the shapes of the variables. Raises UserError, listing what differs, if the file
+    is not a checkpoint of that code and this model.
+    """
+    saved = {name.removeprefix("module."): t for name, t in tensors.read(checkpoint).items()}
+    saved.setdefault("dist_loss.T_s", np.float32(START))
+    family = family_of(model)
+
+    def convert(state: Tensors) -> dict[str, Any]:
+        variables = names.convert(state, like, (family,), source=checkpoint)
+        return {"batch_stats": {}} | variables
+
+    teacher = {
+        name.removeprefix("teacher."): t for name, t in saved.items() if name.startswith("teacher.")
+    }
+    student = {name: t for name, t in saved.items() if not name.startswith("teacher.")}
+    state = convert(student)
+    if teacher:
+        state["teacher"] = convert(teacher | {"dist_loss.T_s": saved["dist_loss.T_s"]})
+    return state
+
+
+def family_of(model: Towers) -> names.Family:
+    """How that code names the tensors of two such towers.
+
+    Its image head is the classifier of the image encoder, in timm's names.
+    """
+    image, text = (names.families(encoder)[0] for encoder in (model.img, model.txt))
+    return names.Family(
+        rename=(
+            *image.rename,
+            *text.rename,
+            (r"^img_head$", f"image_encoder.model.{model.img.classifier}"),
+            (r"^txt_head$", "text_encoder.fc"),
+            (r"^img\.", "image_encoder.model."),
+            (r"^txt\.", "text_encoder.model."),
+            (r"^log_scale\.pairs$", "contrastive_loss.loss.T"),
+            (r"^log_scale\.teacher$", "dist_loss.T_s"),
+        ),
+        aliases=(
+            (r"^student\.", ""),
+            (r"^contrastive_loss\.T$", "contrastive_loss.loss.T"),  # before losses were wrapped
+        ),
+        ignore=(r".*\.num_batches_tracked", r"text_encoder\.model\.(pooler\..*|.*position_ids)"),
+        parts=image.parts + text.parts,
+    )
