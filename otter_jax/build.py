@@ -14,8 +14,10 @@ from ml_collections import ConfigDict
 
 from otter_jax import weights
 from otter_jax.checkpoint import Checkpoints
+from otter_jax.data.captions import Tokenizer
 from otter_jax.errors import UserError
 from otter_jax.models.towers import Towers
+from otter_jax.models.vit import ViT
 from otter_jax.weights import Encoder
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
@@ -64,15 +66,18 @@ def shapes(
 
 
 def trained(
-    config: ConfigDict, workdir: Path, sharding: Sharding
+    config: ConfigDict, workdir: Path, sharding: Sharding, *, dtype: str | None = None
 ) -> tuple[Towers, dict[str, PyTree], Path, int]:
     """A run's model, its weights {"student", "ema"}, its tokenizer's folder, and which step it is.
+
+    The model computes in `dtype`, by default as it was trained.
 
     The step is the best by eval.best, else the latest. "ema" is left out where there is none, or a
     fixed teacher in its place. Raises UserError if there is no checkpoint, or it is of another
     model than the config's.
     """
-    model, like, tokenizer = shapes(**config.model.to_dict())
+    section = config.model.to_dict()
+    model, like, tokenizer = shapes(**section | {"dtype": dtype or section["dtype"]})
     checkpoints = Checkpoints(workdir, best=config.eval.best, read_only=True)
     try:
         step = checkpoints.best
@@ -108,6 +113,27 @@ def join(
         std=tuple(img["std"]),
     )
     return model, image, text
+
+
+def check_sizes(config: ConfigDict, model: Towers, tokenizer: Tokenizer) -> None:
+    """Raises UserError if an encoder cannot read such images, or captions so tokenised."""
+    words = model.txt.config.vocab_size
+    if tokenizer.vocab_size > words:
+        raise UserError(
+            f"The tokenizer of model.txt.weights={config.model.txt.weights!r} has "
+            f"{tokenizer.vocab_size} tokens, but the encoder there embeds {words}: "
+            "they do not belong together."
+        )
+    longest = model.txt.config.max_length
+    if config.data.max_tokens > longest:
+        raise UserError(
+            f"data.max_tokens={config.data.max_tokens}: the text encoder has {longest} positions."
+        )
+    if isinstance(model.img, ViT) and config.data.image_size % model.img.patch:
+        raise UserError(
+            f"data.image_size={config.data.image_size}: {config.model.img.arch} cuts images into "
+            f"patches, so it must be a multiple of {model.img.patch}."
+        )
 
 
 def initialise(model: Towers, key: Key[Array, ""]) -> PyTree:

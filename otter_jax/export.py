@@ -44,18 +44,23 @@ def run(
 ) -> None:
     """Writes the best or latest checkpoint of `workdir` into the folder `out`.
 
-    `which` is "student" or "ema". Raises UserError if `out` is not empty, if there is no
-    checkpoint, or no such weights in it.
+    `which` is "student" or "ema". Raises UserError if `out` is there already and not empty, if
+    there is no checkpoint, or no such weights in it.
     """
-    if out.exists() and any(out.iterdir()):
-        raise UserError(f"--out {out} is not empty; give a new folder.")
+    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
+        raise UserError(f"--out {out} is there already, and not an empty folder; give a new one.")
     here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-    model, weights_of, folder, step = build.trained(config, workdir, here)
+    # Others compute in float32, so the numbers to compare with are float32's.
+    model, weights_of, folder, step = build.trained(config, workdir, here, dtype="float32")
+    tokenizer = Tokenizer(folder, config.data.max_tokens)
+    build.check_sizes(config, model, tokenizer)
     if which not in weights_of:
         raise UserError(f"{workdir} has no {which} weights; there is {', '.join(weights_of)}.")
     variables = jax.device_get(weights_of[which])
-    write_image(out / "image", config, model, variables)
-    write_text(out / "text", config, model, variables, folder)
+    scratch = out.with_name(out.name + ".tmp")  # so that `out` is never half an export
+    shutil.rmtree(scratch, ignore_errors=True)
+    write_image(scratch / "image", config, model, variables)
+    write_text(scratch / "text", config, model, variables, folder)
     scales = {k: float(np.exp(v)) for k, v in variables["params"]["log_scale"].items()}
     about = {
         "dim": model.dim,
@@ -68,18 +73,17 @@ def run(
         "max_tokens": config.data.max_tokens,
         "config": json.loads(config.to_json()),
     }
-    record.write_json(out / "otter_jax.json", about)
-    tokenizer = Tokenizer(folder, config.data.max_tokens)
-    np.savez(out / "check.npz", **check(model, variables, tokenizer, config.data.image_size))
+    record.write_json(scratch / "otter_jax.json", about)
+    np.savez(scratch / "check.npz", **check(model, variables, tokenizer, config.data.image_size))
+    scratch.replace(out)
 
 
 def check(model: Towers, variables: dict[str, Any], tokenizer: Tokenizer, size: int) -> Tensors:
     """Pictures (noise, uint8), captions, and the model's embeddings of both."""
     pictures = np.random.RandomState(0).randint(0, 256, (4, size, size, 3)).astype(np.uint8)
-    embed = jax.jit(functools.partial(model.apply, train=False))
-    image, text = embed(
-        variables, jnp.asarray(pictures), *map(jnp.asarray, tokenizer.encode(CAPTIONS))
-    )
+    inputs = map(jnp.asarray, (pictures, *tokenizer.encode(CAPTIONS)))
+    with jax.default_matmul_precision("highest"):  # GPUs' default, TF32, is 1e-3 off
+        image, text = jax.jit(functools.partial(model.apply, train=False))(variables, *inputs)
     return {
         "pictures": pictures,
         "captions": np.array(CAPTIONS),
@@ -150,9 +154,12 @@ def write_text(
         if (source / name).is_file():
             shutil.copyfile(source / name, folder / name)
     if isinstance(model.txt, Bert):
-        about = json.loads((source / "config.json").read_text("utf-8"))
+        about = {"model_type": "bert"} | json.loads((source / "config.json").read_text("utf-8"))
     else:  # there it may be a whole CLIP's; here is one side
-        about = {"model_type": "clip_text_model"} | dataclasses.asdict(model.txt.config)
+        about = dataclasses.asdict(model.txt.config.with_dropout(0.0))
+        about["model_type"] = "clip_text_model"
+    about.pop("torch_dtype", None)  # of the file there; here it is float32
+    about["dtype"] = "float32"
     record.write_json(folder / "config.json", about)
     save(text_tensors(model, variables), folder / "model.safetensors")
 

@@ -207,7 +207,9 @@ def convert(
 
 
 def _convert(tensors, like, family):
-    left = {substitute(name, family.aliases): tensor for name, tensor in tensors.items()}
+    called = [substitute(name, family.aliases) for name in tensors]
+    left = dict(zip(called, tensors.values(), strict=True))
+    twice = [name for name in left if called.count(name) > 1] if len(left) < len(called) else []
     variables, missing, misshapen = {}, [], []
     for path, leaf in traverse_util.flatten_dict(like).items():
         names = file_names(path, family)
@@ -235,6 +237,7 @@ def _convert(tensors, like, family):
     ignored = re.compile("|".join(family.ignore))
     unexpected = [name for name in left if not ignored.fullmatch(name)]
     problems = {"missing": missing, "unexpected": unexpected, "of another shape": misshapen}
+    problems["there twice"] = twice
     return variables, problems
 
 

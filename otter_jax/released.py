@@ -1,15 +1,18 @@
 """Checkpoints of the released PyTorch code (facebookresearch/OTTER) as run directories.
 
     python -m otter_jax.main --mode convert --checkpoint best.pth.tar \\
-        --config configs/cc3m.py:otter --workdir runs/released
+        --config configs/cc3m.py:otter --config.data.tars="('/data/cc3m/*.tar',)" \\
+        --workdir runs/released
     python -m otter_jax.main --mode eval --workdir runs/released
 
-That code saves a student and its EMA teacher under these prefixes, or, without a teacher or with a
-fixed one, the student alone and without a prefix.
+The config is the one that is evaluated: its sets need their data, as the tars here. That code saves
+a student and its EMA teacher under these prefixes, or, without a teacher or with a fixed one, the
+student alone and without a prefix.
 """
 
 import json
 import pathlib
+import re
 from typing import Any
 
 import numpy as np
@@ -18,10 +21,17 @@ from ml_collections import ConfigDict
 
 from otter_jax import build, names, record, tensors
 from otter_jax.checkpoint import Checkpoints
+from otter_jax.data.captions import Tokenizer
 from otter_jax.errors import UserError
+from otter_jax.models.bert import Bert
 from otter_jax.models.towers import Towers
 from otter_jax.tensors import Tensors
 
+ALIASES = (
+    (r"^module\.", ""),
+    (r"^student\.", ""),
+    (r"contrastive_loss\.T$", "contrastive_loss.loss.T"),  # before losses were wrapped
+)
 START = 3.9  # of both log scales; what a method without teacher term leaves in the second
 
 
@@ -38,7 +48,8 @@ def run(
     Raises UserError if the file is not such a checkpoint of the model that `config` describes, or
     if `workdir` has one already.
     """
-    model, like, _ = build.shapes(**config.model.to_dict())
+    model, like, folder = build.shapes(**config.model.to_dict())
+    build.check_sizes(config, model, Tokenizer(folder, config.data.max_tokens))
     state = load(checkpoint, model, like)
     checkpoints = Checkpoints(workdir)
     try:
@@ -58,7 +69,10 @@ def load(checkpoint: pathlib.Path, model: Towers, like: dict[str, Any]) -> dict[
     `like` gives the shapes of the variables. Raises UserError, listing what differs, if the file
     is not a checkpoint of that code and this model.
     """
-    saved = {name.removeprefix("module."): t for name, t in tensors.read(checkpoint).items()}
+    found = tensors.read(checkpoint)
+    saved = {names.substitute(name, ALIASES): tensor for name, tensor in found.items()}
+    if len(saved) < len(found):
+        raise UserError(f"{checkpoint} has some tensors twice, with and without a prefix.")
     saved.setdefault("dist_loss.T_s", np.float32(START))
     family = family_of(model)
 
@@ -79,13 +93,18 @@ def load(checkpoint: pathlib.Path, model: Towers, like: dict[str, Any]) -> dict[
 def family_of(model: Towers) -> names.Family:
     """How that code names the tensors of two such towers.
 
-    Its image head is the classifier of the image encoder, in timm's names.
+    Its image head is the classifier of the image encoder, in timm's names. Raises UserError for a
+    text encoder that it cannot have had.
     """
+    if not isinstance(model.txt, Bert):
+        raise UserError(
+            "The released code has BERT and RoBERTa as text encoders; model.txt.weights is another."
+        )
     image, text = (names.families(encoder)[0] for encoder in (model.img, model.txt))
     return names.Family(
         rename=(
-            *image.rename,
-            *text.rename,
+            *_under("img", image.rename),
+            *_under("txt", text.rename),
             (r"^img_head$", f"image_encoder.model.{model.img.classifier}"),
             (r"^txt_head$", "text_encoder.fc"),
             (r"^img\.", "image_encoder.model."),
@@ -93,10 +112,11 @@ def family_of(model: Towers) -> names.Family:
             (r"^log_scale\.pairs$", "contrastive_loss.loss.T"),
             (r"^log_scale\.teacher$", "dist_loss.T_s"),
         ),
-        aliases=(
-            (r"^student\.", ""),
-            (r"^contrastive_loss\.T$", "contrastive_loss.loss.T"),  # before losses were wrapped
-        ),
         ignore=(r".*\.num_batches_tracked", r"text_encoder\.model\.(pooler\..*|.*position_ids)"),
         parts=image.parts + text.parts,
     )
+
+
+def _under(tower, rules):
+    """Rules for a tower's layers as rules for layers that begin with the tower."""
+    return [(re.sub(r"^\^", rf"(?<=^{tower}\\.)", pattern), new) for pattern, new in rules]

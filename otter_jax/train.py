@@ -26,8 +26,6 @@ from otter_jax.checkpoint import Checkpoints
 from otter_jax.data import pipeline, store
 from otter_jax.data.captions import Tokenizer
 from otter_jax.errors import UserError
-from otter_jax.models.towers import Towers
-from otter_jax.models.vit import ViT
 from otter_jax.objective import Objective
 
 NAMED = 10  # unreadable images
@@ -60,7 +58,7 @@ def run(
         **config.model.to_dict(), key=jax.random.key(config.seed)
     )
     tokenizer = Tokenizer(tokenizer_folder, config.data.max_tokens)
-    check_sizes(config, model, tokenizer)
+    build.check_sizes(config, model, tokenizer)
     evaluate = make_evaluate(config, model, tokenizer, mesh, workdir)
     schedule, tx = optimizer(config, variables["params"], length)
     whole, rows = meshes.shardings(mesh)
@@ -371,27 +369,6 @@ def check(config: ConfigDict, devices: int) -> None:
         )
 
 
-def check_sizes(config: ConfigDict, model: Towers, tokenizer: Tokenizer) -> None:
-    """Raises UserError if an encoder cannot read such images, or captions so tokenised."""
-    words = model.txt.config.vocab_size
-    if tokenizer.vocab_size > words:
-        raise UserError(
-            f"The tokenizer of model.txt.weights={config.model.txt.weights!r} has "
-            f"{tokenizer.vocab_size} tokens, but the encoder there embeds {words}: "
-            "they do not belong together."
-        )
-    longest = model.txt.config.max_length
-    if config.data.max_tokens > longest:
-        raise UserError(
-            f"data.max_tokens={config.data.max_tokens}: the text encoder has {longest} positions."
-        )
-    if isinstance(model.img, ViT) and config.data.image_size % model.img.patch:
-        raise UserError(
-            f"data.image_size={config.data.image_size}: {config.model.img.arch} cuts images into "
-            f"patches, so it must be a multiple of {model.img.patch}."
-        )
-
-
 def optimizer(config: ConfigDict, params: PyTree, length: Length) -> tuple[step.Schedule, Any]:
     """The learning rate over steps, and the optimiser that config.optim asks for."""
     o = config.optim
@@ -434,17 +411,21 @@ def train_batches(
 
 
 def fixed_teacher(config: ConfigDict, like: PyTree) -> PyTree:
-    """The student's weights in the latest checkpoint of the run config.teacher.checkpoint."""
-    folder = config.teacher.checkpoint
-    checkpoints = Checkpoints(pathlib.Path(folder).expanduser(), read_only=True)
+    """The student's weights in the run config.teacher.checkpoint: its best, else its latest."""
+    folder = pathlib.Path(config.teacher.checkpoint).expanduser()
     try:
-        found = checkpoints.latest
-        if found is None:
-            raise UserError(f"teacher.checkpoint={folder!r} holds no checkpoint.")
-        sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-        return checkpoints.restore_part(found, like, sharding)
-    finally:
-        checkpoints.close()
+        best = record.config_of(folder).eval.best
+        checkpoints = Checkpoints(folder, best=best, read_only=True)
+        try:
+            found = checkpoints.best
+            if found is None:
+                raise UserError(f"{folder} holds no checkpoint.")
+            sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+            return checkpoints.restore_part(found, like, sharding)
+        finally:
+            checkpoints.close()
+    except UserError as error:
+        raise UserError(f"teacher.checkpoint={config.teacher.checkpoint!r}: {error}") from error
 
 
 def batch_shapes(config: ConfigDict, mesh: Mesh) -> dict[str, jax.ShapeDtypeStruct]:

@@ -1,5 +1,6 @@
 """Published encoders: from a file, folder, package or hub name to a module and its variables."""
 
+import dataclasses
 import difflib
 import importlib.metadata
 import json
@@ -20,7 +21,7 @@ from otter_jax.models.clip import ClipText, ClipTextConfig
 from otter_jax.models.efficientnet import EFFICIENTNETS, EfficientNet
 from otter_jax.models.mobilenet import MOBILENETS, MobileNet
 from otter_jax.models.resnet import RESNETS, ResNet
-from otter_jax.models.vit import VITS, ViT
+from otter_jax.models.vit import ACTIVATIONS, VITS, ViT
 
 IMAGE_ENCODERS: dict[str, tuple[type[nn.Module], dict[str, Any]]] = {
     **{name: (ResNet, arguments) for name, arguments in RESNETS.items()},
@@ -92,6 +93,7 @@ def load_image(
         return Encoder(module, {}, module.width)
     path = locate(weights)
     if path.is_dir():
+        check_architecture(path, arch, module)
         path = weights_file(path)
     found, families = tensors.read(path), names.families(module)
     if classifier:
@@ -140,7 +142,8 @@ def load_text(
             raise ValueError(f"model_type={model_type!r} is not supported; {known} are")
         make, make_config = TEXT_ENCODERS[model_type]
         config = make_config.from_json(content)
-    except (ValueError, AttributeError, KeyError) as error:  # not JSON is one, too
+        check_numbers(config)
+    except (ValueError, TypeError, AttributeError) as error:  # not JSON is one, too
         raise UserError(f"{file} does not describe a text encoder: {error}.") from error
     if dropout is not None:
         config = config.with_dropout(dropout)
@@ -194,8 +197,9 @@ def from_hub(name: str, *, pretrained: bool = True) -> Path:
         for file in WEIGHTS_FILES:
             folder = fetch(file)
             if (folder / file).is_file():
-                break
-        return folder
+                return folder
+        reason = f"there is no {' or '.join(WEIGHTS_FILES)} in it"
+        raise UserError(_hub_message(name, reason, "Take another repository"))
     except hub_errors.LocalEntryNotFoundError as error:
         reason = "it is not in the cache of this machine, and the hub cannot be reached"
         remedy = f"Fetch it once with a network: `hf download {repo}`"
@@ -207,8 +211,10 @@ def from_hub(name: str, *, pretrained: bool = True) -> Path:
         kind = "revision" if isinstance(error, hub_errors.RevisionNotFoundError) else "repository"
         reason = f"the hub has no such public {kind}"
         raise UserError(_hub_message(name, reason, "Mend the name")) from error
-    except (hub_errors.HFValidationError, OSError) as error:
-        reason = str(error).strip().split("\n")[0] or type(error).__name__
+    except UserError:
+        raise
+    except Exception as error:  # of the network, in classes that differ from version to version
+        reason = f"{type(error).__name__}: {str(error).strip()}".split("\n")[0]
         raise UserError(_hub_message(name, reason, "Try again")) from error
 
 
@@ -224,7 +230,50 @@ def weights_file(folder: Path) -> Path:
     for name in WEIGHTS_FILES:
         if (folder / name).is_file():
             return folder / name
+    if any(folder.glob("*.index.json")):
+        raise UserError(f"The weights in {folder} are cut into several files; give them as one.")
     raise UserError(f"There is no file of weights in {folder}: {' or '.join(WEIGHTS_FILES)}.")
+
+
+def check_architecture(folder: Path, arch: str, module: nn.Module) -> None:
+    """Raises UserError if a folder's config names another architecture than `arch`.
+
+    Names and shapes of tensors do not tell a padding or an activation.
+    """
+    file = folder / "config.json"
+    if not file.is_file():
+        return
+    try:
+        about = json.loads(file.read_text("utf-8"))
+        theirs = about.get("architecture")  # timm's
+        if about.get("model_type") in ("clip", "clip_vision_model"):
+            vision = about.get("vision_config") or about
+            theirs = vision.get("hidden_act", "quick_gelu")
+    except (ValueError, AttributeError):
+        return  # the weights themselves do not need it
+    # timm gives OpenAI's weights under both of its CLIPs, with and without quickgelu.
+    ours = arch.removesuffix("_mean").replace("_quickgelu", "")
+    if isinstance(module, ViT) and theirs in ACTIVATIONS:
+        ours = module.activation
+    if theirs and theirs.replace("_quickgelu", "") != ours:
+        raise UserError(
+            f"{file} says {theirs}, but model.img.arch={arch!r} is {ours}. Choose the arch that "
+            "fits, or give the file of weights itself."
+        )
+
+
+def check_numbers(config: Any) -> None:
+    """Raises ValueError for sizes that no encoder has."""
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if type(field.default) is int and type(value) is not int:
+            raise ValueError(f"{field.name}={value!r} is not a number")
+    divides = config.hidden_size % max(config.num_attention_heads, 1) == 0
+    if config.hidden_size < 1 or (config.num_hidden_layers and not divides):
+        raise ValueError(
+            f"hidden_size={config.hidden_size} does not divide into "
+            f"num_attention_heads={config.num_attention_heads}"
+        )
 
 
 def shapes(module: nn.Module, *inputs: Any) -> dict[str, Any]:

@@ -345,6 +345,7 @@ def run(config: ConfigDict, workdir: pathlib.Path, *, console: rich.console.Cons
     whole, _ = meshes.shardings(mesh)
     model, weights_of, tokenizer_folder, step = build.trained(config, workdir, whole)
     tokenizer = Tokenizer(tokenizer_folder, config.data.max_tokens)
+    build.check_sizes(config, model, tokenizer)
     evaluator = Evaluator(config, model, tokenizer, mesh, workdir, console)
     evaluator(step, weights_of)
 

@@ -82,7 +82,7 @@ def assert_timms_training(key, model, size, expected):
 
 
 def assert_parts(tensors, expected, prefix, limit):
-    """Of some tensors, every so-manieth entry is what `expected` has under `prefix` + name."""
+    """Some entries of some tensors are what `expected` has under `prefix` and the name."""
     parts = {key: part for key, part in expected.items() if key.startswith(prefix)}
     assert parts
     for key, part in parts.items():

@@ -134,6 +134,12 @@ def test_a_text_longer_than_the_positions_is_refused(variables):
         Bert(SMALL).apply(variables, ids, ids + 1, train=False)
 
 
+def test_a_roberta_config_may_leave_out_what_is_robertas():
+    config = BertConfig.from_json({"model_type": "roberta"})
+    assert (config.vocab_size, config.pad_token_id, config.max_length) == (50265, 1, 510)
+    assert BertConfig.from_json({}).vocab_size == 30522
+
+
 def test_roberta_gives_up_the_positions_of_its_padding():
     assert BertConfig(max_position_embeddings=514).max_length == 514
     roberta = BertConfig(max_position_embeddings=514, pad_token_id=1, roberta_positions=True)

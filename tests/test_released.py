@@ -8,7 +8,7 @@ import pytest
 import tiny
 from pickles import Run, tensor, write_legacy, write_zip
 
-from otter_jax import names, released
+from otter_jax import names, released, weights
 from otter_jax.errors import UserError
 
 MODEL, LIKE = tiny.towers(), tiny.variables()
@@ -71,6 +71,26 @@ def test_a_distilled_checkpoint_gives_student_and_teacher(writer, wrapped, tmp_p
     same({name: loaded[name] for name in student}, student)
     same(loaded["teacher"], teacher)
     assert loaded["params"]["log_scale"]["pairs"].shape == ()
+
+
+def test_the_second_temperature_is_found_under_the_students_prefix_too(tmp_path):
+    student, state = state_dict(0, "student.")
+    loaded = released.load(write(tmp_path / "best.pth.tar", state), MODEL, LIKE)
+    same(loaded, student)
+
+
+def test_two_students_in_one_file_are_an_error(tmp_path):
+    state = state_dict(0)[1] | state_dict(1, "student.")[1]
+    with pytest.raises(UserError, match="has some tensors twice"):
+        released.load(write(tmp_path / "best.pth.tar", state), MODEL, LIKE)
+
+
+def test_any_image_encoder_has_timms_names_behind_the_prefix():
+    model = MODEL.clone(img=weights.load_image("", arch="vit_small_patch32_224").module)
+    path = ("params", "img", "patch_embed", "kernel")
+    assert names.file_names(path, released.family_of(model)) == (
+        "image_encoder.model.patch_embed.proj.weight",
+    )
 
 
 @pytest.mark.parametrize("name", ["contrastive_loss.loss.T", "contrastive_loss.T"])

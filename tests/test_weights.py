@@ -1,9 +1,12 @@
 """Weights come in whole, by name, and nothing in a file is run."""
 
+import argparse
 import contextlib
 import json
+import sys
 from collections import OrderedDict
 from functools import partial
+from unittest import mock
 
 import hub
 import jax
@@ -51,6 +54,24 @@ def test_a_file_that_would_run_something_is_refused_and_nothing_runs(write, tmp_
     with pytest.raises(UserError, match=r"model\.pth asks for \w+\.system, .* not run"):
         read(path)
     assert not marker.exists()
+
+
+@both_formats
+def test_what_else_training_runs_save_is_passed_over(write, tmp_path):
+    path = tmp_path / "model.pth"
+    with mock.patch.dict(sys.modules, {"numpy.core.multiarray": np._core.multiarray}):
+        write(path, {"state_dict": TREE, "best": np.float64(3), "args": argparse.Namespace(a=1)})
+    assert read(path).keys() == TREE.keys()
+
+
+@both_formats
+def test_a_few_bytes_do_not_become_a_huge_tensor(write, tmp_path):
+    path = tmp_path / "model.pth"
+    write(path, {"weight": Tensor(VALUES, (10**12,), (0,)), "none": Tensor(VALUES, (0, 3), (3, 1))})
+    with pytest.raises(UserError, match="larger than its storage"):
+        read(path)
+    write(path, {"none": Tensor(VALUES, (0, 3), (3, 1))})
+    assert read(path)["none"].shape == (0, 3)
 
 
 @both_formats
@@ -103,9 +124,8 @@ def resnet():
 
 def test_names_and_axes_are_pytorchs_and_values_become_float32(resnet, tmp_path):
     assert resnet["layer2.0.downsample.0.weight"].shape == (128, 64, 1, 1)
-    resnet["bn1.num_batches_tracked"] = np.array(5)
     path = tmp_path / "model.safetensors"
-    safetensors.numpy.save_file(resnet, path)
+    safetensors.numpy.save_file(resnet | {"bn1.num_batches_tracked": np.array(5)}, path)
     params = weights.load_image(str(path), arch="resnet18", classifier=True).variables["params"]
     assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {np.dtype(np.float32)}
     np.testing.assert_array_equal(
@@ -145,6 +165,32 @@ def test_tensors_left_over_are_an_error(resnet, tmp_path):
     safetensors.numpy.save_file({**resnet, "layer9.weight": VALUES}, path)
     with pytest.raises(UserError, match=r"1 unexpected \(layer9\.weight\)"):
         weights.load_image(str(path), arch="resnet18")
+
+
+def test_tensors_that_are_there_twice_are_an_error(resnet, tmp_path):
+    path = tmp_path / "model.safetensors"
+    safetensors.numpy.save_file(resnet | {"module.bn1.bias": resnet["bn1.bias"]}, path)
+    with pytest.raises(UserError, match=r"1 there twice \(bn1\.bias\)"):
+        weights.load_image(str(path), arch="resnet18")
+
+
+@pytest.mark.parametrize(
+    ("about", "arch", "words"),
+    [
+        ({"architecture": "resnet18d"}, "resnet18", "says resnet18d, but .* is resnet18"),
+        ({"model_type": "clip"}, "vit_base_patch32_clip_224", "says quick_gelu, but .* is gelu"),
+    ],
+)
+def test_a_folder_that_says_another_architecture_is_refused(about, arch, words, tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps(about))
+    with pytest.raises(UserError, match=words):
+        weights.load_image(str(tmp_path), arch=arch)
+
+
+def test_a_folder_that_says_this_architecture_is_read(resnet, tmp_path):
+    (tmp_path / "config.json").write_text('{"architecture": "resnet18"}')
+    safetensors.numpy.save_file(resnet, tmp_path / "model.safetensors")
+    assert weights.load_image(str(tmp_path), arch="resnet18").variables
 
 
 def test_an_unknown_architecture_is_answered_with_the_nearest():
@@ -207,7 +253,13 @@ def test_a_language_model_gives_its_encoder(tmp_path):
 def test_a_folder_without_a_fitting_config_is_an_error(tmp_path):
     with pytest.raises(UserError, match="is a Hugging Face folder"):
         weights.load_text(str(tmp_path))
-    for content, reason in ((json.dumps({"model_type": "t5"}), "'t5'"), ("{", "Expecting")):
+    for content, reason in (
+        (json.dumps({"model_type": "t5"}), "'t5'"),
+        (json.dumps({"model_type": ["bert"]}), "unhashable"),
+        (json.dumps(CONFIG | {"hidden_size": "8"}), "hidden_size"),
+        (json.dumps(CONFIG | {"num_attention_heads": 3}), "does not divide into"),
+        ("{", "Expecting"),
+    ):
         (tmp_path / "config.json").write_text(content)
         with pytest.raises(UserError, match=reason):
             weights.load_text(str(tmp_path))
@@ -291,6 +343,31 @@ def test_a_hub_name_that_fails_is_one_error_that_says_why(hub_of, text_folder):
                 weights.load_text(name)
     with pytest.raises(UserError, match="cannot be reached.*hf download someone/badgers"):
         weights.load_text("someone/badgers")
+
+
+def test_a_hub_that_breaks_off_is_one_error(hub_of, text_folder, monkeypatch):
+    class ProxyError(Exception):
+        """Of the HTTP library, which is another one from version to version."""
+
+    def fail(*_, **__):
+        raise ProxyError("403 Forbidden")
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", fail)
+    with pytest.raises(UserError, match="ProxyError: 403 Forbidden"):
+        weights.load_text("someone/otters")
+
+
+def test_a_repository_without_weights_is_an_error(hub_of, text_folder):
+    (text_folder / "model.safetensors").unlink()
+    message = "no model.safetensors or pytorch_model.bin in it"
+    with hub_of({"someone/otters": text_folder}), pytest.raises(UserError, match=message):
+        weights.load_text("someone/otters")
+
+
+def test_weights_in_several_files_are_refused_by_name(tmp_path):
+    (tmp_path / "model.safetensors.index.json").write_text("{}")
+    with pytest.raises(UserError, match="cut into several files"):
+        weights.load_image(str(tmp_path), arch="resnet18")
 
 
 def test_a_folder_without_weights_is_an_error(tmp_path):

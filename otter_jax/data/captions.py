@@ -95,7 +95,9 @@ def _load(folder: pathlib.Path) -> tuple[tokenizers.Tokenizer, int, str]:
 
         kind = getattr(transformers, _class(folder))
         try:
-            loaded = kind.from_pretrained(str(folder), local_files_only=True)
+            loaded = kind.from_pretrained(
+                str(folder), local_files_only=True, trust_remote_code=False
+            )
         except Exception as error:  # whatever is wrong with the files, each class says differently
             reason = str(error).strip().split("\n")[0]
             raise UserError(
@@ -103,7 +105,10 @@ def _load(folder: pathlib.Path) -> tuple[tokenizers.Tokenizer, int, str]:
             ) from error
     if not getattr(loaded, "is_fast", False):
         raise UserError(f"The tokenizer in {folder} has no fast form (tokenizer.json). {remedy}")
-    pad = loaded.pad_token or loaded.eos_token or loaded.unk_token  # under the mask it is all one
+    # Under the mask it is all one.
+    pad = (
+        loaded.pad_token or loaded.eos_token or loaded.unk_token or loaded.convert_ids_to_tokens(0)
+    )
     return loaded.backend_tokenizer, int(loaded.convert_tokens_to_ids(pad)), pad
 
 

@@ -45,6 +45,8 @@ class BertConfig:
         if config.get("hidden_act", "gelu") not in ACTIVATIONS:
             known = ", ".join(ACTIVATIONS)
             raise ValueError(f"hidden_act={config['hidden_act']!r} is not supported; {known} are")
+        if config.get("model_type") == "roberta":  # what its files may leave out
+            config = {"vocab_size": 50265, "pad_token_id": 1} | config
         fields = {field.name for field in dataclasses.fields(cls)} & config.keys()
         return cls(
             **{name: config[name] for name in fields},

@@ -82,9 +82,9 @@ class EfficientNet(nn.Module):
         stem = STEM if self.lite else round_channels(STEM * self.width_factor)
         x = convolution(stem, 3, 2, padding_of(3, self.tensorflow), self.dtype, "conv_stem")(image)
         x = act(norm(name="bn1")(x, use_running_average=not train))
-        sizes = self.stage_sizes
-        for stage, (_, channels, expansion, kernel, stride) in enumerate(self.stages):
-            for i in range(sizes[stage]):
+        for stage, (size, row) in enumerate(zip(self.stage_sizes, self.stages, strict=True)):
+            _, channels, expansion, kernel, stride = row
+            for i in range(size):
                 x = Block(
                     channels=round_channels(channels * self.width_factor),
                     hidden=x.shape[-1] * expansion,

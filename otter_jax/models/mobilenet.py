@@ -94,8 +94,8 @@ class MobileNet(nn.Module):
     Attributes:
       channels: of the stem, of the last convolution before the average, and of `conv_head`.
       relu_stages: so many stages, from the first, have ReLU for hard swish.
-      kind: FBNet's squeeze-excitation is narrower, with hard swish for ReLU, and its `conv_head`
-        has no bias.
+      kind: FBNet's squeeze-excitation is narrower, a quarter of what comes into the block and not
+        of what it filters, with hard swish for ReLU, and its `conv_head` has no bias.
       dtype: of the convolutions before the average and of what flows between them.
     """
 
@@ -118,7 +118,6 @@ class MobileNet(nn.Module):
             blocks = [(row, row[4] if i == 0 else 1) for row in rows for i in range(row[0])]
             for i, ((_, channels, expansion, kernel, _, squeezed), stride) in enumerate(blocks):
                 hidden = round_channels(x.shape[-1] * expansion)
-                # A quarter of what comes in, or of what is filtered.
                 squeeze = (
                     round_channels(x.shape[-1] / 4, keep=0.95)
                     if fbnet

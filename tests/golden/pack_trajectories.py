@@ -17,6 +17,8 @@ HERE = pathlib.Path(__file__).parent
 METHODS = ("infonce", "ls", "kd", "kd_vv0_tt0", "otter")
 TWO_PROCESSES = ("infonce", "ls", "kd", "otter", "otter_intended_diag")
 EMBEDDINGS = ("s_img_emb", "s_txt_emb", "t_img_emb", "t_txt_emb")
+CLIP_MEAN = np.array((0.48145466, 0.4578275, 0.40821073))
+CLIP_STD = np.array((0.26862954, 0.26130258, 0.27577711))
 STEPS = 10
 LENGTH = 60  # tokens to which every caption is padded
 THIN = 16  # of a long tensor every so many values are kept
@@ -58,18 +60,13 @@ def used(name):
 
 
 def pack_batches(batches):
-    """Images as bytes, of which only differences (mod 256) of neighbours compress."""
-    clip_mean = np.array((0.48145466, 0.4578275, 0.40821073))
-    clip_std = np.array((0.26862954, 0.26130258, 0.27577711))
     packed = {}
     for step in range(STEPS):
-        normal = batches[f"images_{step}"].transpose(0, 2, 3, 1)
-        image = np.round((normal * clip_std + clip_mean) * 255).astype(np.uint8)
-        np.testing.assert_array_equal(
-            ((image / 255 - clip_mean) / clip_std).astype(np.float32), normal
-        )
-        across = np.diff(image, axis=2, prepend=np.uint8(0))
-        packed[f"image_{step}"] = np.diff(across, axis=1, prepend=np.uint8(0))
+        pixels = batches[f"images_{step}"].transpose(0, 2, 3, 1)
+        image = np.round((pixels * CLIP_STD + CLIP_MEAN) * 255).astype(np.uint8)
+        packed[f"image_{step}"] = differences(image)
+        np.testing.assert_array_equal(summed(packed[f"image_{step}"]), image)
+        np.testing.assert_array_equal(normalised(image), pixels)
     half = STEPS // 2
     for part in range(2):
         steps = range(part * half, (part + 1) * half)
@@ -83,6 +80,21 @@ def pack_batches(batches):
         np.testing.assert_array_equal(mask, np.arange(mask.shape[1]) < lengths[step][:, None])
         token_ids[step, :, : ids.shape[1]] = ids
     save("traj_texts", {"token_ids": token_ids, "lengths": lengths})
+
+
+def differences(image):
+    """Of neighbours, mod 256: they compress where the images themselves do not."""
+    return np.diff(np.diff(image, axis=2, prepend=np.uint8(0)), axis=1, prepend=np.uint8(0))
+
+
+def summed(differences):
+    """The images again."""
+    return differences.cumsum(axis=1, dtype=np.uint8).cumsum(axis=2, dtype=np.uint8)
+
+
+def normalised(image):
+    """The pixels that the released code saw, to the last bit."""
+    return ((image / 255 - CLIP_MEAN) / CLIP_STD).astype(np.float32)
 
 
 def metrics(run, grad_names):
@@ -172,8 +184,8 @@ def pack_noise(folder):
 
 def pack_real_encoders(run):
     """ResNet-50 and BERT-base: two steps."""
-    elements = {k: v for k, v in run.items() if k.startswith("grad1|") or k == "final_conv1"}
-    elements = {k.replace("student.", ""): thin(v) for k, v in elements.items()}
+    elements = {k: thin(v) for k, v in run.items() if k.startswith("grad1|")}
+    elements = {k.replace("student.", ""): v for k, v in elements.items()}
     texts = {"token_ids": run["input_ids"].astype(np.int32), "mask": run["attention_mask"] > 0}
     save("full_otter_recipe", metrics(dict(run), run["grad_names"]) | elements | texts)
 
