@@ -410,7 +410,7 @@ def test_a_tokenizer_with_more_words_than_its_encoder_is_refused(
     with (text / "vocab.txt").open("a") as file:
         file.write("\n" + "\n".join(f"word{i}" for i in range(20)))
     message = mistake([f"--config.model.txt.weights={text}"], tmp_path / "run", monkeypatch)
-    assert "has 29 tokens, but the encoder there embeds 16" in message
+    assert "has 33 tokens, but the encoder there embeds 16" in message
 
 
 @pytest.mark.parametrize(("arguments", "words"), MISTAKES, ids=lambda x: str(x)[:40])
