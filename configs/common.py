@@ -65,6 +65,11 @@ def get_config(method: str = "otter") -> ConfigDict:
                 clip_norm=0.0,  # of the global gradient; 0: none
                 freeze="",  # regular expression of parameters that stay as they are
             ),
+            gates=dict(  # filter attention on the image tower: freeze "img/" and these are trained
+                shape="",  # "filter" (one weight a filter), "slice" (one a kernel slice), "": none
+                penalty="",  # "l2" (rewards leaving 1), "l1", or "" for none
+                strength=0.0,  # lambda of the penalty
+            ),
             teacher=dict(
                 ema_decay=0.999,
                 checkpoint="",  # a run's directory: its weights are the teacher, and stay fixed

@@ -101,6 +101,23 @@ def write_json(path: pathlib.Path, value: Any) -> None:
     _replace(path, json.dumps(value, indent=2))
 
 
+def results(workdir: pathlib.Path, step: int) -> pathlib.Path:
+    """Where an evaluation of the state after `step` steps is written."""
+    return workdir / "results" / f"step_{step:08d}.json"
+
+
+def millions(count: int) -> str:
+    """1234567 as 1.23 M."""
+    return f"{count / 1e6:.2f} M" if count >= 1e5 else f"{count:,}"
+
+
+def duration(seconds: float) -> str:
+    """Seconds as 1h02m, 3m04s or 5s."""
+    minutes, s = divmod(round(seconds), 60)
+    hours, m = divmod(minutes, 60)
+    return f"{hours}h{m:02d}m" if hours else f"{m}m{s:02d}s" if m else f"{s}s"
+
+
 def _replace(path, text):
     scratch = path.with_name(path.name + ".tmp")
     scratch.write_text(text)

@@ -48,6 +48,8 @@ def run(
     Raises UserError if the file is not such a checkpoint of the model that `config` describes, or
     if `workdir` has one already.
     """
+    if config.gates.shape:
+        raise UserError(f"gates.shape={config.gates.shape!r}, but a released model has no gates.")
     model, like, folder = build.shapes(**config.model.to_dict())
     build.check_sizes(config, model, Tokenizer(folder, config.data.max_tokens))
     state = load(checkpoint, model, like)

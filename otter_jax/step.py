@@ -18,6 +18,7 @@ from flax import struct, traverse_util
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int, Key, PyTree
 
+from otter_jax import gates
 from otter_jax.errors import UserError
 from otter_jax.mesh import AXIS, ROWS, WHOLE
 from otter_jax.models.norm import BatchNorm
@@ -60,20 +61,23 @@ def train_step(
     mesh: Mesh,
     key: Key[Array, ""],
     freeze: str = "",
+    gate_penalty: str = "",
+    gate_strength: float = 0.0,
     ema_decay: float | None = 0.999,
 ) -> tuple[TrainState, dict[str, Float[Array, ""]]]:
     """The next state, and the step's metrics.
 
     `batch`: image uint8 [B, H, W, 3], token_ids int32 [B, L], mask bool [B, L]. Parameters whose
-    path matches `freeze` (see `frozen`) stay as they are. `ema_decay=None` keeps the teacher fixed:
-    it then looks at the batch as in evaluation, an EMA teacher as in training (its own batch
+    path matches `freeze` (see `frozen`) stay as they are. Gates (see `gates`) are parameters like
+    others, with `gate_strength` times their penalty in the loss. `ema_decay=None` keeps the teacher
+    fixed: it then looks at the batch as in evaluation, an EMA teacher as in training (its own batch
     statistics and dropout masks), as released.
     """
 
     def encode(params, batch_stats, rng, train=True):
         with stored_statistics(freeze):
             return model.apply(
-                {"params": params, "batch_stats": batch_stats},
+                {"params": gates.fold(params), "batch_stats": batch_stats},
                 batch["image"], batch["token_ids"], batch["mask"],
                 train=train, rngs={"dropout": rng}, mutable=["batch_stats"],
             )  # fmt: skip
@@ -97,6 +101,9 @@ def train_step(
         loss = functools.partial(objective.loss, axis_name=AXIS)
         loss = per_device(loss, in_specs=(ROWS, ROWS, ROWS, WHOLE), out_specs=WHOLE)
         loss, terms = loss(*embeddings, targets, params["log_scale"])
+        if gate_penalty:
+            terms["gate_penalty"] = gates.penalty(params["gates"], gate_penalty)
+            loss += gate_strength * terms["gate_penalty"]
         return loss, (terms, updated.get("batch_stats", {}))
 
     grad_fn = jax.value_and_grad(loss_fn, has_aux=True)
@@ -206,8 +213,10 @@ def learning_rate(
 
 
 def matrices(params: PyTree) -> PyTree[bool]:
-    """Weight decay is for kernels and embeddings, not for biases, norms and temperatures."""
-    return jax.tree.map(lambda x: x.ndim > 1, params)
+    """Weight decay is for kernels and embeddings, not for biases, norms, temperatures and gates."""
+    return jax.tree_util.tree_map_with_path(
+        lambda path, x: x.ndim > 1 and path[0].key != "gates", params
+    )
 
 
 def optimizer(

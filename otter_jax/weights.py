@@ -94,6 +94,7 @@ def load_image(
     path = locate(weights)
     if path.is_dir():
         check_architecture(path, arch, module)
+        module = with_pruned(module, path)
         path = weights_file(path)
     found, families = tensors.read(path), names.families(module)
     if classifier:
@@ -260,6 +261,16 @@ def check_architecture(folder: Path, arch: str, module: nn.Module) -> None:
             f"{file} says {theirs}, but model.img.arch={arch!r} is {ours}. Choose the arch that "
             "fits, or give the file of weights itself."
         )
+
+
+def with_pruned(module: nn.Module, folder: Path) -> nn.Module:
+    """The module with the channels that a folder's config says, if it is of a pruned network."""
+    file = folder / "config.json"
+    blocks = json.loads(file.read_text("utf-8")).get("pruned") if file.is_file() else None
+    if not blocks:
+        return module
+    kept = ((name, tuple(n) if isinstance(n, list) else n) for name, n in blocks.items())
+    return module.clone(pruned=tuple(kept))
 
 
 def check_numbers(config: Any) -> None:

@@ -22,7 +22,7 @@ from jax.sharding import Mesh
 from jaxtyping import Float, Int, PyTree
 from ml_collections import ConfigDict
 
-from otter_jax import build, record
+from otter_jax import build, gates, record
 from otter_jax import mesh as meshes
 from otter_jax.data import pipeline, store
 from otter_jax.data.captions import Tokenizer
@@ -206,11 +206,14 @@ class Evaluator:
             )
         whole, rows = meshes.shardings(mesh)
 
+        def folded(variables):
+            return variables | {"params": gates.fold(variables["params"])}
+
         def texts(variables, token_ids, mask):
-            return model.apply(variables, token_ids, mask, method=model.embed_texts)
+            return model.apply(folded(variables), token_ids, mask, method=model.embed_texts)
 
         def best_classes(variables, image, bank):
-            img = model.apply(variables, image, method=model.embed_images)
+            img = model.apply(folded(variables), image, method=model.embed_images)
             scores = jnp.matmul(img, bank.T, precision=jax.lax.Precision.HIGHEST)
             return jax.lax.top_k(scores, min(max(KS), bank.shape[0]))[1]
 
@@ -238,9 +241,7 @@ class Evaluator:
                     results[s.name] |= self._evaluate(
                         s, weights, variables, banks[prompt_key], lambda n: bar.advance(task, n)
                     )
-        record.write_json(
-            self._workdir / "results" / f"step_{step:08d}.json", {"step": step, "sets": results}
-        )
+        record.write_json(record.results(self._workdir, step), {"step": step, "sets": results})
         self._console.print(table(step, results))
         return {
             f"{name}/{weights}/{metric}": value

@@ -16,7 +16,7 @@ from absl import flags
 from flax import traverse_util
 from ml_collections import ConfigDict, config_flags
 
-from otter_jax import build, main, mesh, step, train, weights
+from otter_jax import build, command, mesh, step, train, weights
 from otter_jax.errors import UserError
 from otter_jax.models.norm import BatchNorm
 from otter_jax.objective import METHODS, Objective
@@ -32,7 +32,8 @@ VARIANTS = {  # of a file that is not here: what it gives without one
     "yfcc15m": PUBLISHED,
     "self_distillation": ("ema", "fixed"),
 }
-FILES = sorted(path.stem for path in CONFIGS.glob("*.py") if path.stem != "__init__")
+OTHERS = ("__init__", "transfer")  # of another program: tests/test_transfer.py
+FILES = sorted(path.stem for path in CONFIGS.glob("*.py") if path.stem not in OTHERS)
 ALL = [(name, variant) for name in FILES for variant in VARIANTS.get(name, (None,))]
 LIKE_CC3M = ("common", "cc3m", "wit", "yfcc15m", "self_distillation")
 # Compiling is what takes time here, so what would compile the same takes no step of its own.
@@ -65,7 +66,7 @@ def load(name, variant=None):
 
 def keys(config):
     """All keys but those of evaluation sets, which have names of their own, and their kinds."""
-    flat = main.flatten(json.loads(config.to_json()))
+    flat = command.flatten(json.loads(config.to_json()))
     return {k: type(v) for k, v in flat.items() if not k.startswith("eval.sets.") and v != {}}
 
 
@@ -185,7 +186,7 @@ def test_one_step_moves_all_that_is_not_frozen(monkeypatch, text_folder, name, v
 
 @pytest.mark.parametrize(("one", "other"), SAME_STEP.items(), ids=str)
 def test_these_differ_in_their_data_alone(one, other):
-    lines = main.differences(load(*one), load(*other))
+    lines = command.differences(load(*one), load(*other))
     assert {line.split(": ")[0] for line in lines} <= {
         "method",
         "data.name",
@@ -196,7 +197,7 @@ def test_these_differ_in_their_data_alone(one, other):
 @pytest.mark.parametrize(("name", "variant"), ALL)
 def test_variants_of_a_file_are_one_config_with_other_objectives(name, variant):
     """So that a step by each objective and a step by each file are steps by every variant."""
-    lines = main.differences(load(name), load(name, variant))
+    lines = command.differences(load(name), load(name, variant))
     changed = {line.split(": ")[0] for line in lines}
     changed = {key for key in changed if key != "method" and not key.startswith("objective.")}
     released = {"model.dtype", "optim.schedule"} if "released" in (variant or "") else set()
@@ -207,7 +208,7 @@ def test_a_released_variant_differs_in_the_options_that_the_readme_names():
     readme = (CONFIGS.parent / "README.md").read_text("utf-8")
     changed = set()
     for method in METHODS:
-        lines = main.differences(load("cc3m", method), load("cc3m", f"{method}_released"))
+        lines = command.differences(load("cc3m", method), load("cc3m", f"{method}_released"))
         changed |= {line.split(":")[0] for line in lines}
     assert changed - {"model.dtype"} == {
         "objective.diagonal",
@@ -239,4 +240,6 @@ def test_what_is_held_out_follows_the_data_and_is_not_trained_on(name):
 
 def test_self_distillation_has_one_target_and_two_teachers():
     ema, fixed = load("self_distillation"), load("self_distillation", "fixed")
-    assert [line.split(": ")[0] for line in main.differences(ema, fixed)] == ["teacher.checkpoint"]
+    assert [line.split(": ")[0] for line in command.differences(ema, fixed)] == [
+        "teacher.checkpoint"
+    ]

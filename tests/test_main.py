@@ -16,6 +16,8 @@ import pickles
 import pytest
 from PIL import Image
 
+from configs.common import CLIP_MEAN, CLIP_STD
+
 REPO = pathlib.Path(__file__).parent.parent
 COLOURS = {"red": (200, 30, 30), "green": (20, 180, 40), "blue": (30, 40, 220), "white": (255,) * 3}
 WORDS = [*COLOURS, "a", "photo", "of", "square", "."]
@@ -26,7 +28,7 @@ from configs import common
 def get_config(method="otter"):
     config = common.get_config(method)
     config.model.dim = 16
-    config.model.img.arch = "resnet18"
+    config.model.img.arch = "tiny"
     config.model.txt.weights = {text!r}
     config.model.txt.pretrained = False
     config.data.dir = {data!r}
@@ -46,6 +48,25 @@ def get_config(method="otter"):
     )
     return config
 """
+
+
+# An encoder that compiles in seconds, known to every process that is started with it on its path.
+TINY = """
+from otter_jax import weights
+from otter_jax.models.resnet import ResNet
+
+arguments = {"stage_sizes": (1, 1), "block": "basic", "channels": (8, 12)}
+weights.IMAGE_ENCODERS["tiny"] = (ResNet, arguments)
+"""
+
+
+@pytest.fixture(autouse=True)
+def tiny(monkeypatch):
+    """The same in this process, as long as a test."""
+    from otter_jax import weights
+
+    monkeypatch.setattr(weights, "IMAGE_ENCODERS", dict(weights.IMAGE_ENCODERS))
+    exec(TINY, {})
 
 
 def png(colour, seed):
@@ -86,6 +107,8 @@ def world(tmp_path_factory):
         "names": str(home / "names.txt"),
     }
     (home / "config.py").write_text(CONFIG.format(**paths))
+    (home / "site").mkdir()
+    (home / "site" / "sitecustomize.py").write_text(TINY)
     return home
 
 
@@ -99,6 +122,7 @@ def command(world, *arguments, config=""):
 
 def environment(world, devices=1):
     return os.environ | {
+        "PYTHONPATH": os.pathsep.join((str(world / "site"), str(REPO))),
         "JAX_PLATFORMS": "cpu",
         "JAX_NUM_CPU_DEVICES": str(devices),
         "JAX_COMPILATION_CACHE_DIR": str(world / "cache"),
@@ -191,6 +215,43 @@ def test_results_hold_both_weights_and_the_baselines(whole):
     for weights in ("student", "ema"):
         assert colours[weights]["accuracy"] == colours[weights]["FH@1"]
         assert 0 <= colours[weights]["FH@1"] <= colours[weights]["FH@2"] <= 1
+
+
+def test_a_transfer_starts_from_the_image_tower_of_a_run_with_its_gates_folded_in(world):
+    import jax
+
+    from otter_jax import build
+    from otter_jax.errors import UserError
+
+    workdir = world / "gated"
+    options = ("--config.gates.shape=filter", "--config.optim.freeze=img/|txt/")
+    result = run(world, "--workdir", str(workdir), "--config.train.epochs=1.6", *options)
+    assert result.returncode == 0, result.stderr[-3000:]
+    assert "frozen      img/|txt/" in result.stdout
+
+    arch = "tiny"
+    mean, std = CLIP_MEAN, CLIP_STD
+    towers = []
+    for ema in (False, True):
+        made = build.image_encoder(
+            str(workdir), arch=arch, dtype="float32", mean=mean, std=std, ema=ema
+        )
+        towers.append(made[1])
+    saved = state_of(workdir, 4)
+    for tower, who in zip(towers, ("", "['teacher']"), strict=True):
+        stem = saved[f"{who}['params']['img']['conv1']['kernel']"]
+        gate = saved[f"{who}['params']['gates']['img']['conv1']['kernel']"]
+        assert (gate != 1).any()
+        np.testing.assert_array_equal(tower["params"]["conv1"]["kernel"], stem * gate)
+        assert jax.tree.structure(tower) == jax.tree.structure(towers[0])
+    for changes, words in (
+        ({"arch": "resnet18"}, "model.arch='resnet18', but the run in"),
+        ({"mean": (127.0,) * 3}, "model.mean=(127.0, 127.0, 127.0), but the run in"),
+    ):
+        given = {"arch": arch, "dtype": "float32", "mean": mean, "std": std, "ema": False}
+        with pytest.raises(UserError) as caught:
+            build.image_encoder(str(workdir), **given | changes)
+        assert words in str(caught.value)
 
 
 def test_evaluation_alone_gives_the_same_numbers(world, whole):
@@ -382,6 +443,7 @@ def mistake(world, whole):
     """Runs `main` in this process with wrong flags; its message."""
     from absl import flags
 
+    from otter_jax import command as command_line
     from otter_jax import main
     from otter_jax.errors import UserError
 
@@ -395,7 +457,7 @@ def mistake(world, whole):
         argv = command(world, "--workdir", str(workdir), *arguments)[3:]
         monkeypatch.setattr(sys, "argv", argv)
         with pytest.raises(UserError) as caught:
-            main.main(main.parse(argv))
+            main.main(command_line.parse(argv))
         return str(caught.value)
 
     return message
@@ -410,7 +472,7 @@ def test_a_tokenizer_with_more_words_than_its_encoder_is_refused(
     with (text / "vocab.txt").open("a") as file:
         file.write("\n" + "\n".join(f"word{i}" for i in range(20)))
     message = mistake([f"--config.model.txt.weights={text}"], tmp_path / "run", monkeypatch)
-    assert "has 33 tokens, but the encoder there embeds 16" in message
+    assert "has 34 tokens, but the encoder there embeds 16" in message
 
 
 @pytest.mark.parametrize(("arguments", "words"), MISTAKES, ids=lambda x: str(x)[:40])

@@ -5,6 +5,7 @@ import os
 import pathlib
 import re
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import tokenizers
@@ -54,6 +55,13 @@ class Tokenizer:
         self.pad_id = pad_id
         self.vocab_size = 1 + max(backend.get_vocab().values(), default=-1)
         self._backend = backend
+
+    feature = "caption"  # what `row` reads
+
+    def row(self, record: dict[str, Any]) -> dict[str, np.ndarray]:
+        """token_ids int32 [L] and mask bool [L] of the record's caption."""
+        ids, mask = self.encode([record[self.feature]])
+        return {"token_ids": ids[0], "mask": mask[0]}
 
     def encode(
         self, captions: Sequence[str]

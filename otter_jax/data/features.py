@@ -2,9 +2,20 @@
 
 import contextlib
 import io
+import re
 from typing import Any
 
 import tensorflow_datasets as tfds
+
+from otter_jax.errors import UserError
+
+
+def check_name(name: str) -> None:
+    """Raises UserError for a name of a set that cannot be a folder of TFDS."""
+    if not re.fullmatch("[a-z][a-z0-9_]*", name):
+        raise UserError(
+            f"A data set cannot be called {name!r}: small letters, digits and _ make a name."
+        )
 
 
 def features(**more: Any) -> tfds.features.FeaturesDict:

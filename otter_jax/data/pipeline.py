@@ -9,7 +9,7 @@ epoch's last batch is filled up from the next epoch.
 import dataclasses
 import os
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import grain
 import numpy as np
@@ -17,7 +17,6 @@ from absl import flags
 from PIL import Image
 
 from otter_jax.data import images
-from otter_jax.data.captions import Tokenizer
 from otter_jax.data.store import Source
 from otter_jax.errors import UserError
 
@@ -27,9 +26,34 @@ _PATIENCE = 100  # unreadable records in a row before the set is called broken
 _BUFFER = 2 << 30  # bytes of finished batches that may wait
 
 
+@runtime_checkable
+class Target(Protocol):
+    """What a row has beside its image: `captions.Tokenizer`, or `Labels`.
+
+    Attributes:
+      feature: of the records, which it reads.
+    """
+
+    feature: str
+
+    def row(self, record: dict[str, Any]) -> Batch:
+        """The entries of one row."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Labels:
+    """Rows with the number of their class: label int32."""
+
+    feature: str = "label"
+
+    def row(self, record: dict[str, Any]) -> Batch:
+        """The entry of one row."""
+        return {"label": np.array(record[self.feature], np.int32)}
+
+
 def train_batches(
     source: Source,
-    tokenizer: Tokenizer,
+    target: Target,
     *,
     seed: int,
     batch_size: int,
@@ -43,15 +67,16 @@ def train_batches(
 ) -> Iterator[Batch]:
     """This host's b = batch_size / num_hosts rows of the global batches from `start_step` on.
 
-    A batch is image uint8 [b, S, S, 3], token_ids int32 [b, L], mask bool [b, L] and replaced
-    int32 [b]. The stream has no end. Crops and flips are drawn by the row's place in the whole
-    stream, so they differ from epoch to epoch and not from host to host. The rows of a record
-    whose image cannot be read hold the next readable one instead, and `replaced` its own number
-    (-1 elsewhere): `source.key(number)` names it.
+    A batch is image uint8 [b, S, S, 3], replaced int32 [b], and what `target` makes: token_ids
+    int32 [b, L] and mask bool [b, L] of captions, or label int32 [b]. The stream has no end. Crops
+    and flips are drawn by the row's place in the whole stream, so they differ from epoch to epoch
+    and not from host to host. The rows of a record whose image cannot be read hold the next
+    readable one instead, and `replaced` its own number (-1 elsewhere): `source.key(number)` names
+    it.
 
     Args:
-      source: the records; each needs an image and a caption.
-      tokenizer: makes token_ids and mask.
+      source: the records; each needs an image and what `target` reads.
+      target: a tokenizer, or `Labels`.
       seed: of the order and the crops.
       batch_size: over all hosts.
       image_size: S, pixels.
@@ -64,17 +89,20 @@ def train_batches(
         5 ms of a core, a worker some ten seconds to start.
 
     Raises:
-      UserError: no captions, sizes that do not fit, or 100 unreadable images in a row.
+      UserError: no captions or labels, sizes that do not fit, or 100 unreadable images in a row.
     """
-    if "caption" not in source.features:
-        raise UserError(f"{source.name} has no feature `caption`: one can only evaluate on it.")
+    if target.feature not in source.features:
+        raise UserError(
+            f"{source.name} has no feature `{target.feature}` to train on; it has "
+            f"{', '.join(source.features)}."
+        )
     rows = _rows_per_host(source, batch_size, num_hosts, image_size, resize)
     if batch_size > len(source):
         raise UserError(
-            f"batch_size={batch_size} is more than {source.name} has records, {len(source)}: an "
-            "image would be its own negative. Make the batch smaller."
+            f"batch_size={batch_size} is more than {source.name} has records, {len(source)}: a "
+            "batch would hold an image twice. Make it smaller."
         )
-    load = _TrainRow(source, tokenizer, image_size, resize, flip)
+    load = _TrainRow(source, target, image_size, resize, flip)
     ds = grain.MapDataset.range(len(source)).seed(seed).shuffle().repeat()
     ds = ds.random_map(load).batch(rows, drop_remainder=True)
     return _run(ds[host::num_hosts][start_step:], rows * image_size**2 * 3, num_workers)
@@ -105,7 +133,7 @@ def eval_batches(
 @dataclasses.dataclass(frozen=True)
 class _TrainRow(grain.transforms.RandomMap):
     source: Source
-    tokenizer: Tokenizer
+    target: Target
     image_size: int
     resize: int
     flip: bool
@@ -127,14 +155,8 @@ class _TrainRow(grain.transforms.RandomMap):
         pixels = images.random_crop(img, self.image_size, rng)
         if self.flip and rng.random() < 0.5:
             pixels = np.ascontiguousarray(pixels[:, ::-1])
-        ids, mask = self.tokenizer.encode([record["caption"]])
-        replaced = -1 if number == index else index
-        return {
-            "image": pixels,
-            "token_ids": ids[0],
-            "mask": mask[0],
-            "replaced": np.int32(replaced),
-        }
+        replaced = np.int32(-1 if number == index else index)
+        return {"image": pixels, "replaced": replaced} | self.target.row(record)
 
 
 @dataclasses.dataclass(frozen=True)

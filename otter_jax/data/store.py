@@ -2,6 +2,7 @@
 
 import contextlib
 import fcntl
+import functools
 import json
 import operator
 import pathlib
@@ -13,6 +14,7 @@ from typing import Any, SupportsIndex
 import tensorflow_datasets as tfds
 
 from otter_jax.data.features import write
+from otter_jax.data.folders import Folders, check_same_folder
 from otter_jax.data.openmoji import Openmoji
 from otter_jax.data.webdataset import Tars, WebDataset, check_same_tars, table
 from otter_jax.errors import UserError
@@ -57,34 +59,52 @@ class Source:
         return self[index]["key"] if "key" in self.features else str(operator.index(index))
 
 
-def ensure(dataset: str, data_dir: str, tars: Tars = ()) -> None:
+def ensure(dataset: str, data_dir: str, tars: Tars = (), folder: str = "") -> None:
     """Builds the set unless it is there; whoever comes while it is being built waits.
 
     Args:
-      dataset: "openmoji", a name of your own for what is in `tars`, or a set that is there already.
+      dataset: "openmoji", a name of your own for what is in `tars` or `folder`, or a set that is
+        there already.
       data_dir: the folder of all data sets.
       tars: paths or globs of web-dataset tars, for a set of your own; they are its split "train",
         or {split: tars}.
+      folder: a folder with a folder of pictures per class, for a labelled set of your own.
 
     Raises:
-      UserError: neither there nor to be built, or there but made of other tars.
+      UserError: neither there nor to be built, there but made of something else, or both tars and
+        folder given.
     """
-    folder = pathlib.Path(data_dir).expanduser()
-    if dataset == "openmoji" and tars:
-        raise UserError("The name openmoji is taken: give the data of your tars another.")
-    if dataset != "openmoji" and not tars:
-        _version_folder(folder, dataset, remedy="To build it, give the tars it is made of.")
+    sets = pathlib.Path(data_dir).expanduser()
+    if tars and folder:
+        raise UserError(
+            f"The data set {dataset} is to be made of tars and of the folder {folder}: give one of "
+            "the two."
+        )
+    if dataset == "openmoji" and (tars or folder):
+        raise UserError(
+            f"The name openmoji is taken: give the data of your {'tars' if tars else 'folder'} "
+            "another."
+        )
+    if tars:
+        make = functools.partial(WebDataset, name=dataset, tars=tars)
+    elif folder:
+        make = functools.partial(Folders, name=dataset, root=folder)
+    elif dataset == "openmoji":
+        make = functools.partial(Openmoji)
+    else:
+        remedy = "To build it, give the tars or the folder it is made of."
+        _version_folder(sets, dataset, remedy)
         return
-    kind = WebDataset if tars else Openmoji
-    home = folder / dataset / str(kind.VERSION)
+    home = sets / dataset / str(make.func.VERSION)
     if not home.exists():
-        own = {"name": dataset, "tars": tars} if tars else {}
-        builder = kind(data_dir=folder, **own)
+        builder = make(data_dir=sets)
         with _lock(home.parent):
             if not home.exists():
                 _build(builder)
     if tars:
         check_same_tars(home, tars)
+    if folder:
+        check_same_folder(home, folder)
 
 
 def _build(builder: tfds.core.DatasetBuilder) -> None:

@@ -21,17 +21,16 @@ import json
 import lzma
 import os
 import pathlib
-import re
 import tarfile
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, TypeVar
 
 import tensorflow_datasets as tfds
 
 from otter_jax.data import images
 from otter_jax.data.captions import clean
-from otter_jax.data.features import features
+from otter_jax.data.features import check_name, features
 from otter_jax.errors import UserError
 
 WINDOW = 64  # incomplete keys held at once
@@ -42,6 +41,7 @@ KINDS = dict.fromkeys(("jpg", "jpeg", "png", "webp"), "image") | {"txt": "txt", 
 
 Tars = Sequence[str] | Mapping[str, Sequence[str]]
 Members = dict[str, bytes]  # kind -> content, of one key
+Item, Result = TypeVar("Item"), TypeVar("Result")
 
 
 class WebDataset(tfds.core.GeneratorBasedBuilder, skip_registration=True):
@@ -55,10 +55,7 @@ class WebDataset(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         Raises:
           UserError: a glob that matches no file, or a name that cannot be a folder of TFDS.
         """
-        if not re.fullmatch("[a-z][a-z0-9_]*", name):
-            raise UserError(
-                f"A data set cannot be called {name!r}: small letters, digits and _ make a name."
-            )
+        check_name(name)
         self.name = name  # TFDS names a set by its class; here one class makes many
         self._tars = find(tars)
         self._report: dict[str, Any] = {}
@@ -79,7 +76,7 @@ class WebDataset(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     ) -> Iterator[tuple[int, dict]]:
         tally, pairs = Tally(), 0
         for tar in tars:
-            for key, members, defect in _checked(_groups(tar, tally)):
+            for (key, members), defect in in_threads(_defect, _groups(tar, tally)):
                 example = _example(key, members, defect, f"{tar.name}: {clean(key)}", tally)
                 if example:
                     yield pairs, example
@@ -90,8 +87,7 @@ class WebDataset(tfds.core.GeneratorBasedBuilder, skip_registration=True):
                 f"The data set {self.name} would have no pairs in {split}. A tar must hold "
                 f"KEY.jpg, .jpeg, .png or .webp with KEY.txt or KEY.json.\n{table(self._report)}"
             )
-        report = json.dumps(self._report, indent=2, ensure_ascii=False)
-        (self.data_path / "report.json").write_text(report, encoding="utf-8")
+        write_report(self.data_path, self._report)
 
 
 class Tally:
@@ -145,11 +141,10 @@ def check_same_tars(folder: pathlib.Path, tars: Tars) -> None:
     Raises:
       UserError: it was built from others, or is no web-dataset.
     """
-    report = folder / "report.json"
+    built = made_of(folder, "tars")
     remedy = "Give this data another name, or remove that folder to build it again."
-    if not report.exists():
+    if not built:
         raise UserError(f"The data set in {folder} was not built from tars. {remedy}")
-    built = {split: part["tars"] for split, part in json.loads(report.read_text("utf-8")).items()}
     try:
         given = {split: _names(files) for split, files in find(tars).items()}
     except UserError:
@@ -221,28 +216,34 @@ def _groups(tar: pathlib.Path, tally: Tally) -> Iterator[tuple[str, Members]]:
     yield from waiting.items()
 
 
-def _checked(
-    groups: Iterator[tuple[str, Members]],
-) -> Iterator[tuple[str, Members, str | None]]:
-    """Adds what is wrong with the image; decoding goes on in threads, the order stays."""
+def in_threads(
+    work: Callable[[Item], Result], items: Iterable[Item]
+) -> Iterator[tuple[Item, Result]]:
+    """(item, work(item)) in the order of the items; WINDOW of them are held at once."""
     with concurrent.futures.ThreadPoolExecutor(min(16, os.cpu_count() or 1)) as pool:
         ahead: collections.deque = collections.deque()
-        for key, members in groups:
-            ahead.append((key, members, pool.submit(_defect, members.get("image"))))
+        for item in items:
+            ahead.append((item, pool.submit(work, item)))
             if len(ahead) > WINDOW:
-                key, members, defect = ahead.popleft()
-                yield key, members, defect.result()
-        for key, members, defect in ahead:
-            yield key, members, defect.result()
+                item, result = ahead.popleft()
+                yield item, result.result()
+        while ahead:
+            item, result = ahead.popleft()
+            yield item, result.result()
 
 
-def _defect(image: bytes | None) -> str | None:
+def unreadable(image: bytes) -> str | None:
+    """What is wrong with the bytes of a picture, None if nothing is."""
     try:
-        if image is not None:
-            images.decode(image)
+        images.decode(image)
         return None
     except images.UnreadableImage as error:
         return str(error)
+
+
+def _defect(group: tuple[str, Members]) -> str | None:
+    _, members = group
+    return unreadable(members["image"]) if "image" in members else None
 
 
 def _example(
@@ -282,11 +283,28 @@ def _example(
     }
 
 
+def write_report(folder: str | os.PathLike, report: dict[str, Any]) -> None:
+    """Writes report.json of a set: per split, what was kept, what not, and what it is made of."""
+    text = json.dumps(report, indent=2, ensure_ascii=False)
+    (pathlib.Path(folder) / "report.json").write_text(text, encoding="utf-8")
+
+
+def made_of(folder: pathlib.Path, what: str) -> dict[str, Any]:
+    """{split: its "tars" or its "folder"} of the set in `folder`; empty if not made of those."""
+    report = folder / "report.json"
+    parts = json.loads(report.read_text("utf-8")) if report.exists() else {}
+    return {split: part[what] for split, part in parts.items() if what in part}
+
+
 def table(report: dict[str, Any]) -> str:
-    """A report as lines to print: pairs kept, then each defect with its count and first names."""
+    """A report as lines to print: what was kept, then each defect with count and first names."""
     lines = []
     for split, part in report.items():
-        lines.append(f"{split}: {part['pairs']:,} pairs from {len(part['tars'])} tars")
+        if "tars" in part:
+            lines.append(f"{split}: {part['pairs']:,} pairs from {len(part['tars'])} tars")
+        else:
+            folder = part["folder"]["name"]
+            lines.append(f"{split}: {part['pictures']:,} pictures from the folder {folder}")
         for what in ("dropped", "changed"):
             for why, entry in part[what].items():
                 names = "; ".join(entry["first"])

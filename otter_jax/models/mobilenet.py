@@ -12,10 +12,10 @@ from jaxtyping import Array, Float
 
 from otter_jax.models.efficientnet import (
     Block,
+    Pointwise,
     batch_norm,
     convolution,
     padding_of,
-    pointwise,
     round_channels,
 )
 
@@ -96,6 +96,7 @@ class MobileNet(nn.Module):
       relu_stages: so many stages, from the first, have ReLU for hard swish.
       kind: FBNet's squeeze-excitation is narrower, a quarter of what comes into the block and not
         of what it filters, with hard swish for ReLU, and its `conv_head` has no bias.
+      pruned: (block, channels of its filters) of blocks that have fewer than the architecture's.
       dtype: of the convolutions before the average and of what flows between them.
     """
 
@@ -103,6 +104,7 @@ class MobileNet(nn.Module):
     channels: tuple[int, int, int]
     relu_stages: int = 0
     kind: Literal["mobilenetv3", "fbnetv3"] = "mobilenetv3"
+    pruned: tuple[tuple[str, int], ...] = ()
     num_classes: int | None = None
     dtype: Any = jnp.float32
 
@@ -123,9 +125,11 @@ class MobileNet(nn.Module):
                     if fbnet
                     else round_channels(hidden / 4)
                 )
+                name = f"blocks_{stage}_{i}"
                 x = Block(
                     channels=channels,
                     hidden=hidden,
+                    kept=dict(self.pruned).get(name),
                     kernel=kernel,
                     stride=stride,
                     squeeze=squeeze if squeezed else 0,
@@ -133,11 +137,11 @@ class MobileNet(nn.Module):
                     squeeze_act=act if fbnet else jax.nn.relu,
                     gate=jax.nn.hard_sigmoid,
                     dtype=self.dtype,
-                    name=f"blocks_{stage}_{i}",
+                    name=name,
                 )(x, train=train)
         x = Last(last, self.dtype, name=f"blocks_{len(self.stages)}_0")(x, train=train)
         x = x.astype(jnp.promote_types(x.dtype, jnp.float32)).mean((1, 2), keepdims=True)
-        x = act(pointwise(head, x.dtype, "conv_head", use_bias=not fbnet)(x))[:, 0, 0]
+        x = act(Pointwise(head, x.dtype, not fbnet, name="conv_head")(x))[:, 0, 0]
         return (
             x if self.num_classes is None else nn.Dense(self.num_classes, name=self.classifier)(x)
         )
@@ -156,6 +160,6 @@ class Last(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "B H W C"], *, train: bool) -> Float[Array, "B H W C2"]:
-        x = pointwise(self.channels, self.dtype, "conv")(x)
+        x = Pointwise(self.channels, self.dtype, name="conv")(x)
         x = batch_norm(False, self.dtype)(name="bn1")(x, use_running_average=not train)
         return jax.nn.hard_swish(x)

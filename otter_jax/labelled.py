@@ -1,0 +1,141 @@
+"""Labelled pictures: what a network is transferred to, and how well it names them."""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Iterator
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import rich.console
+from jax.sharding import Mesh
+from jaxtyping import Array, Float, Int, PyTree, UInt8
+from ml_collections import ConfigDict
+
+from otter_jax import gates
+from otter_jax import mesh as meshes
+from otter_jax.data import pipeline, store
+from otter_jax.errors import UserError
+
+KS = (1, 3)  # of top-K
+
+
+@dataclasses.dataclass(frozen=True)
+class Labelled:
+    """A split, the class of each record, and the classes' names."""
+
+    source: store.Source
+    labels: Int[np.ndarray, "N"]
+    names: tuple[str, ...]
+
+    @classmethod
+    def open(cls, config: ConfigDict, split: str) -> "Labelled":
+        """The split of config.data; UserError if it has no classes, or a record has none."""
+        data = config.data
+        source = store.open_dataset(data.dir, data.name, split)
+        if data.label not in source.features or source.classes(data.label) is None:
+            raise UserError(
+                f"data.label={data.label!r} is not a feature of {source.name} that holds classes; "
+                f"it has {', '.join(source.features)}."
+            )
+        values = [np.asarray(source[i][data.label]) for i in range(len(source))]
+        if any(value.ndim for value in values):
+            raise UserError(f"data.label={data.label!r} of {source.name} holds several classes.")
+        labels = np.array(values, np.int32)
+        missing = np.flatnonzero(labels < 0)
+        if len(missing):
+            some = ", ".join(source.key(int(i)) for i in missing[:3])
+            raise UserError(
+                f"{len(missing)} records of {source.name} have no label, such as {some}: one can "
+                "neither train nor validate on them. Take a split that is labelled."
+            )
+        return cls(source, labels, tuple(source.classes(data.label)))
+
+
+def open_splits(config: ConfigDict) -> tuple[Labelled, Labelled]:
+    """What is trained on, and what is validated on. Raises UserError if classes do not agree."""
+    data = config.data
+    if not data.name:
+        raise UserError(
+            "data.name is missing: the name of a set, for a folder of your own a new one with "
+            "--config.data.folder=DIR."
+        )
+    store.ensure(data.name, data.dir, folder=data.folder)
+    train, validation = (Labelled.open(config, split) for split in (data.train, data.validation))
+    counts = np.bincount(train.labels, minlength=len(train.names))
+    there = np.bincount(validation.labels, minlength=len(validation.names))
+    for what, split, empty in (
+        ("train", data.train, (counts == 0) & (there > 0)),
+        ("validation", data.validation, (there == 0) & (counts > 0)),
+    ):
+        if empty.any():
+            some = ", ".join(train.names[i] for i in np.flatnonzero(empty)[:5])
+            raise UserError(
+                f"data.{what}={split!r} has no picture of {empty.sum()} of the {len(train.names)} "
+                f"classes that the other split has, such as {some}. Take a larger one, or leave "
+                "these classes out of both."
+            )
+    return train, validation
+
+
+def normaliser(config: ConfigDict) -> Callable[[UInt8[Array, "B H W 3"]], Float[Array, "B H W 3"]]:
+    """From pixels 0..255 to what the network is used to."""
+    mean, std = (jnp.array(list(config.model[key]), jnp.float32) for key in ("mean", "std"))
+    return lambda image: (image.astype(jnp.float32) - mean) / std
+
+
+class Validation:
+    """Measures top-K accuracy on a labelled split."""
+
+    def __init__(
+        self, config: ConfigDict, data: Labelled, mesh: Mesh, console: rich.console.Console
+    ):
+        self.data = data
+        self._config, self._mesh, self._console = config, mesh, console
+        self._normalise = normaliser(config)
+        self._named = False
+
+    def __call__(self, model: nn.Module, params: PyTree, batch_stats: PyTree) -> dict[str, float]:
+        """{"top-1", "top-3"} of the gated network; unreadable images are left out, and named."""
+        whole, rows = meshes.shardings(self._mesh)
+        best = self._ranked(model, whole, rows)
+        found, valid, unreadable = [], [], []
+        for batch in eval_batches(self._config, self.data.source):
+            on_device = meshes.put_batch({"image": batch["image"]}, self._mesh)
+            found.append(np.asarray(best(params, batch_stats, on_device["image"])))
+            valid.append(batch["valid"])
+            unreadable += [self.data.source.key(int(i)) for i in batch["unreadable"] if i >= 0]
+        if unreadable and not self._named:
+            self._named = True
+            self._console.print(
+                f"{self.data.source.name}: {len(unreadable)} unreadable images are left out, such "
+                f"as {', '.join(unreadable[:3])}."
+            )
+        size = len(self.data.labels)
+        ok = np.concatenate(valid)[:size]
+        hits = np.concatenate(found)[:size] == self.data.labels[:, None]
+        if not ok.any():
+            raise UserError(f"No image of {self.data.source.name} is readable.")
+        return {f"top-{k}": float(hits[ok, :k].any(axis=1).mean()) for k in KS}
+
+    @functools.cache  # noqa: B019 - as long as the program
+    def _ranked(self, model, whole, rows):
+        def ranked(params, batch_stats, image):
+            variables = {"params": gates.fold(params), "batch_stats": batch_stats}
+            logits = model.apply(variables, self._normalise(image), train=False)
+            return jax.lax.top_k(logits, min(max(KS), logits.shape[1]))[1]
+
+        return jax.jit(ranked, in_shardings=(whole, whole, rows), out_shardings=whole)
+
+
+def eval_batches(config: ConfigDict, source: store.Source) -> Iterator[pipeline.Batch]:
+    """A split in order, as `pipeline.eval_batches` has it."""
+    return pipeline.eval_batches(
+        source,
+        batch_size=config.eval.batch_size,
+        image_size=config.data.image_size,
+        resize=config.data.resize,
+        host=jax.process_index(),
+        num_hosts=jax.process_count(),
+    )

@@ -1,0 +1,247 @@
+"""The steps of a run, and everything that happens between two of them."""
+
+import collections
+import contextlib
+import dataclasses
+import math
+import pathlib
+import signal
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import numpy as np
+import rich.console
+from jax.sharding import Mesh
+
+from otter_jax import mesh as meshes
+from otter_jax import record
+from otter_jax.checkpoint import Checkpoints
+from otter_jax.data.store import Source
+from otter_jax.errors import UserError
+
+NAMED = 10  # unreadable images
+
+Metrics = dict[str, float]
+
+
+@dataclasses.dataclass
+class Loop:
+    """Trains, logs, evaluates and saves until the last step or the first signal.
+
+    Attributes:
+      last: how many steps the whole run has.
+      batch_size: of all devices; what is counted of it a second is called `unit`.
+      evaluated, saved: whether a step is followed by an evaluation, or a checkpoint. The last step
+        is followed by both, an evaluation always by a checkpoint.
+      step_at: what makes step n = 1, 2, ... of a state and a batch.
+      evaluate: the metrics of the state after step n.
+      numbers: what else is recorded of step n, such as its learning rate.
+      line: a log line of step n from everything that is recorded of it.
+      remedy: what usually helps when a number is not finite.
+    """
+
+    workdir: pathlib.Path
+    last: int
+    batch_size: int
+    unit: str
+    log_every: int
+    evaluated: Callable[[int], bool]
+    saved: Callable[[int], bool]
+    step_at: Callable[[int], Callable[[Any, Any], tuple[Any, Any]]]
+    evaluate: Callable[[int, Any], Metrics]
+    numbers: Callable[[int], Metrics]
+    line: Callable[[int, Metrics], str]
+    remedy: str
+    checkpoints: Checkpoints
+    scalars: record.Scalars
+    source: Source
+    mesh: Mesh
+    console: rich.console.Console
+
+    def run(self, start: int, state: Any, batches: Iterator[dict[str, np.ndarray]]) -> None:
+        """All steps after `start`. Raises UserError when a number is no longer finite."""
+        stop, last = Stop(), self.last
+        replaced: set[int] = set()
+        clock = Clock(self.batch_size, self.unit)
+        pending: collections.deque = collections.deque()  # metrics still being computed
+        with record.progress_bar(self.console) as bar, stop:
+            task = bar.add_task("training", total=last, completed=start)
+            for now in range(start + 1, last + 1):
+                with clock.paused():  # a step of another kind may have to be compiled
+                    train_step = self.step_at(now)
+                with clock.waiting():
+                    batch = next(batches)
+                self._name_replaced(batch.pop("replaced"), replaced)
+                state, metrics = train_step(state, meshes.put_batch(batch, self.mesh))
+                pending.append((now, metrics))
+                # One step runs ahead of the numbers that are looked at: devices never wait for it.
+                stopping = stop.requested  # asked once: a signal may come at any line
+                milestone = self._is_evaluated(now) or self.saved(now) or bool(stopping)
+                log = now % self.log_every == 0 or now == last
+                while len(pending) > (0 if milestone or log else 1):
+                    clock.add(self._finite(*pending.popleft()))
+                bar.update(task, completed=now)
+                if log:
+                    means = clock.period(now, last) | self.numbers(now)
+                    means["replaced"] = len(replaced)  # unreadable images so far, in this start
+                    self.scalars.write(now, means)
+                    self.console.print(self.line(now, means))
+                if milestone:
+                    bar.update(task, description="evaluating, saving")
+                    with clock.paused():
+                        self._milestone(now, state, stopped=bool(stopping))
+                    bar.update(task, description="training")
+                if stopping:
+                    break
+        self.checkpoints.wait()
+        if replaced:
+            self.console.print(f"{len(replaced)} unreadable images were replaced in this start.")
+        if stopping:
+            self.console.print(
+                f"Stopped by {stopping} after step {now} of {last}; saved. "
+                "The same command goes on from there."
+            )
+
+    def make_up(self, start: int, state: Any) -> None:
+        """Evaluates the checkpoint that a run goes on from, if a stop came before that."""
+        done = record.results(self.workdir, start).exists()
+        if start and self._is_evaluated(start) and not done:
+            self._evaluate(start, state)
+
+    def _is_evaluated(self, now: int) -> bool:
+        return now == self.last or self.evaluated(now)
+
+    def _milestone(self, now: int, state: Any, stopped: bool) -> None:
+        metrics = {}
+        try:
+            # Whoever stops a run may give it seconds only: saved now, evaluated at the next start.
+            if self._is_evaluated(now) and not stopped:
+                metrics = self._evaluate(now, state)
+        finally:
+            self.checkpoints.save(now, state, metrics)
+
+    def _evaluate(self, now: int, state: Any) -> Metrics:
+        metrics = self.evaluate(now, state)
+        if metrics:
+            self.scalars.write(now, metrics)
+        return metrics
+
+    def _finite(self, now: int, metrics: dict[str, jax.Array]) -> Metrics:
+        values = {name: float(value) for name, value in jax.device_get(metrics).items()}
+        bad = {name: value for name, value in values.items() if not math.isfinite(value)}
+        if bad:
+            # Saved are only states whose loss, gradient and parameters were finite.
+            self.checkpoints.wait()
+            good = self.checkpoints.latest
+            raise UserError(
+                f"Step {now}: {', '.join(f'{k} is {v}' for k, v in bad.items())}. The run ends; "
+                + (f"the last good checkpoint is step {good}" if good else "there is no checkpoint")
+                + f". {self.remedy} usually helps; if dtype is bfloat16, float32 tells whether "
+                "precision is the cause."
+            )
+        return values
+
+    def _name_replaced(self, numbers: np.ndarray, known: set[int]) -> None:
+        for number in sorted({int(n) for n in numbers if n >= 0} - known):
+            known.add(number)
+            if len(known) <= NAMED:
+                self.console.print(
+                    f"Unreadable image {self.source.key(number)} in {self.source.name}: the next "
+                    "readable record takes its place."
+                )
+            if len(known) == NAMED:
+                self.console.print("Further unreadable images are counted, not named.")
+
+
+def every(*periods: int) -> Callable[[int], bool]:
+    """Whether a step is a multiple of one of these; 0 is no period."""
+    return lambda now: any(period and now % period == 0 for period in periods)
+
+
+class Clock:
+    """Where the time of a logging period went, and the means of its numbers."""
+
+    def __init__(self, batch_size: int, unit: str):
+        self._batch_size, self._unit = batch_size, unit
+        self._reset()
+
+    def _reset(self):
+        self._sums: collections.Counter = collections.Counter()
+        self._steps, self._waited, self._paused = 0, 0.0, 0.0
+        self._began = time.monotonic()
+
+    @contextlib.contextmanager
+    def waiting(self) -> Iterator[None]:
+        """Time in this context counts as waiting for data."""
+        began = time.monotonic()
+        yield
+        self._waited += time.monotonic() - began
+
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """Time in this context does not count."""
+        began = time.monotonic()
+        yield
+        self._paused += time.monotonic() - began
+
+    def add(self, values: Metrics) -> None:
+        """One step's numbers."""
+        self._steps += 1
+        self._sums.update(values)
+
+    def period(self, now: int, last: int) -> Metrics:
+        """Means of the numbers since the last call, and the rates; starts a new period."""
+        seconds = max(time.monotonic() - self._began - self._paused, 1e-9)
+        means = {name: total / self._steps for name, total in self._sums.items()}
+        rates = {
+            f"{self._unit}_per_second": self._steps * self._batch_size / seconds,
+            "data_wait": self._waited / seconds,
+            "seconds_left": (last - now) * seconds / self._steps,
+        }
+        self._reset()
+        return means | rates
+
+
+class Stop:
+    """Context in which SIGTERM and Ctrl-C ask for a stop; a second one has its usual effect."""
+
+    def __init__(self):
+        self.requested = ""
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self):
+        for number in (signal.SIGTERM, signal.SIGINT):
+            self._before[number] = signal.signal(number, self._ask)
+        return self
+
+    def __exit__(self, *_):
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _ask(self, number, _frame):
+        self.requested = signal.Signals(number).name
+        signal.signal(number, self._before[number])
+
+
+def compiled(jitted: Any, *shapes: Any, name: str, console: rich.console.Console) -> Any:
+    """The function compiled for arguments of such shapes; says how long it took, and its memory."""
+    with console.status(f"Compiling {name}"):
+        began = time.monotonic()
+        program = jitted.lower(*shapes).compile()
+        seconds = time.monotonic() - began
+    console.print(f"compiled    {name} in {seconds:.0f} s; it needs {memory(program)}")
+    return program
+
+
+def memory(program: Any) -> str:
+    """Bytes per device that a compiled program holds at once, as text."""
+    m = program.memory_analysis()
+    if m is None:
+        return "memory that this backend does not tell"
+    total = m.argument_size_in_bytes + m.temp_size_in_bytes + m.output_size_in_bytes
+    total -= m.alias_size_in_bytes
+    return (
+        f"{total / 2**20:,.0f} MiB a device ({m.temp_size_in_bytes / 2**20:,.0f} of it temporary)"
+    )

@@ -1,0 +1,155 @@
+"""Networks with fewer filters: those with the least attention are taken out.
+
+A pruned filter is one whose normalised output is 0: its kernel, and the scale and bias of the norm
+behind it. What follows then computes as if it were not there. Inside a residual block it really can
+go, with its norm and with what the next convolution would do to its output (`smaller`); on the
+shortcuts between blocks it cannot, since others write there too, and stays as zeros.
+"""
+
+import itertools
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import traverse_util
+from jaxtyping import Bool, Float, PyTree
+
+from otter_jax.errors import UserError
+from otter_jax.models.efficientnet import EfficientNet
+from otter_jax.models.mobilenet import MobileNet
+from otter_jax.models.norm import BatchNorm
+from otter_jax.models.resnet import ResNet
+
+Path = tuple[str, ...]
+
+
+class Inner(NamedTuple):
+    """Channels inside a block, which nothing outside of it sees.
+
+    Attributes:
+      block: its name.
+      made_by: the convolutions that each have one filter a channel.
+      used_by: those that read the channels.
+    """
+
+    block: str
+    made_by: tuple[Path, ...]
+    used_by: tuple[Path, ...]
+
+
+def norms(model: nn.Module) -> dict[Path, Path]:
+    """For each convolution that feeds a batch norm, the norm: found by tracing the network."""
+    made: dict[int, tuple[Path, Any]] = {}
+    found = {}
+
+    def watch(call, args, kwargs, context):
+        out = call(*args, **kwargs)
+        if context.method_name == "__call__":
+            path = context.module.path
+            if isinstance(context.module, BatchNorm) and id(args[0]) in made:
+                found[made[id(args[0])][0]] = path
+            elif "kernel" in context.module.variables.get("params", {}):
+                made[id(out)] = (path, out)  # kept, so that its id stays its own
+        return out
+
+    def trace():
+        with nn.intercept_methods(watch):
+            model.init(jax.random.key(0), jnp.zeros((1, 64, 64, 3)), train=False)
+
+    jax.eval_shape(trace)
+    return found
+
+
+def inner(model: nn.Module, params: PyTree) -> list[Inner]:
+    """The channels that can really go, block by block."""
+    found = []
+    for block, layers in params.items():
+        if isinstance(model, ResNet) and block.startswith("layer"):
+            convolutions = [(block, name) for name in sorted(layers) if name.startswith("conv")]
+            for one, other in itertools.pairwise(convolutions):
+                found.append(Inner(block, (one,), (other,)))
+        elif isinstance(model, EfficientNet | MobileNet) and "conv_pwl" in layers:
+            made, used = [(block, "conv_pw"), (block, "conv_dw")], [(block, "conv_pwl")]
+            if "se" in layers:
+                made.append((block, "se", "conv_expand"))
+                used.append((block, "se", "conv_reduce"))
+            found.append(Inner(block, tuple(made), tuple(used)))
+    return found
+
+
+def lowest(
+    attention: Mapping[Path, Float[np.ndarray, "O"]], share: float, model: nn.Module, params: PyTree
+) -> dict[Path, Bool[np.ndarray, "O"]]:
+    """Which filters stay when the `share` with the least attention goes.
+
+    All filters that feed a norm are ranked together; the best of each convolution stays in any
+    case. Where several convolutions make one channel of a block, they lose it together, by the mean
+    of their attention to it. `attention` is by the path of the convolution. Raises UserError unless
+    0 <= share < 1.
+    """
+    if not 0 <= share < 1:
+        raise UserError(f"share={share}: how much is pruned, from 0 to less than 1.")
+    ranked = {path: np.asarray(attention[path]) for path in norms(model) if path in attention}
+    if not ranked:
+        raise UserError(f"A {type(model).__name__} has no filter that feeds a batch norm.")
+    for channels in inner(model, params):
+        together = [path for path in channels.made_by if path in ranked]
+        ranked |= dict.fromkeys(together, np.mean([ranked[path] for path in together], axis=0))
+    values = np.sort(np.concatenate(list(ranked.values())))
+    limit = values[int(share * len(values)) - 1] if int(share * len(values)) else -np.inf
+    return {path: (value > limit) | (value == value.max()) for path, value in ranked.items()}
+
+
+def mask(variables: PyTree, keep: Mapping[Path, Bool[np.ndarray, "O"]], model: nn.Module) -> PyTree:
+    """`variables`, of the same shapes, with the filters that do not stay, and their norms, at 0."""
+    flat = traverse_util.flatten_dict(variables)
+    behind = norms(model)
+    for path, stays in keep.items():
+        for leaf in (
+            ("params", *path, "kernel"),
+            ("params", *path, "bias"),
+            ("params", *behind[path], "scale"),
+            ("params", *behind[path], "bias"),
+            ("batch_stats", *behind[path], "mean"),
+        ):
+            if leaf in flat:
+                flat[leaf] = flat[leaf] * stays
+    return traverse_util.unflatten_dict(flat)
+
+
+def smaller(
+    model: nn.Module, variables: PyTree, keep: Mapping[Path, Bool[np.ndarray, "O"]]
+) -> tuple[nn.Module, PyTree]:
+    """A network with fewer channels that computes what `mask` makes of this one, and its weights.
+
+    Raises UserError if the encoder's blocks have no channels of their own.
+    """
+    flat = dict(traverse_util.flatten_dict(mask(variables, keep, model)))
+    behind, pruned = norms(model), {}
+    blocks = inner(model, variables["params"])
+    if not blocks:
+        raise UserError(f"There is no smaller form of a {type(model).__name__}; mask it.")
+    for channels in blocks:
+        stay = np.flatnonzero(keep[next(path for path in channels.made_by if path in keep)])
+        for path in channels.made_by:
+            layers = [("params", *path)]
+            if path in behind:
+                layers += [("params", *behind[path]), ("batch_stats", *behind[path])]
+            for layer in layers:
+                for leaf in [leaf for leaf in flat if leaf[:-1] == layer]:
+                    flat[leaf] = flat[leaf][..., stay]
+        for path in channels.used_by:
+            leaf = ("params", *path, "kernel")
+            flat[leaf] = flat[leaf][:, :, stay]
+        pruned.setdefault(channels.block, []).append(len(stay))
+    is_resnet = isinstance(model, ResNet)
+    kept = tuple((block, tuple(n) if is_resnet else n[0]) for block, n in pruned.items())
+    return model.clone(pruned=kept), traverse_util.unflatten_dict(flat)
+
+
+def kept(model: nn.Module) -> tuple[tuple[str, Any], ...]:
+    """The blocks of a network that have fewer channels than their architecture, and how many."""
+    return model.pruned if isinstance(model, ResNet | EfficientNet | MobileNet) else ()
