@@ -66,8 +66,8 @@ def shapes(
     gate_shape: str = "",
 ) -> tuple[Towers, PyTree, Path]:
     """As `towers`, with the variables' shapes alone; no weights are read."""
-    img, txt = {**img, "weights": ""}, {**txt, "pretrained": False}
-    model, _, text = join(dim=dim, img=img, txt=txt, dtype=dtype)
+    txt = {**txt, "pretrained": False}
+    model, _, text = join(dim=dim, img=img, txt=txt, dtype=dtype, pretrained=False)
     like = jax.eval_shape(lambda: gated(initialise(model, jax.random.key(0)), gate_shape))
     return model, {"batch_stats": {}} | like, text.tokenizer
 
@@ -113,6 +113,19 @@ def trained(
     return model, folded, tokenizer, step
 
 
+def is_run(source: str) -> bool:
+    """Whether these weights are the directory of a run."""
+    folder = Path(source).expanduser()
+    return bool(source) and (folder / "checkpoints").is_dir() and (folder / "run.json").is_file()
+
+
+def image_module(source: str, *, arch: str, dtype: str) -> nn.Module:
+    """The module of `image_encoder` alone; no weights are read, nor need they be there still."""
+    if is_run(source):
+        source = record.config_of(Path(source).expanduser()).model.img.weights
+    return weights.load_image(source, arch=arch, dtype=DTYPES[dtype], pretrained=False).module
+
+
 def image_encoder(
     source: str, *, arch: str, dtype: str, mean: Sequence[float], std: Sequence[float], ema: bool
 ) -> tuple[nn.Module, PyTree]:
@@ -127,14 +140,12 @@ def image_encoder(
     if dtype not in DTYPES:
         raise UserError(f"model.dtype={dtype!r}: one of {', '.join(DTYPES)}.")
     folder = Path(source).expanduser()
-    if not (source and (folder / "checkpoints").is_dir()):
+    if not is_run(source):
         if ema:
             raise UserError(f"model.ema is for the weights of a run, and {source!r} is none.")
         found = weights.load_image(source, arch=arch, dtype=DTYPES[dtype])
         return found.module, found.variables
     config = record.config_of(folder)
-    if "img" not in config.model:
-        raise UserError(f"{folder} is a run of another program; `--export` it, and take that.")
     theirs = config.model.img
     for key, ours in (("arch", arch), ("mean", tuple(mean)), ("std", tuple(std))):
         there = theirs[key] if key == "arch" else tuple(theirs[key])
@@ -150,12 +161,19 @@ def image_encoder(
 
 
 def join(
-    *, dim: int, img: Mapping[str, Any], txt: Mapping[str, Any], dtype: str
+    *,
+    dim: int,
+    img: Mapping[str, Any],
+    txt: Mapping[str, Any],
+    dtype: str,
+    pretrained: bool = True,
 ) -> tuple[Towers, Encoder, Encoder]:
-    """The model, and its image and text encoder as they were loaded."""
+    """The model, and its image and text encoder as they were loaded; see `weights.load_image`."""
     if dtype not in DTYPES:
         raise UserError(f"model.dtype={dtype!r}: one of {', '.join(DTYPES)}.")
-    image = weights.load_image(img["weights"], arch=img["arch"], dtype=DTYPES[dtype])
+    image = weights.load_image(
+        img["weights"], arch=img["arch"], dtype=DTYPES[dtype], pretrained=pretrained
+    )
     text = weights.load_text(
         txt["weights"], dropout=txt["dropout"], dtype=DTYPES[dtype], pretrained=txt["pretrained"]
     )
@@ -184,10 +202,15 @@ def check_sizes(config: ConfigDict, model: Towers, tokenizer: Tokenizer) -> None
         raise UserError(
             f"data.max_tokens={config.data.max_tokens}: the text encoder has {longest} positions."
         )
-    if isinstance(model.img, ViT) and config.data.image_size % model.img.patch:
+    check_image_size(config.data.image_size, model.img, config.model.img.arch)
+
+
+def check_image_size(size: int, module: nn.Module, arch: str) -> None:
+    """Raises UserError if the encoder cannot read images of size x size."""
+    if isinstance(module, ViT) and size % module.patch:
         raise UserError(
-            f"data.image_size={config.data.image_size}: {config.model.img.arch} cuts images into "
-            f"patches, so it must be a multiple of {model.img.patch}."
+            f"data.image_size={size}: {arch} cuts images into patches, so it must be a multiple of "
+            f"{module.patch}."
         )
 
 

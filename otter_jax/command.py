@@ -26,12 +26,17 @@ def workdir() -> pathlib.Path:
     return pathlib.Path(WORKDIR.value).expanduser()
 
 
-def config(*, saved_in: pathlib.Path | None) -> ConfigDict:
-    """The config given; without one, and where that will do, the one that a run was started by."""
+def config(*, saved_in: pathlib.Path | None, needs: str) -> ConfigDict:
+    """The config given; without one, and where that will do, the one that a run was started by.
+
+    Raises UserError if there is none, or it has no key `needs` and so is of another program.
+    """
     if CONFIG.value is not None:
+        if needs not in CONFIG.value:
+            raise UserError(f"This --config is of another program: it has no key {needs!r}.")
         return CONFIG.value
     if saved_in is not None and (saved_in / "config.json").exists():
-        return record.config_of(saved_in)
+        return record.config_of(saved_in, needs=needs)
     raise UserError(
         "--config is missing: a config file, for example configs/quickstart.py."
         + (f" And there is no {saved_in / 'config.json'} to take its place." if saved_in else "")
@@ -66,7 +71,7 @@ def say_differences(
 ) -> None:
     """Prints what has changed since the last start of the run, if there was one."""
     if (workdir / "config.json").exists():
-        for line in differences(record.config_of(workdir), config):
+        for line in differences(record.read_config(workdir), config):
             console.print(f"Changed since the last start: {line}")
 
 

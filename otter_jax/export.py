@@ -28,7 +28,7 @@ import safetensors.numpy
 from absl import logging
 from ml_collections import ConfigDict
 
-from otter_jax import build, names, record, weights
+from otter_jax import build, names, pruning, record, weights
 from otter_jax.data.captions import Tokenizer
 from otter_jax.errors import UserError
 from otter_jax.models.bert import Bert
@@ -125,6 +125,7 @@ def write_image(
         "model_args": arguments,
         "num_classes": model.dim,
         "num_features": model.img.width,
+        "pruned": dict(pruning.kept(model.img)),
         "pretrained_cfg": {
             "input_size": [3, size, size],
             "crop_pct": size / config.data.resize,

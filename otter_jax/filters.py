@@ -90,7 +90,8 @@ def excite(
     shown = []
     for layer in layers:
         order = np.argsort(-attention[layer], kind="stable")
-        for rank in (*range(FILTERS), *range(-FILTERS, 0)):
+        few = min(FILTERS, len(order) // 2)
+        for rank in (*range(few), *range(-few, 0)):
             number = int(order[rank])
             best = np.argsort(-whole["/".join(layer)][:, number], kind="stable")[:PICTURES]
             value = float(attention[layer][number])

@@ -102,9 +102,12 @@ class Validation:
         best = self._ranked(model, whole, rows)
         found, valid, unreadable = [], [], []
         for batch in eval_batches(self._config, self.data.source):
-            on_device = meshes.put_batch({"image": batch["image"]}, self._mesh)
-            found.append(np.asarray(best(params, batch_stats, on_device["image"])))
-            valid.append(batch["valid"])
+            on_device = meshes.put_batch(
+                {name: batch[name] for name in ("image", "valid")}, self._mesh
+            )
+            ranked, readable = best(params, batch_stats, on_device["image"], on_device["valid"])
+            found.append(np.asarray(ranked))
+            valid.append(np.asarray(readable))
             unreadable += [self.data.source.key(int(i)) for i in batch["unreadable"] if i >= 0]
         if unreadable and not self._named:
             self._named = True
@@ -121,12 +124,12 @@ class Validation:
 
     @functools.cache  # noqa: B019 - as long as the program
     def _ranked(self, model, whole, rows):
-        def ranked(params, batch_stats, image):
+        def ranked(params, batch_stats, image, valid):
             variables = {"params": gates.fold(params), "batch_stats": batch_stats}
             logits = model.apply(variables, self._normalise(image), train=False)
-            return jax.lax.top_k(logits, min(max(KS), logits.shape[1]))[1]
+            return jax.lax.top_k(logits, min(max(KS), logits.shape[1]))[1], valid
 
-        return jax.jit(ranked, in_shardings=(whole, whole, rows), out_shardings=whole)
+        return jax.jit(ranked, in_shardings=(whole, whole, rows, rows), out_shardings=whole)
 
 
 def eval_batches(config: ConfigDict, source: store.Source) -> Iterator[pipeline.Batch]:

@@ -19,7 +19,7 @@ CHECKPOINT = flags.DEFINE_string("checkpoint", None, "In convert mode: best.pth.
 def main(_: list[str]) -> None:
     """Runs what the flags ask for."""
     workdir = command.workdir()
-    config = command.config(saved_in=workdir if MODE.value == "eval" else None)
+    config = command.config(saved_in=workdir if MODE.value == "eval" else None, needs="objective")
     if (MODE.value == "convert") != (CHECKPOINT.value is not None):
         raise UserError("--checkpoint FILE and --mode convert go together.")
     console = command.console()

@@ -114,7 +114,7 @@ def merge(params: PyTree, groups: Mapping[str, PyTree]) -> PyTree:
 
 
 def parse(text: str) -> list[str]:
-    """The groups of each epoch: "FFa[bf]" is ["f", "f", "a", "bf"]. Raises UserError."""
+    """The groups of each epoch: "FFa[fb]" is ["f", "f", "a", "bf"]. Raises UserError."""
     known = "; ".join(f"{letter} {what}" for letter, what in GROUPS.items())
     phases = []
     for match in re.finditer(r"\[(\w+)\]|(\w)|(.)", text, re.DOTALL):
@@ -125,7 +125,7 @@ def parse(text: str) -> list[str]:
                 f"phases={text!r}: there is no group {unknown[0]!r} (character "
                 f"{match.start() + 1}). There are {known}; [bf] trains two together."
             )
-        phases.append("".join(dict.fromkeys(groups)))
+        phases.append("".join(sorted(set(groups))))
     if not phases:
         raise UserError(f"phases='' trains nothing. There are {known}; an epoch each.")
     return phases

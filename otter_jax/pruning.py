@@ -2,10 +2,11 @@
 
 A pruned filter is one whose normalised output is 0: its kernel, and the scale and bias of the norm
 behind it. What follows then computes as if it were not there. Inside a residual block it really can
-go, with its norm and with what the next convolution would do to its output (`smaller`); on the
-shortcuts between blocks it cannot, since others write there too, and stays as zeros.
+go, with its norm and with what the next convolution would do to its output (`smaller`). Elsewhere
+it stays as zeros: between blocks, where others write to the same channels, and in stem and head.
 """
 
+import functools
 import itertools
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -40,6 +41,7 @@ class Inner(NamedTuple):
     used_by: tuple[Path, ...]
 
 
+@functools.cache
 def norms(model: nn.Module) -> dict[Path, Path]:
     """For each convolution that feeds a batch norm, the norm: found by tracing the network."""
     made: dict[int, tuple[Path, Any]] = {}
@@ -95,12 +97,23 @@ def lowest(
     ranked = {path: np.asarray(attention[path]) for path in norms(model) if path in attention}
     if not ranked:
         raise UserError(f"A {type(model).__name__} has no filter that feeds a batch norm.")
+    alone, units = dict(ranked), []  # (the convolutions, their common channels' attention)
     for channels in inner(model, params):
-        together = [path for path in channels.made_by if path in ranked]
-        ranked |= dict.fromkeys(together, np.mean([ranked[path] for path in together], axis=0))
-    values = np.sort(np.concatenate(list(ranked.values())))
-    limit = values[int(share * len(values)) - 1] if int(share * len(values)) else -np.inf
-    return {path: (value > limit) | (value == value.max()) for path, value in ranked.items()}
+        made_by = [path for path in channels.made_by if path in ranked]
+        units.append((made_by, np.mean([alone.pop(path) for path in made_by], axis=0)))
+    units += [([path], values) for path, values in alone.items()]
+    values = np.concatenate([values for _, values in units])
+    filters = np.concatenate([np.full(len(values), len(paths)) for paths, values in units])
+    order = np.argsort(values, kind="stable")
+    stays = np.ones(len(values), bool)
+    stays[order[np.cumsum(filters[order]) <= share * filters.sum()]] = False
+    keep, start = {}, 0
+    for paths, values in units:
+        part = stays[start : start + len(values)]
+        part[values.argmax()] = True
+        keep |= dict.fromkeys(paths, part)
+        start += len(values)
+    return keep
 
 
 def mask(variables: PyTree, keep: Mapping[Path, Bool[np.ndarray, "O"]], model: nn.Module) -> PyTree:

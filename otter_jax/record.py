@@ -29,7 +29,7 @@ class Scalars:
         path = workdir / "metrics.jsonl"
         if path.exists():
             lines = [line for line in path.read_text().splitlines() if _step_of(line) <= start]
-            _replace(path, "".join(line + "\n" for line in lines))
+            write_text(path, "".join(line + "\n" for line in lines))
         self._lines = path.open("a", buffering=1)
         self._events = tensorboardX.SummaryWriter(
             str(workdir / "tensorboard"), purge_step=start + 1
@@ -51,7 +51,7 @@ class Scalars:
 def describe(workdir: pathlib.Path, config: Mapping[str, Any]) -> None:
     """Writes config.json, and how this start was made into run.json (one entry a start)."""
     workdir.mkdir(parents=True, exist_ok=True)
-    _replace(workdir / "config.json", json.dumps(config, indent=2, sort_keys=True))
+    write_text(workdir / "config.json", json.dumps(config, indent=2, sort_keys=True))
     path = workdir / "run.json"
     starts = json.loads(path.read_text()) if path.exists() else []
     here = pathlib.Path(__file__).parent
@@ -70,15 +70,27 @@ def describe(workdir: pathlib.Path, config: Mapping[str, Any]) -> None:
             "git": git,
         }
     )
-    _replace(path, json.dumps(starts, indent=2))
+    write_text(path, json.dumps(starts, indent=2))
 
 
-def config_of(workdir: pathlib.Path) -> ConfigDict:
-    """The config of the latest start of a run. Raises UserError if there is none."""
+def config_of(workdir: pathlib.Path, *, needs: str = "objective") -> ConfigDict:
+    """The config of the latest start of a run.
+
+    Raises UserError if there is none, or it has no key `needs`: a run of another program.
+    """
+    config = read_config(workdir)
+    if needs not in config:
+        raise UserError(f"{workdir} is a run of another program: its config has no key {needs!r}.")
+    return config
+
+
+def read_config(workdir: pathlib.Path) -> ConfigDict:
+    """The config of the latest start of any program's run. Raises UserError if there is none."""
     path = workdir / "config.json"
     if not path.is_file():
         raise UserError(f"There is no {path}: is {workdir} the directory of a run?")
-    return ConfigDict(json.loads(path.read_text()))
+    no_gates = {"gates": {"shape": "", "penalty": "", "strength": 0.0}}  # of runs before there were
+    return ConfigDict(no_gates | json.loads(path.read_text()))
 
 
 def progress_bar(console: rich.console.Console) -> rich.progress.Progress:
@@ -98,7 +110,7 @@ def progress_bar(console: rich.console.Console) -> rich.progress.Progress:
 def write_json(path: pathlib.Path, value: Any) -> None:
     """Writes a result so that a reader never sees half of it."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    _replace(path, json.dumps(value, indent=2))
+    write_text(path, json.dumps(value, indent=2))
 
 
 def results(workdir: pathlib.Path, step: int) -> pathlib.Path:
@@ -118,9 +130,10 @@ def duration(seconds: float) -> str:
     return f"{hours}h{m:02d}m" if hours else f"{m}m{s:02d}s" if m else f"{s}s"
 
 
-def _replace(path, text):
+def write_text(path: pathlib.Path, text: str) -> None:
+    """Writes a file so that a reader, or a kill, never leaves half of it."""
     scratch = path.with_name(path.name + ".tmp")
-    scratch.write_text(text)
+    scratch.write_text(text, "utf-8")
     os.replace(scratch, path)
 
 

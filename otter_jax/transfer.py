@@ -40,6 +40,7 @@ from otter_jax import (
     phased,
     pruning,
     record,
+    weights,
 )
 from otter_jax import mesh as meshes
 from otter_jax.checkpoint import Checkpoints
@@ -115,6 +116,7 @@ def run(config: ConfigDict, workdir: pathlib.Path, *, console: rich.console.Cons
     train, validation = labelled.open_splits(config)
     ends = phase_ends(len(phases), len(train.labels), config.train.batch_size)
     model, params, batch_stats = network(config, len(train.names))
+    build.check_image_size(config.data.image_size, model, config.model.arch)
     state = phased.create_state(params, batch_stats, phases, model)
     whole, rows = meshes.shardings(mesh)
     validate = labelled.Validation(config, validation, mesh, console)
@@ -193,11 +195,13 @@ def run(config: ConfigDict, workdir: pathlib.Path, *, console: rich.console.Cons
         training.make_up(start, state)
         del params, batch_stats
         if start < ends[-1]:
+            (workdir / "report.html").unlink(missing_ok=True)  # of fewer phases
             console.print(summary(config, state, model, train, validation, ends, mesh, start))
             training.run(start, state, batches)
         else:
             console.print(f"Done already: {start} of {ends[-1]} steps are in {workdir}.")
-        finished = checkpoints.latest == ends[-1]
+        # A stop at the very last step leaves its validation to the next start.
+        finished = record.results(workdir, ends[-1]).exists() and checkpoints.latest == ends[-1]
     if config.report and finished and not (workdir / "report.html").exists():
         report(config, workdir, console=console)
         console.print(f"The report is in {workdir / 'report.html'}.")
@@ -296,9 +300,15 @@ def trained(
     The step is the best by eval.best, else the latest. Raises UserError if there is none, or it is
     of another network than the config's.
     """
-    # The given weights matter for their shapes alone; a pruned network has its own.
-    model, params, batch_stats = network(config, classes)
-    like = {"params": params, "batch_stats": batch_stats}
+    m = config.model
+    model = build.image_module(m.weights, arch=m.arch, dtype=m.dtype).clone(num_classes=classes)
+    like = weights.shapes(model, jnp.zeros((1, 64, 64, 3)))
+    if config.gates.shape:
+        own = {
+            "gates": jax.eval_shape(lambda p: gates.create(p, config.gates.shape), like["params"])
+        }
+        like = like | {"params": like["params"] | own}
+    like = {"batch_stats": {}} | like
     checkpoints = Checkpoints(workdir, best=config.eval.best, read_only=True)
     try:
         step = checkpoints.best
@@ -354,7 +364,7 @@ def report(config: ConfigDict, workdir: pathlib.Path, *, console: rich.console.C
         figure.savefig(folder / f"{number}.png", dpi=150)
         parts.append((heading, pathlib.Path("report") / f"{number}.png"))
     title = f"Transfer of {config.model.arch} to {config.data.name}, {config.phases}"
-    (workdir / "report.html").write_text(filters.page(title, parts), "utf-8")
+    record.write_text(workdir / "report.html", filters.page(title, parts))
 
 
 def some_images(config: ConfigDict, data: labelled.Labelled) -> UInt8[np.ndarray, "N S S 3"]:
@@ -469,11 +479,11 @@ def main(_: list[str]) -> None:
     if EXPORT.value is None:
         if SHARE.value:
             raise UserError("--share goes with --export.")
-        config = command.config(saved_in=None)
+        config = command.config(saved_in=None, needs="phases")
         command.say_differences(workdir, config, console)
         run(config, workdir, console=console)
         return
-    config = command.config(saved_in=workdir)
+    config = command.config(saved_in=workdir, needs="phases")
     out = pathlib.Path(EXPORT.value).expanduser()
     for folder in export(config, workdir, out, share=SHARE.value):
         console.print(f"Written: {folder}")

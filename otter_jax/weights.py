@@ -65,7 +65,12 @@ class Encoder(NamedTuple):
 
 
 def load_image(
-    weights: str, *, arch: str, classifier: bool = False, dtype: Any = jnp.float32
+    weights: str,
+    *,
+    arch: str,
+    classifier: bool = False,
+    dtype: Any = jnp.float32,
+    pretrained: bool = True,
 ) -> Encoder:
     """The image encoder `arch` with the given weights.
 
@@ -77,6 +82,7 @@ def load_image(
       arch: a name in `IMAGE_ENCODERS`; the names are timm's.
       classifier: the module returns the logits of the file's own classifier, not features.
       dtype: of the computation; the parameters are float32.
+      pretrained: False takes the architecture only, pruned if that is what a local folder says.
 
     Raises:
       UserError: `arch` is unknown, or the weights are not there, not readable or not of `arch`.
@@ -90,6 +96,9 @@ def load_image(
     make, arguments = IMAGE_ENCODERS[arch]
     module = make(**arguments, dtype=dtype)
     if not weights:
+        return Encoder(module, {}, module.width)
+    if not pretrained:
+        module = with_pruned(module, Path(weights).expanduser())
         return Encoder(module, {}, module.width)
     path = locate(weights)
     if path.is_dir():
@@ -265,12 +274,12 @@ def check_architecture(folder: Path, arch: str, module: nn.Module) -> None:
 
 def with_pruned(module: nn.Module, folder: Path) -> nn.Module:
     """The module with the channels that a folder's config says, if it is of a pruned network."""
-    file = folder / "config.json"
-    blocks = json.loads(file.read_text("utf-8")).get("pruned") if file.is_file() else None
-    if not blocks:
-        return module
-    kept = ((name, tuple(n) if isinstance(n, list) else n) for name, n in blocks.items())
-    return module.clone(pruned=tuple(kept))
+    try:
+        blocks = json.loads((folder / "config.json").read_text("utf-8")).get("pruned")
+        kept = {name: tuple(n) if isinstance(n, list) else n for name, n in (blocks or {}).items()}
+    except (OSError, ValueError, AttributeError):
+        return module  # the weights themselves do not need it
+    return module.clone(pruned=tuple(kept.items())) if kept else module
 
 
 def check_numbers(config: Any) -> None:

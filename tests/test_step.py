@@ -32,14 +32,13 @@ def one_step(method, devices):
 def test_eight_devices_do_what_one_does(method):
     """Loss, gradient (SGD: the update is the gradient) and the whole new state."""
 
-    one, eight = one_step(method, 1), one_step(method, 8)
-    for part in ("params", "batch_stats", "opt_state", "teacher"):
-        a, b = getattr(one[0], part), getattr(eight[0], part)
-        # KD multiplies cosines, 1e-7 apart, by 100: 1e-5 holds for a whole, not for each number.
-        assert optax.tree.norm(optax.tree.sub(a, b)) <= 1e-5 * optax.tree.norm(a), part
-    assert one[0].step == eight[0].step == 1
-    for name, value in one[1].items():
-        assert value == pytest.approx(eight[1][name], rel=1e-5, abs=1e-6), name
+    # KD multiplies cosines, 1e-7 apart, by 100.
+    limit = 2e-5 if method == "kd" else 1e-5
+
+    def agree(a, b):
+        assert np.abs(a - b).max() <= limit * max(1.0, np.abs(a).max())
+
+    jax.tree.map(agree, one_step(method, 1), one_step(method, 8))
 
 
 COLLECTIVE = re.compile(
