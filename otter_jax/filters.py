@@ -12,7 +12,7 @@ from jaxtyping import Float, PyTree, UInt8
 from matplotlib.figure import Figure
 
 Path = tuple[str, ...]
-Attention = Mapping[Path, Float[np.ndarray, "O"]]  # by the path of a convolution
+Attention = Mapping[Path, Float[np.ndarray, "_"]]  # by the path of a convolution
 
 LAYERS = 4  # whose filters are shown with pictures
 FILTERS = 3  # most, and as many least attended, of each

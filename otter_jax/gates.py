@@ -81,7 +81,7 @@ def penalty(gates: PyTree, kind: str) -> Float[Array, ""]:
     return jnp.zeros(())
 
 
-def attention(gates: PyTree) -> dict[Path, Float[Array, "O"]]:
+def attention(gates: PyTree) -> dict[Path, Float[Array, "_"]]:
     """For each convolution how much attention each filter has: the mean of |A| over its slices."""
     flat = traverse_util.flatten_dict(gates)
     return {path: jnp.abs(gate).mean((0, 1, 2)) for path, gate in flat.items()}

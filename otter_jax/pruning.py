@@ -83,8 +83,8 @@ def inner(model: nn.Module, params: PyTree) -> list[Inner]:
 
 
 def lowest(
-    attention: Mapping[Path, Float[np.ndarray, "O"]], share: float, model: nn.Module, params: PyTree
-) -> dict[Path, Bool[np.ndarray, "O"]]:
+    attention: Mapping[Path, Float[np.ndarray, "_"]], share: float, model: nn.Module, params: PyTree
+) -> dict[Path, Bool[np.ndarray, "_"]]:
     """Which filters stay when the `share` with the least attention goes.
 
     All filters that feed a norm are ranked together; the best of each convolution stays in any
@@ -116,7 +116,7 @@ def lowest(
     return keep
 
 
-def mask(variables: PyTree, keep: Mapping[Path, Bool[np.ndarray, "O"]], model: nn.Module) -> PyTree:
+def mask(variables: PyTree, keep: Mapping[Path, Bool[np.ndarray, "_"]], model: nn.Module) -> PyTree:
     """`variables`, of the same shapes, with the filters that do not stay, and their norms, at 0."""
     flat = traverse_util.flatten_dict(variables)
     behind = norms(model)
@@ -134,7 +134,7 @@ def mask(variables: PyTree, keep: Mapping[Path, Bool[np.ndarray, "O"]], model: n
 
 
 def smaller(
-    model: nn.Module, variables: PyTree, keep: Mapping[Path, Bool[np.ndarray, "O"]]
+    model: nn.Module, variables: PyTree, keep: Mapping[Path, Bool[np.ndarray, "_"]]
 ) -> tuple[nn.Module, PyTree]:
     """A network with fewer channels that computes what `mask` makes of this one, and its weights.
 

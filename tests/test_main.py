@@ -540,15 +540,20 @@ def test_a_checkpoint_of_another_model_is_one_paragraph(world, whole):
 
 
 def test_a_run_can_teach_another(world, whole):
-    """The fixed teacher is a run's own checkpoint."""
+    """The fixed teacher is a run's own checkpoint; that only the student has gates is no matter."""
     result = run(
         world, "--workdir", str(world / "taught"), f"--config.teacher.checkpoint={whole[0]}",
-        "--config.train.epochs=1.6", config=":kd",
+        "--config.train.epochs=1.6", "--config.gates.shape=slice", config=":kd",
     )  # fmt: skip
     assert result.returncode == 0, result.stderr[-3000:]
     assert "teacher softmax (fixed" in result.stdout
     assert "the teacher is fixed" in result.stdout
     assert " ema " not in result.stdout
+    teacher, taught = state_of(whole[0], 16), state_of(world / "taught", 4)
+    name = "['params']['img']['conv1']['kernel']"
+    np.testing.assert_array_equal(taught[f"['teacher']{name}"], teacher[name])
+    assert (taught["['teacher']['params']['gates']['img']['conv1']['kernel']"] == 1).all()
+    assert (taught["['params']['gates']['img']['conv1']['kernel']"] != 1).any()
 
 
 @pytest.mark.parametrize("name", ["quickstart", "pairs", "common"])

@@ -248,11 +248,12 @@ def test_the_report_has_the_ranking_the_pictures_and_the_pruning(finished):
     assert sizes[-1] < sizes[0]
 
 
-@pytest.mark.parametrize("stopped_at", [3, 9])
+@pytest.mark.parametrize("stopped_at", [3, 9, 17])
 def test_a_stopped_run_goes_on_to_the_same_numbers(
     finished, config, tmp_path, monkeypatch, stopped_at
 ):
-    config.report = False
+    at_the_end = config.report = stopped_at == 17  # the last step is under way, not validated
+    config.train.log_every = 1 if at_the_end else 3
     say = transfer.log_line
 
     def stop(now, *args, **kwargs):
@@ -264,8 +265,10 @@ def test_a_stopped_run_goes_on_to_the_same_numbers(
         patch.setattr(transfer, "log_line", stop)
         first = run(config, tmp_path / "run")
     assert f"Stopped by SIGTERM after step {stopped_at + 1} of 18" in first
+    assert not (tmp_path / "run" / "report.html").exists()
     second = run(config, tmp_path / "run")
-    assert f"going on from step {stopped_at + 1}" in second
+    assert at_the_end == ("The report is in " in second)
+    assert at_the_end or f"going on from step {stopped_at + 1}" in second
     whole, again = final(finished[1], finished[0]), final(config, tmp_path / "run")
     jax.tree.map(np.testing.assert_array_equal, whole, again)
     assert "Done already: 18 of 18 steps" in run(config, tmp_path / "run")
