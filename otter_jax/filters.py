@@ -47,7 +47,7 @@ def ranking(attention: Attention) -> dict[str, dict[str, list]]:
 
 
 def telling(attention: Attention) -> list[Path]:
-    """The convolutions whose filters differ most in attention, in the order of the network."""
+    """The convolutions whose filters differ most in attention, in the order given."""
     spread = sorted(attention, key=lambda path: -float(np.std(attention[path])))
     return [path for path in attention if path in spread[:LAYERS]]
 

@@ -1,26 +1,17 @@
 """A folder with a folder per class becomes a labelled set; what cannot be one says why."""
 
-import io
 import itertools
 import json
 import os
 import shutil
 
-import numpy as np
 import pytest
 import tensorflow_datasets as tfds
-from PIL import Image
+from pictures import noise
 
 from otter_jax import data
 from otter_jax.data import features, folders, webdataset
 from otter_jax.errors import UserError
-
-
-def picture(number=0, format="JPEG"):
-    file = io.BytesIO()
-    noise = np.random.default_rng(number).integers(256, size=(20, 20, 3), dtype=np.uint8)
-    Image.fromarray(noise).save(file, format)
-    return file.getvalue()
 
 
 def write(root, files):
@@ -28,13 +19,13 @@ def write(root, files):
     for number, path in enumerate(files):
         file = root / path
         file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_bytes(files[path] if isinstance(files, dict) else picture(number))
+        file.write_bytes(files[path] if isinstance(files, dict) else noise(number))
     return root
 
 
 def build(tmp_path, files, name="mine"):
-    """The set of a folder "root" with these files, and its root."""
-    root = write(tmp_path / "root", files)
+    """The set of a folder with these files, and its root."""
+    root = write(tmp_path / "tree", files)
     data.ensure(name, str(tmp_path), folder=str(root))
     return root
 
@@ -55,10 +46,10 @@ CATS_AND_DOGS = ["cat/1.jpg", "cat/2.jpg", "dog/1.jpg", "dog/2.jpg"]
 
 def test_a_folder_per_class_becomes_train_with_bytes_label_and_path(tmp_path):
     files = {
-        "cat/1.jpg": picture(1),
-        "cat/2.JPEG": picture(2),
-        "ape/a.png": picture(3, "PNG"),
-        "ape/b.WebP": picture(4, "WEBP"),
+        "cat/1.jpg": noise(1),
+        "cat/2.JPEG": noise(2),
+        "ape/a.png": noise(3, "PNG"),
+        "ape/b.WebP": noise(4, "WEBP"),
     }
     build(tmp_path, files)
     source = data.open_dataset(str(tmp_path), "mine", "train")
@@ -108,15 +99,15 @@ def test_every_picture_left_out_is_counted_and_named_and_stops_nothing(
     tmp_path, capsys, monkeypatch
 ):
     monkeypatch.setattr(folders, "MAX_BYTES", 5_000)
-    files = {path: picture() for path in CATS_AND_DOGS} | {
-        "cat/torn.jpg": picture()[:-200],
+    files = {path: noise() for path in CATS_AND_DOGS} | {
+        "cat/torn.jpg": noise()[:-200],
         "cat/html.png": b"<html>",
         "cat/zero.jpg": b"",
         "cat/notes.txt": b"about cats",
-        "cat/noext": picture(),
-        "dog/large.jpg": picture() + b"\0" * 5_000,
+        "cat/noext": noise(),
+        "dog/large.jpg": noise() + b"\0" * 5_000,
     }
-    root = write(tmp_path / "root", files)
+    root = write(tmp_path / "tree", files)
     (root / "dog" / "gone.jpg").symlink_to(tmp_path / "nowhere")
     data.ensure("mine", str(tmp_path), folder=str(root))
     assert sorted(labels(tmp_path)) == CATS_AND_DOGS
@@ -135,13 +126,13 @@ def test_every_picture_left_out_is_counted_and_named_and_stops_nothing(
     assert html.startswith("cat/html.png (UnidentifiedImageError: ")
     assert torn.startswith("cat/torn.jpg (OSError: ")
     printed = capsys.readouterr().out
-    assert "train: 4 pictures from the folder root" in printed
+    assert "train: 4 pictures from the folder tree" in printed
     assert "dropped         1  empty file: cat/zero.jpg" in printed
 
 
 def test_five_of_many_unreadable_pictures_are_named(tmp_path):
     bad = {f"cat/bad{n:03}.jpg": b"no" for n in range(150)}
-    build(tmp_path, bad | {path: picture() for path in CATS_AND_DOGS})
+    build(tmp_path, bad | {path: noise() for path in CATS_AND_DOGS})
     entry = report(tmp_path)["dropped"]["unreadable image"]
     assert entry["count"] == 150
     assert [name.split(" ")[0] for name in entry["first"]] == sorted(bad)[:5]
@@ -149,7 +140,7 @@ def test_five_of_many_unreadable_pictures_are_named(tmp_path):
 
 
 def test_a_picture_that_vanishes_during_the_build_is_told(tmp_path):
-    root = write(tmp_path / "root", [*CATS_AND_DOGS, "dog/3.jpg"])
+    root = write(tmp_path / "tree", [*CATS_AND_DOGS, "dog/3.jpg"])
     builder = folders.Folders(name="mine", root=root, data_dir=tmp_path)
     (root / "dog" / "3.jpg").unlink()
     features.write(builder)
@@ -167,12 +158,12 @@ def test_few_files_are_held_at_once_while_a_folder_is_read():
 
 
 def test_hidden_files_and_folders_and_other_files_beside_the_classes_are_passed_over(tmp_path):
-    files = {path: picture() for path in CATS_AND_DOGS} | {
-        ".cache/x/1.jpg": picture(),
+    files = {path: noise() for path in CATS_AND_DOGS} | {
+        ".cache/x/1.jpg": noise(),
         ".DS_Store": b"x",
         "cat/.DS_Store": b"x",
         "cat/._1.jpg": b"x",
-        "cat/.thumbs/1.jpg": picture(),
+        "cat/.thumbs/1.jpg": noise(),
         "README.md": b"cats and dogs",
     }
     build(tmp_path, files)
@@ -181,7 +172,7 @@ def test_hidden_files_and_folders_and_other_files_beside_the_classes_are_passed_
 
 
 def test_links_to_folders_and_pictures_are_followed(tmp_path):
-    root = write(tmp_path / "root", CATS_AND_DOGS)
+    root = write(tmp_path / "tree", CATS_AND_DOGS)
     write(tmp_path / "elsewhere", ["1.jpg", "2.jpg"])
     (root / "owl").symlink_to(tmp_path / "elsewhere")
     (root / "cat" / "3.jpg").symlink_to(tmp_path / "elsewhere" / "1.jpg")
@@ -201,11 +192,11 @@ def test_class_and_file_names_may_have_spaces_and_any_letters(tmp_path):
 
 def test_names_that_are_no_utf8_or_have_control_characters_are_cleaned(tmp_path):
     latin, line = os.fsdecode(b"caf\xe9"), "two\nlines"
-    files = {f"{latin}/1.jpg": picture(1), f"{latin}/\udce9.jpg": picture(2)}
+    files = {f"{latin}/1.jpg": noise(1), f"{latin}/\udce9.jpg": noise(2)}
     files |= {
         f"{latin}/\udce8.jpg": b"no",
-        f"{line}/1.jpg": picture(3),
-        f"{line}/2.jpg": picture(4),
+        f"{line}/1.jpg": noise(3),
+        f"{line}/2.jpg": noise(4),
     }
     build(tmp_path, files)
     assert labels(tmp_path) == {
@@ -229,10 +220,10 @@ def test_a_set_is_found_again_and_another_folder_needs_another_name(tmp_path, ca
     assert capsys.readouterr().out == ""
     with pytest.raises(
         UserError,
-        match="another folder than .*/other, .*from root, 4 files in train. .*another name",
+        match="another folder than .*/other, .*from tree, 4 files in train. .*another name",
     ):
         data.ensure("mine", str(tmp_path), folder=str(other))
-    (root / "cat" / "1.jpg").write_bytes(picture() + b"\0")
+    (root / "cat" / "1.jpg").write_bytes(noise() + b"\0")
     with pytest.raises(UserError, match="by number or size"):
         data.ensure("mine", str(tmp_path), folder=str(root))
     shutil.rmtree(root)
@@ -259,7 +250,7 @@ def test_sets_of_tars_and_of_folders_are_not_taken_for_each_other(tmp_path):
     data.ensure("tars", str(tmp_path), (tar,))
     with pytest.raises(UserError, match="tars/1.0.0 was not built from a folder"):
         data.ensure("tars", str(tmp_path), folder=str(root))
-    with pytest.raises(UserError, match="of tars and of the folder .*root: give one of the two"):
+    with pytest.raises(UserError, match="of tars and of the folder .*tree: give one of the two"):
         data.ensure("mine", str(tmp_path), (tar,), str(root))
 
 
@@ -306,39 +297,39 @@ def test_mixed_layouts_are_refused_with_an_example_of_both(tmp_path, files, mess
 
 @pytest.mark.parametrize("files", [[], ["1.jpg", "2.jpg"], {"cat/notes.txt": b"", "a.txt": b""}])
 def test_a_folder_without_pictures_in_classes_is_refused(tmp_path, files):
-    (tmp_path / "root").mkdir()
+    (tmp_path / "tree").mkdir()
     refused(
         tmp_path,
         files,
-        r"no class folders with pictures \(.jpg, .jpeg, .png, .webp\) in .*/root. The layout must",
+        r"no class folders with pictures \(.jpg, .jpeg, .png, .webp\) in .*/tree. The layout must",
     )
 
 
 def test_a_split_without_pictures_is_refused_by_name(tmp_path):
-    files = {f"train/{path}": picture() for path in CATS_AND_DOGS}
-    refused(tmp_path, files | {"test/cat/notes.txt": b""}, "no class folders .* in .*/root/test.")
-    (tmp_path / "root" / "test" / "cat" / "1.jpg").write_bytes(b"no")
+    files = {f"train/{path}": noise() for path in CATS_AND_DOGS}
+    refused(tmp_path, files | {"test/cat/notes.txt": b""}, "no class folders .* in .*/tree/test.")
+    (tmp_path / "tree" / "test" / "cat" / "1.jpg").write_bytes(b"no")
     with pytest.raises(UserError, match=r"no pictures in test(.|\n)*image: test/cat/1.jpg"):
-        data.ensure("mine", str(tmp_path), folder=str(tmp_path / "root"))
+        data.ensure("mine", str(tmp_path), folder=str(tmp_path / "tree"))
 
 
 def test_classes_with_fewer_than_two_pictures_are_listed_before_anything_is_read(
     tmp_path, monkeypatch
 ):
     monkeypatch.setattr(folders, "_read", None)
-    files = {f"{n:02}/1.jpg": picture() for n in range(12)} | {"00/x.txt": b"", "12/x.txt": b""}
+    files = {f"{n:02}/1.jpg": noise() for n in range(12)} | {"00/x.txt": b"", "12/x.txt": b""}
     listed = ", ".join(rf"{n:02} \(1\)" for n in range(10))
     refused(
         tmp_path,
-        files | {path: picture() for path in CATS_AND_DOGS},
+        files | {path: noise() for path in CATS_AND_DOGS},
         rf"both learned and tested, .*fewer than 2 readable pictures: {listed} and 3 more. Add "
         "pictures, or remove the folder",
     )
 
 
 def test_classes_with_fewer_than_two_readable_pictures_are_listed_with_what_was_wrong(tmp_path):
-    files = {f"train/{path}": picture() for path in CATS_AND_DOGS}
-    files |= {"test/cat/1.jpg": picture(), "train/ape/1.jpg": picture(), "test/ape/2.jpg": b"no"}
+    files = {f"train/{path}": noise() for path in CATS_AND_DOGS}
+    files |= {"test/cat/1.jpg": noise(), "train/ape/1.jpg": noise(), "test/ape/2.jpg": b"no"}
     files |= {"train/bee/1.jpg": b"no", "train/bee/2.jpg": b""}
     refused(
         tmp_path,
@@ -355,7 +346,7 @@ def test_a_class_with_one_picture_in_each_of_two_splits_is_enough(tmp_path):
 def test_class_folders_with_one_name_once_cleaned_are_refused(tmp_path):
     two = ["caf\udce8/1.jpg", "caf\udce8/2.jpg", "caf\udce9/1.jpg", "caf\udce9/2.jpg"]
     refused(tmp_path, two, r"'caf\\udce9' in .* cannot be told apart from 'caf\\udce8'")
-    shutil.rmtree(tmp_path / "root")
+    shutil.rmtree(tmp_path / "tree")
     refused(tmp_path, ["\t/1.jpg", "\t/2.jpg"], r"'\\t' in .* cannot be told once")
 
 
@@ -364,7 +355,7 @@ def test_splits_that_tfds_cannot_name_are_refused(tmp_path, split):
     refused(
         tmp_path,
         [f"{split}/{path}" for path in CATS_AND_DOGS],
-        f"split cannot be called '{split}'.*Rename that folder in .*root",
+        f"split cannot be called '{split}'.*Rename that folder in .*tree",
     )
 
 
@@ -378,13 +369,13 @@ def test_a_folder_that_is_locked_is_told(tmp_path, monkeypatch):
 
 
 def test_what_cannot_be_built_says_why(tmp_path):
-    root = write(tmp_path / "root", CATS_AND_DOGS)
+    root = write(tmp_path / "tree", CATS_AND_DOGS)
     with pytest.raises(UserError, match="no folder .*/nowhere. Give the folder that holds"):
         data.ensure("mine", str(tmp_path), folder=str(tmp_path / "nowhere"))
     with pytest.raises(UserError, match="no folder .*/1.jpg"):
         data.ensure("mine", str(tmp_path), folder=str(root / "cat" / "1.jpg"))
-    with pytest.raises(UserError, match="folder that holds its pictures, .*/root: give it another"):
-        data.ensure("root", str(tmp_path), folder=str(root))
+    with pytest.raises(UserError, match="folder that holds its pictures, .*/tree: give it another"):
+        data.ensure("tree", str(tmp_path), folder=str(root))
     with pytest.raises(UserError, match="in the folder that holds its pictures"):
         data.ensure("mine", str(root / "sets"), folder=str(root))
     with pytest.raises(UserError, match="cannot be called 'My Set'"):

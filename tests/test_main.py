@@ -14,7 +14,7 @@ import time
 import numpy as np
 import pickles
 import pytest
-from PIL import Image
+from pictures import coloured
 
 from configs.common import CLIP_MEAN, CLIP_STD
 
@@ -69,14 +69,6 @@ def tiny(monkeypatch):
     exec(TINY, {})
 
 
-def png(colour, seed):
-    noise = np.random.RandomState(seed).randint(-20, 21, (40, 44, 3))
-    pixels = np.clip(np.array(colour) + noise, 0, 255).astype(np.uint8)
-    file = io.BytesIO()
-    Image.fromarray(pixels).save(file, "PNG")
-    return file.getvalue()
-
-
 @pytest.fixture(scope="module")
 def world(tmp_path_factory):
     """A folder with 40 pairs in a tar, a text encoder's folder, class names and a config."""
@@ -85,7 +77,7 @@ def world(tmp_path_factory):
         for i in range(40):
             name = list(COLOURS)[i % 4]
             members = {
-                "png": png(COLOURS[name], i),
+                "png": coloured(COLOURS[name], i),
                 "txt": f"a {name} square".encode(),
                 "json": json.dumps({"colour": name}).encode(),
             }

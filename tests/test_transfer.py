@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import rich.console
 from flax import traverse_util
+from pictures import coloured
 from PIL import Image
 
 from otter_jax import gates, phased, pruning, transfer, weights
@@ -36,13 +37,6 @@ def configs(variant="filter"):
     return module.get_config(variant)
 
 
-def picture(colour, seed):
-    noise = np.random.RandomState(seed).randint(-20, 21, (40, 44, 3))
-    file = io.BytesIO()
-    Image.fromarray(np.clip(np.array(colour) + noise, 0, 255).astype(np.uint8)).save(file, "PNG")
-    return file.getvalue()
-
-
 @pytest.fixture(scope="module")
 def squares(tmp_path_factory):
     """Coloured squares in folders: 12 to train on and 4 to validate on of each of three classes."""
@@ -52,7 +46,7 @@ def squares(tmp_path_factory):
             folder = root / split / name
             folder.mkdir(parents=True)
             for i in range(count):
-                (folder / f"{i}.png").write_bytes(picture(colour, first + i))
+                (folder / f"{i}.png").write_bytes(coloured(colour, first + i))
     (root / "train" / "red" / "torn.png").write_bytes(b"\x89PNG torn")
     return root
 

@@ -5,21 +5,13 @@ import json
 import pathlib
 import tarfile
 
-import numpy as np
 import pytest
 import tensorflow_datasets as tfds
-from PIL import Image
+from pictures import noise
 
 from otter_jax import data
 from otter_jax.data import webdataset
 from otter_jax.errors import UserError
-
-
-def picture(number=0, format="JPEG"):
-    file = io.BytesIO()
-    noise = np.random.default_rng(number).integers(256, size=(20, 20, 3), dtype=np.uint8)
-    Image.fromarray(noise).save(file, format)
-    return file.getvalue()
 
 
 def write_tar(path, members):
@@ -34,7 +26,7 @@ def write_tar(path, members):
 
 def pairs(numbers, prefix=""):
     for n in numbers:
-        yield f"{prefix}{n:04}.jpg", picture(n)
+        yield f"{prefix}{n:04}.jpg", noise(n)
         yield f"{prefix}{n:04}.txt", f"picture number {n}"
 
 
@@ -63,29 +55,29 @@ def test_bytes_caption_key_and_json_come_back_as_they_were(tmp_path):
     kept, found = build(
         tmp_path,
         [
-            ("sub/a.jpg", picture(1)),
+            ("sub/a.jpg", noise(1)),
             ("sub/a.txt", " an otter\n"),
             ("sub/a.json", sidecar),
-            ("b.PNG", picture(2, "PNG")),
+            ("b.PNG", noise(2, "PNG")),
             ("b.json", '{"caption": "from json"}'),
-            ("./c.webp", picture(3, "WEBP")),
+            ("./c.webp", noise(3, "WEBP")),
             ("./c.txt", "NA"),
         ],
     )
     assert found == {}
     assert kept["sub/a"] == {
-        "image": picture(1),
+        "image": noise(1),
         "caption": "an otter",
         "key": "sub/a",
         "json": sidecar,
     }
-    assert kept["b"]["image"] == picture(2, "PNG")
+    assert kept["b"]["image"] == noise(2, "PNG")
     assert kept["b"]["caption"] == "from json"
     assert (kept["c"]["caption"], kept["c"]["json"]) == ("NA", "{}")
 
 
 def test_every_defect_is_counted_named_and_stops_nothing(tmp_path, capsys):
-    ok = picture()
+    ok = noise()
     kept, found = build(
         tmp_path,
         [
@@ -107,7 +99,7 @@ def test_every_defect_is_counted_named_and_stops_nothing(tmp_path, capsys):
             ("blank.txt", " \n\x00"),
             ("alone.jpg", ok),
             ("words.txt", "no picture"),
-            ("good.jpg", picture(9)),
+            ("good.jpg", noise(9)),
             ("good.txt", "the second of that name"),
             ("readme.md", "passed over"),
             ("long.jpg", ok),
@@ -259,7 +251,7 @@ def test_an_interrupted_build_leaves_no_set_and_starts_over(tmp_path, monkeypatc
 
 
 def test_what_cannot_be_built_says_why(tmp_path):
-    tar = write_tar(tmp_path / "a.tar", [("a.jpg", picture()), ("b.txt", "apart")])
+    tar = write_tar(tmp_path / "a.tar", [("a.jpg", noise()), ("b.txt", "apart")])
     with pytest.raises(UserError, match=r"no pairs in train(.|\n)*image without caption: a\.tar"):
         data.ensure("mine", str(tmp_path), (tar,))
     with pytest.raises(UserError, match=r"No tar matches '.*nope-\*\.tar'"):
