@@ -1,12 +1,13 @@
 """Filter attention beside its baselines: learn seven artists' drawings, name an eighth's.
 
-    python benchmarks/transfer.py --pictures DIR --out runs/transfer [--seeds 3]
+    python -m benchmarks.transfer --pictures DIR --out runs/transfer [--seeds 3]
 
 DIR holds web-dataset tars train_emoji-*.tar and eval_seen-*.tar whose JSON gives "group", "concept"
 and "style". Each group is a fine-grained set: a class a concept, its training pictures from seven
 artists and its one validation picture from another. Every method has as many epochs and the same
 batches; its learning rate is chosen among RATES on the first group with one of the seven artists
-(`--tuned-on`) held out for that, by `--tune`. Runs that are done are not done again.
+(`--tuned-on`) held out for that, by `--tune`. Runs that are done are not done again. What comes out
+is printed, and stands in OUT: table.md, transfer.png, results.json.
 """
 
 import argparse
@@ -18,6 +19,10 @@ import subprocess
 import sys
 import tarfile
 import time
+
+from matplotlib.figure import Figure
+
+from otter_jax import phased, record, transfer
 
 REPO = pathlib.Path(__file__).parent.parent
 GROUPS = {"smileys": 0, "animals": 3, "travel": 5, "objects": 7}  # Unicode's groups of emoji
@@ -97,7 +102,69 @@ def train(out: pathlib.Path, tree: pathlib.Path, method: str, seed: int, setting
     last = json.loads(sorted((workdir / "results").glob("*.json"))[-1].read_text())
     rows = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
     speeds = [row["images_per_second"] for row in rows if "images_per_second" in row]
-    return last | {"images_per_second": statistics.harmonic_mean(speeds)}
+    return last | {
+        "images_per_second": statistics.harmonic_mean(speeds),
+        "workdir": str(workdir.relative_to(out)),
+    }
+
+
+def trainable(workdir: pathlib.Path) -> int:
+    """How many values a run ever trains."""
+    config = record.config_of(workdir, needs="phases")
+    classes = len(list((pathlib.Path(config.data.folder) / "train").iterdir()))
+    model, params, _ = transfer.network(config, classes)
+    groups = phased.sizes(params, model)
+    return sum(groups[g] for g in set("".join(phased.parse(config.phases))))
+
+
+def table(rows: list[dict]) -> str:
+    """Markdown: a line a method, mean ± standard deviation over seeds of each group's accuracy."""
+    groups = list(dict.fromkeys(row["group"] for row in rows))
+    by = {(row["group"], row["method"]): row for row in rows}
+    methods = [m for m in METHODS if all((group, m) in by for group in groups)]
+
+    def speed(method):
+        return statistics.median(
+            run["images_per_second"] for group in groups for run in by[group, method]["runs"]
+        )
+
+    fastest = max(map(speed, methods))
+    lines = [
+        f"| method | rate | {' | '.join(groups)} | mean top-1 | mean top-3 | trained values | "
+        "time an epoch (fastest: 1) |",
+        "|---|---|" + "---|" * (len(groups) + 4),
+    ]
+    for method in methods:
+        cells, means = [], {"top-1": [], "top-3": []}
+        for group in groups:
+            runs = by[group, method]["runs"]
+            for name, found in means.items():
+                found.append(statistics.mean(run[name] for run in runs))
+            spread = statistics.stdev(run["top-1"] for run in runs) if len(runs) > 1 else 0.0
+            cells.append(f"{100 * means['top-1'][-1]:.1f} ± {100 * spread:.1f}")
+        cells += [f"{100 * statistics.mean(found):.1f}" for found in means.values()]
+        cells.append(record.millions(by[groups[0], method]["trainable"]))
+        cells.append(f"{fastest / speed(method):.1f}")
+        lines.append(f"| {method} | {by[groups[0], method]['rate']:g} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def plot(rows: list[dict]) -> Figure:
+    """A panel a group, a line a method, a point a seed."""
+    groups = list(dict.fromkeys(row["group"] for row in rows))
+    figure = Figure(figsize=(10, 3.2), layout="constrained")
+    panels = figure.subplots(1, len(groups), sharey=True, squeeze=False)[0]
+    for panel, group in zip(panels, groups, strict=True):
+        for row in (row for row in rows if row["group"] == group):
+            place = -list(METHODS).index(row["method"])
+            found = [100 * run["top-1"] for run in row["runs"]]
+            panel.plot([statistics.mean(found)], [place], "|", color="black", markersize=14)
+            panel.plot(found, [place] * len(found), "o", alpha=0.6, markersize=5)
+        panel.set(title=f"{group}, {row['classes']} classes", xlabel="top-1, %", xlim=(0, None))
+        panel.grid(axis="x", linewidth=0.3)
+    there = [name for name in METHODS if any(row["method"] == name for row in rows)]
+    panels[0].set_yticks([-list(METHODS).index(name) for name in there], there)
+    return figure
 
 
 def main() -> None:
@@ -136,6 +203,7 @@ def main() -> None:
     for group in options.groups:
         tree = out / "trees" / group
         make_tree(options.pictures, tree, GROUPS[group])
+        classes = len(list((tree / "train").iterdir()))
         for method in options.methods:
             # The other penalty has the rate of the first: it hardly changes a step.
             rate = rates[method.replace(", l1", ", l2")]["rate"]
@@ -143,8 +211,13 @@ def main() -> None:
             for seed in range(options.seeds):
                 runs.append(train(out, tree, method, seed, common | {"optim.learning_rate": rate}))
                 print(f"{group}, {method}, seed {seed}: top-1 {runs[-1]['top-1']:.3f}", flush=True)
-            rows.append({"group": group, "method": method, "rate": rate, "runs": runs})
-            (out / "results.json").write_text(json.dumps(rows, indent=2))
+            about = {"group": group, "method": method, "rate": rate, "classes": classes}
+            about["trainable"] = trainable(out / runs[0]["workdir"])
+            rows.append(about | {"runs": runs})
+    (out / "results.json").write_text(json.dumps(rows, indent=2))
+    (out / "table.md").write_text(table(rows) + "\n")
+    plot(rows).savefig(out / "transfer.png", dpi=110)
+    print(table(rows))
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """From the model section of a config to the two towers and what they start from."""
 
-from collections.abc import Mapping, Sequence
+import functools
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from jaxtyping import Array, Key, PyTree
 from ml_collections import ConfigDict
 
 from otter_jax import gates, record, weights
-from otter_jax.checkpoint import Checkpoints
+from otter_jax.checkpoint import restore_best
 from otter_jax.data.captions import Tokenizer
 from otter_jax.errors import UserError
 from otter_jax.models.towers import Towers
@@ -40,21 +41,25 @@ def towers(
     `weights.load_image` and `weights.load_text` do.
     """
     model, image, text = join(dim=dim, img=img, txt=txt, dtype=dtype)
-    given = {
-        (collection, tower, *path): leaf
-        for tower, encoder in (("img", image), ("txt", text))
-        for collection, tree in encoder.variables.items()
-        for path, leaf in traverse_util.flatten_dict(tree).items()
-    }
+    given: dict[str, Any] = {}
+    for tower, encoder in (("img", image), ("txt", text)):
+        for collection, tree in encoder.variables.items():
+            given.setdefault(collection, {})[tower] = tree
+    variables = complete(given, functools.partial(initialise, model, key))
+    return model, {"batch_stats": {}} | gated(variables, gate_shape), text.tokenizer
+
+
+def complete(given: PyTree, fresh: Callable[[], PyTree]) -> PyTree:
+    """The variables that `fresh` makes, those of them that are given as given."""
+    given = traverse_util.flatten_dict(given)
 
     def draw():
-        flat = traverse_util.flatten_dict(initialise(model, key))
+        flat = traverse_util.flatten_dict(fresh())
         return {path: leaf for path, leaf in flat.items() if path not in given}
 
     # Compiled without optimisation and without what is given: a second instead of a minute.
     drawn = jax.jit(draw, compiler_options={"xla_backend_optimization_level": 0})()
-    variables = traverse_util.unflatten_dict(given | drawn)
-    return model, {"batch_stats": {}} | gated(variables, gate_shape), text.tokenizer
+    return traverse_util.unflatten_dict(given | drawn)
 
 
 def shapes(
@@ -94,18 +99,10 @@ def trained(
     section = config.model.to_dict()
     section |= {"dtype": dtype or section["dtype"], "gate_shape": config.gates.shape}
     model, like, tokenizer = shapes(**section)
-    checkpoints = Checkpoints(workdir, best=config.eval.best, read_only=True)
-    try:
-        step = checkpoints.best
-        if step is None:
-            raise UserError(f"There is no checkpoint in {workdir}: train first, or mend --workdir.")
-        averaged = not config.teacher.checkpoint and "teacher" in checkpoints.entries(step)
-        wanted = like | ({"teacher": like} if averaged else {})
-        state = checkpoints.restore_part(step, wanted, sharding)
-    finally:
-        checkpoints.close()
+    teacher = {} if config.teacher.checkpoint else {"teacher": like}
+    state, step = restore_best(workdir, like, sharding, best=config.eval.best, optional=teacher)
     weights_of = {"student": {name: state[name] for name in like}}
-    if averaged:
+    if "teacher" in state:
         weights_of["ema"] = state["teacher"]
     folded = {
         name: tree | {"params": gates.fold(tree["params"])} for name, tree in weights_of.items()

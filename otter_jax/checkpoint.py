@@ -110,6 +110,31 @@ class Checkpoints:
         return self._manager.restore(step, args=ocp.args.Composite(state=args))["state"]
 
 
+def restore_best(
+    workdir: pathlib.Path,
+    like: PyTree,
+    sharding: Sharding,
+    *,
+    best: str,
+    optional: Mapping[str, PyTree] | None = None,
+) -> tuple[PyTree, int]:
+    """The entries of `like` in a run's best checkpoint by metric `best`, and which step it is.
+
+    Of `optional` entries those come along that are there. Raises UserError if there is no
+    checkpoint, or it is of another model.
+    """
+    checkpoints = Checkpoints(workdir, best=best, read_only=True)
+    try:
+        step = checkpoints.best
+        if step is None:
+            raise UserError(f"There is no checkpoint in {workdir}: train first, or mend --workdir.")
+        there = checkpoints.entries(step) if optional else set()
+        more = {name: tree for name, tree in (optional or {}).items() if name in there}
+        return checkpoints.restore_part(step, like | more, sharding), step
+    finally:
+        checkpoints.close()
+
+
 def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
     flat, _ = jax.tree_util.tree_flatten_with_path(tree)
     # Saved, a NamedTuple of the optimiser is a dictionary or a list: compare the names alone.

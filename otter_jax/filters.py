@@ -150,14 +150,20 @@ def plot_epochs(epochs: Sequence[Mapping[str, Any]]) -> Figure:
 
 
 def plot_pruning(points: Sequence[Mapping[str, Any]]) -> Figure:
-    """Accuracy against the share of filters pruned, by attention and at random."""
+    """By the share of filters pruned: accuracy, by attention and at random; size and speed."""
     figure = Figure(figsize=(WIDTH, 3), layout="constrained")
-    axis = figure.subplots()
+    accuracy, cost = figure.subplots(1, 2)
     shares = [point["share"] for point in points]
     for key, label in (("top-1", "least attention first"), ("random", "at random")):
-        axis.plot(shares, [point[key] for point in points], "o-", label=label)
-    axis.set(xlabel="share of the filters pruned", ylabel="validation top-1", ylim=(0, None))
-    axis.legend()
+        accuracy.plot(shares, [point[key] for point in points], "o-", label=label)
+    size = [point["values"] / points[0]["values"] for point in points]
+    cost.plot(shares, size, "o-", label="values")
+    cost.plot(shares, [point["speed"] for point in points], "o-", label="speed here")
+    accuracy.set(ylabel="validation top-1")
+    cost.set(ylabel="the whole network = 1")
+    for axis in (accuracy, cost):
+        axis.set(xlabel="share of the filters pruned", ylim=(0, None))
+        axis.legend()
     return figure
 
 

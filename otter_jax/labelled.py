@@ -1,7 +1,6 @@
 """Labelled pictures: what a network is transferred to, and how well it names them."""
 
 import dataclasses
-import functools
 from collections.abc import Callable, Iterator
 
 import flax.linen as nn
@@ -86,26 +85,40 @@ def normaliser(config: ConfigDict) -> Callable[[UInt8[Array, "B H W 3"]], Float[
 
 
 class Validation:
-    """Measures top-K accuracy on a labelled split."""
+    """Measures a network's top-K accuracy on a labelled split."""
 
     def __init__(
-        self, config: ConfigDict, data: Labelled, mesh: Mesh, console: rich.console.Console
+        self,
+        config: ConfigDict,
+        model: nn.Module,
+        data: Labelled,
+        mesh: Mesh,
+        console: rich.console.Console,
     ):
         self.data = data
         self._config, self._mesh, self._console = config, mesh, console
-        self._normalise = normaliser(config)
         self._named = False
+        whole, rows = meshes.shardings(mesh)
+        normalise = normaliser(config)
 
-    def __call__(self, model: nn.Module, params: PyTree, batch_stats: PyTree) -> dict[str, float]:
+        def ranked(params, batch_stats, image, valid):
+            variables = {"params": gates.fold(params), "batch_stats": batch_stats}
+            logits = model.apply(variables, normalise(image), train=False)
+            return jax.lax.top_k(logits, min(max(KS), logits.shape[1]))[1], valid
+
+        shardings = (whole, whole, rows, rows)
+        self._ranked = jax.jit(ranked, in_shardings=shardings, out_shardings=whole)
+
+    def __call__(self, params: PyTree, batch_stats: PyTree) -> dict[str, float]:
         """{"top-1", "top-3"} of the gated network; unreadable images are left out, and named."""
-        whole, rows = meshes.shardings(self._mesh)
-        best = self._ranked(model, whole, rows)
         found, valid, unreadable = [], [], []
         for batch in eval_batches(self._config, self.data.source):
             on_device = meshes.put_batch(
                 {name: batch[name] for name in ("image", "valid")}, self._mesh
             )
-            ranked, readable = best(params, batch_stats, on_device["image"], on_device["valid"])
+            ranked, readable = self._ranked(
+                params, batch_stats, on_device["image"], on_device["valid"]
+            )
             found.append(np.asarray(ranked))
             valid.append(np.asarray(readable))
             unreadable += [self.data.source.key(int(i)) for i in batch["unreadable"] if i >= 0]
@@ -121,15 +134,6 @@ class Validation:
         if not ok.any():
             raise UserError(f"No image of {self.data.source.name} is readable.")
         return {f"top-{k}": float(hits[ok, :k].any(axis=1).mean()) for k in KS}
-
-    @functools.cache  # noqa: B019 - as long as the program
-    def _ranked(self, model, whole, rows):
-        def ranked(params, batch_stats, image, valid):
-            variables = {"params": gates.fold(params), "batch_stats": batch_stats}
-            logits = model.apply(variables, self._normalise(image), train=False)
-            return jax.lax.top_k(logits, min(max(KS), logits.shape[1]))[1], valid
-
-        return jax.jit(ranked, in_shardings=(whole, whole, rows, rows), out_shardings=whole)
 
 
 def eval_batches(config: ConfigDict, source: store.Source) -> Iterator[pipeline.Batch]:

@@ -8,7 +8,8 @@ it stays as zeros: between blocks, where others write to the same channels, and 
 
 import functools
 import itertools
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -16,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
-from jaxtyping import Bool, Float, PyTree
+from jaxtyping import Array, Bool, Float, PyTree
 
 from otter_jax.errors import UserError
 from otter_jax.models.efficientnet import EfficientNet
@@ -25,6 +26,8 @@ from otter_jax.models.norm import BatchNorm
 from otter_jax.models.resnet import ResNet
 
 Path = tuple[str, ...]
+
+REPEATS = 5  # of each network, in turn, when speeds are compared
 
 
 class Inner(NamedTuple):
@@ -166,3 +169,28 @@ def smaller(
 def kept(model: nn.Module) -> tuple[tuple[str, Any], ...]:
     """The blocks of a network that have fewer channels than their architecture, and how many."""
     return model.pruned if isinstance(model, ResNet | EfficientNet | MobileNet) else ()
+
+
+def forward(
+    model: nn.Module, variables: PyTree, images: Float[Array, "B H W 3"]
+) -> Callable[[], None]:
+    """The network on these images, compiled: a call is one pass, and returns when it is through."""
+    jitted = jax.jit(functools.partial(model.apply, train=False))
+    compiled = jitted.lower(variables, images).compile()
+
+    def run():
+        jax.block_until_ready(compiled(variables, images))
+
+    run()  # the first pass is slower
+    return run
+
+
+def faster(whole: Callable[[], None], fewer: Callable[[], None]) -> float:
+    """How many times as fast `fewer` is: the best of REPEATS passes of each, taken in turn."""
+    best = [float("inf"), float("inf")]
+    for _ in range(REPEATS):
+        for number, run in enumerate((whole, fewer)):
+            began = time.perf_counter()
+            run()
+            best[number] = min(best[number], time.perf_counter() - began)
+    return best[0] / best[1]

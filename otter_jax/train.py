@@ -19,7 +19,7 @@ from ml_collections import ConfigDict
 
 from otter_jax import build, gates, loop, record, step
 from otter_jax import mesh as meshes
-from otter_jax.checkpoint import Checkpoints
+from otter_jax.checkpoint import Checkpoints, restore_best
 from otter_jax.data import pipeline, store
 from otter_jax.data.captions import Tokenizer
 from otter_jax.errors import UserError
@@ -244,15 +244,8 @@ def fixed_teacher(config: ConfigDict, like: PyTree) -> PyTree:
     try:
         theirs = record.config_of(folder)
         like = build.gated(like | {"params": own}, theirs.gates.shape)
-        checkpoints = Checkpoints(folder, best=theirs.eval.best, read_only=True)
-        try:
-            found = checkpoints.best
-            if found is None:
-                raise UserError(f"{folder} holds no checkpoint.")
-            sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-            teacher = checkpoints.restore_part(found, like, sharding)
-        finally:
-            checkpoints.close()
+        sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+        teacher, _ = restore_best(folder, like, sharding, best=theirs.eval.best)
     except UserError as error:
         raise UserError(f"teacher.checkpoint={config.teacher.checkpoint!r}: {error}") from error
     folded = teacher | {"params": gates.fold(teacher["params"])}

@@ -24,7 +24,6 @@ import optax
 import rich.console
 import safetensors.numpy
 from absl import flags
-from flax import traverse_util
 from jax.sharding import Mesh, Sharding
 from jaxtyping import Array, PyTree, UInt8
 from ml_collections import ConfigDict
@@ -43,7 +42,7 @@ from otter_jax import (
     weights,
 )
 from otter_jax import mesh as meshes
-from otter_jax.checkpoint import Checkpoints
+from otter_jax.checkpoint import Checkpoints, restore_best
 from otter_jax.data import pipeline, store
 from otter_jax.errors import UserError
 
@@ -89,14 +88,8 @@ def network(config: ConfigDict, classes: int) -> tuple[nn.Module, PyTree, PyTree
         m.weights, arch=m.arch, dtype=m.dtype, mean=m.mean, std=m.std, ema=m.ema
     )
     module = module.clone(num_classes=classes)
-    given = traverse_util.flatten_dict(given)
-
-    def draw():
-        fresh = module.init(jax.random.key(config.seed), jnp.zeros((1, 64, 64, 3)), train=False)
-        return {k: v for k, v in traverse_util.flatten_dict(fresh).items() if k not in given}
-
-    drawn = jax.jit(draw, compiler_options={"xla_backend_optimization_level": 0})()
-    variables = traverse_util.unflatten_dict(given | drawn)
+    image, key = jnp.zeros((1, 64, 64, 3)), jax.random.key(config.seed)
+    variables = build.complete(given, lambda: module.init(key, image, train=False))
     params = variables["params"]
     if config.gates.shape:
         params = params | {"gates": gates.create(params, config.gates.shape)}
@@ -119,7 +112,7 @@ def run(config: ConfigDict, workdir: pathlib.Path, *, console: rich.console.Cons
     build.check_image_size(config.data.image_size, model, config.model.arch)
     state = phased.create_state(params, batch_stats, phases, model)
     whole, rows = meshes.shardings(mesh)
-    validate = labelled.Validation(config, validation, mesh, console)
+    validate = labelled.Validation(config, model, validation, mesh, console)
     schedule = learning_rate(config, ends[-1])
 
     with contextlib.ExitStack() as stack:
@@ -142,7 +135,7 @@ def run(config: ConfigDict, workdir: pathlib.Path, *, console: rich.console.Cons
         batches = closing(train_batches(config, train.source, start))
 
         def evaluate(now, state):
-            measured = validate(model, state.params, state.batch_stats)
+            measured = validate(state.params, state.batch_stats)
             phase = bisect.bisect_left(ends, now)
             result = {"step": now, "epoch": phase + 1, "phase": phases[phase], **measured}
             record.write_json(record.results(workdir, now), result)
@@ -203,7 +196,7 @@ def run(config: ConfigDict, workdir: pathlib.Path, *, console: rich.console.Cons
         # A stop at the very last step leaves its validation to the next start.
         finished = record.results(workdir, ends[-1]).exists() and checkpoints.latest == ends[-1]
     if config.report and finished and not (workdir / "report.html").exists():
-        report(config, workdir, console=console)
+        report(config, workdir, validate, console=console)
         console.print(f"The report is in {workdir / 'report.html'}.")
 
 
@@ -309,15 +302,8 @@ def trained(
         }
         like = like | {"params": like["params"] | own}
     like = {"batch_stats": {}} | like
-    checkpoints = Checkpoints(workdir, best=config.eval.best, read_only=True)
-    try:
-        step = checkpoints.best
-        if step is None:
-            raise UserError(f"There is no checkpoint in {workdir}: train first, or mend --workdir.")
-        here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-        found = checkpoints.restore_part(step, like, here)
-    finally:
-        checkpoints.close()
+    here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    found, step = restore_best(workdir, like, here, best=config.eval.best)
     return model, found["params"], found["batch_stats"], step
 
 
@@ -327,10 +313,15 @@ def attention_of(params: PyTree) -> dict[filters.Path, np.ndarray]:
     return {path[:-1]: np.asarray(values) for path, values in found.items()}
 
 
-def report(config: ConfigDict, workdir: pathlib.Path, *, console: rich.console.Console) -> None:
+def report(
+    config: ConfigDict,
+    workdir: pathlib.Path,
+    validate: labelled.Validation,
+    *,
+    console: rich.console.Console,
+) -> None:
     """Writes WORKDIR/report.html with its pictures in report/, and filters.json, the ranking."""
-    _, validation = labelled.open_splits(config)
-    model, params, batch_stats, _ = trained(config, workdir, len(validation.names))
+    model, params, batch_stats, _ = trained(config, workdir, len(validate.data.names))
     epochs = [json.loads(path.read_text()) for path in sorted((workdir / "results").glob("*.json"))]
     figures = {"Accuracy": filters.plot_epochs(epochs)}
     groups = phased.sizes(params, model)
@@ -344,7 +335,7 @@ def report(config: ConfigDict, workdir: pathlib.Path, *, console: rich.console.C
         record.write_json(workdir / "filters.json", filters.ranking(attention))
         variables = {"params": gates.fold(params), "batch_stats": batch_stats}
         figures["Attention per convolution"] = filters.plot_histograms(attention)
-        points = prune_points(config, model, variables, attention, validation, console)
+        points = prune_points(config, model, variables, attention, validate, console)
         record.write_json(workdir / "pruning.json", points)
         if points:
             figures["Pruning"] = filters.plot_pruning(points)
@@ -353,7 +344,7 @@ def report(config: ConfigDict, workdir: pathlib.Path, *, console: rich.console.C
             model,
             variables,
             attention,
-            some_images(config, validation),
+            some_images(config, validate.data),
             normalise=labelled.normaliser(config),
             batch_size=config.eval.batch_size,
         )
@@ -383,20 +374,24 @@ def prune_points(
     model: nn.Module,
     variables: PyTree,
     attention: Mapping[filters.Path, np.ndarray],
-    data: labelled.Labelled,
+    validate: labelled.Validation,
     console: rich.console.Console,
 ) -> list[dict[str, Any]]:
-    """Accuracy in validation, and how large the network is, by the share of its filters pruned.
+    """Accuracy in validation, size and speed of the network, by the share of its filters pruned.
 
-    Beside it the accuracy when as many filters go at random: what the ranking is worth.
+    Beside it the accuracy when as many filters go at random: what the ranking is worth. `values`
+    are those of the smaller network, `speed` how many times as fast it is as the whole one, here
+    and on a batch of training.
     """
     if not pruning.norms(model):
         return []
-    validate = labelled.Validation(config, data, meshes.make_mesh(), console)
+    images = some_images(config, validate.data)[: config.train.batch_size]
+    images = labelled.normaliser(config)(images)
+    whole = pruning.forward(model, variables, images)
 
     def measure(keep):
         masked = pruning.mask(variables, keep, model)
-        return validate(model, masked["params"], masked["batch_stats"])
+        return validate(masked["params"], masked["batch_stats"])
 
     random = np.random.default_rng(config.seed)
     chance = {path: random.random(len(values)) for path, values in attention.items()}
@@ -405,13 +400,14 @@ def prune_points(
         for share in bar.track((0.0, *SHARES), description="pruning"):
             keep = pruning.lowest(attention, share, model, variables["params"])
             by_chance = pruning.lowest(chance, share, model, variables["params"])
-            _, fewer = pruning.smaller(model, variables, keep)
+            small, fewer = pruning.smaller(model, variables, keep)
             points.append(
                 {
                     "share": share,
                     **measure(keep),
                     "random": measure(by_chance)["top-1"],
                     "values": sum(leaf.size for leaf in jax.tree.leaves(fewer["params"])),
+                    "speed": pruning.faster(whole, pruning.forward(small, fewer, images)),
                 }
             )
     return points

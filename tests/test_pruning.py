@@ -2,6 +2,7 @@
 
 import json
 
+import flax.linen as nn
 import jax
 import numpy as np
 import pytest
@@ -153,3 +154,34 @@ def test_a_vit_has_no_filters_to_prune():
         pruning.lowest({}, 0.2, model, {})
     with pytest.raises(UserError, match="smaller form"):
         pruning.smaller(model, {"params": {}}, {})
+
+
+def test_speed_is_the_ratio_of_the_best_passes(monkeypatch):
+    clock = [0.0]
+    monkeypatch.setattr(pruning.time, "perf_counter", lambda: clock[0])
+
+    def passes(seconds):
+        left = iter(seconds)
+
+        def run():
+            clock[0] += next(left)
+
+        return run
+
+    # One slow pass, as on a busy machine, says nothing of the network.
+    assert pruning.faster(passes([9, 4, 4, 4, 4]), passes([2, 2, 7, 2, 2])) == 2
+
+
+def test_a_pass_is_compiled_and_through_once_it_is_made():
+    model = NETWORKS["basic"]
+    variables, calls = trained(model), []
+
+    def watch(call, args, kwargs, context):
+        calls.append(context.module.path)
+        return call(*args, **kwargs)
+
+    with nn.intercept_methods(watch):
+        run = pruning.forward(model, variables, IMAGES)
+        traced = len(calls)
+        run()
+    assert len(calls) == traced > 0

@@ -240,6 +240,7 @@ def test_the_report_has_the_ranking_the_pictures_and_the_pruning(finished):
     sizes = [point["values"] for point in points]
     assert sizes == sorted(sizes, reverse=True)
     assert sizes[-1] < sizes[0]
+    assert all(point["speed"] > 0 for point in points)
 
 
 @pytest.mark.parametrize("stopped_at", [3, 9, 17])
