@@ -1,8 +1,6 @@
-"""What filter attention says about a network: rankings, histograms, pictures, a page of them."""
+"""What filter attention says about a network: rankings, histograms, pictures."""
 
-import html
-import pathlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -165,33 +163,3 @@ def plot_pruning(points: Sequence[Mapping[str, Any]]) -> Figure:
         axis.set(xlabel="share of the filters pruned", ylim=(0, None))
         axis.legend()
     return figure
-
-
-def page(title: str, parts: Iterable[tuple[str, str | pathlib.Path | Sequence[Mapping]]]) -> str:
-    """HTML of headed parts: text, a picture by its path from the page, or the rows of a table."""
-    body = []
-    for heading, part in parts:
-        body.append(f"<h2>{html.escape(heading)}</h2>")
-        if isinstance(part, pathlib.Path):
-            body.append(f'<img src="{html.escape(part.as_posix())}" alt="{html.escape(heading)}">')
-        elif isinstance(part, str):
-            body.append(f"<p>{html.escape(part)}</p>")
-        else:
-            rows = [list(part[0])] + [[cell(value) for value in row.values()] for row in part]
-            cells = ("".join(f"<td>{html.escape(str(c))}</td>" for c in row) for row in rows)
-            body.append("<table>" + "".join(f"<tr>{row}</tr>" for row in cells) + "</table>")
-    style = (
-        "body{font-family:sans-serif;max-width:60em;margin:2em auto}img{max-width:100%}"
-        "td{padding:.1em .8em;text-align:right}tr:first-child{font-weight:bold}"
-    )
-    return (
-        f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{html.escape(title)}</title>'
-        f"<style>{style}</style><h1>{html.escape(title)}</h1>{''.join(body)}</html>"
-    )
-
-
-def cell(value: Any) -> str:
-    """A number as people read it."""
-    if isinstance(value, float):
-        return f"{value:.3f}"
-    return f"{value:,}" if isinstance(value, int) else str(value)

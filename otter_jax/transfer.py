@@ -36,6 +36,7 @@ from otter_jax import (
     labelled,
     loop,
     names,
+    page,
     phased,
     pruning,
     record,
@@ -355,7 +356,7 @@ def report(
         figure.savefig(folder / f"{number}.png", dpi=150)
         parts.append((heading, pathlib.Path("report") / f"{number}.png"))
     title = f"Transfer of {config.model.arch} to {config.data.name}, {config.phases}"
-    record.write_text(workdir / "report.html", filters.page(title, parts))
+    record.write_text(workdir / "report.html", page.page(title, parts))
 
 
 def some_images(config: ConfigDict, data: labelled.Labelled) -> UInt8[np.ndarray, "N S S 3"]:

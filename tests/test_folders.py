@@ -10,7 +10,7 @@ import tensorflow_datasets as tfds
 from pictures import noise
 
 from otter_jax import data
-from otter_jax.data import features, folders, webdataset
+from otter_jax.data import features, folders, prepared
 from otter_jax.errors import UserError
 
 
@@ -98,7 +98,7 @@ def test_the_same_folder_gives_the_same_records_file(tmp_path):
 def test_every_picture_left_out_is_counted_and_named_and_stops_nothing(
     tmp_path, capsys, monkeypatch
 ):
-    monkeypatch.setattr(folders, "MAX_BYTES", 5_000)
+    monkeypatch.setattr(prepared, "MAX_BYTES", 5_000)
     files = {path: noise() for path in CATS_AND_DOGS} | {
         "cat/torn.jpg": noise()[:-200],
         "cat/html.png": b"<html>",
@@ -112,7 +112,7 @@ def test_every_picture_left_out_is_counted_and_named_and_stops_nothing(
     data.ensure("mine", str(tmp_path), folder=str(root))
     assert sorted(labels(tmp_path)) == CATS_AND_DOGS
     part = report(tmp_path)
-    assert part["pictures"] == 4
+    assert part["kept"] == 4
     assert part["changed"] == {}
     assert {why: entry["count"] for why, entry in part["dropped"].items()} == {
         "unreadable image": 2,
@@ -145,15 +145,15 @@ def test_a_picture_that_vanishes_during_the_build_is_told(tmp_path):
     (root / "dog" / "3.jpg").unlink()
     features.write(builder)
     dropped = report(tmp_path)["dropped"]
-    assert dropped["unreadable file"]["first"] == ["dog/3.jpg (No such file or directory)"]
+    assert dropped["missing file"]["first"] == ["dog/3.jpg"]
 
 
 def test_few_files_are_held_at_once_while_a_folder_is_read():
     begun = itertools.count()
-    files = (next(begun) for _ in range(10 * webdataset.WINDOW))
-    results = webdataset.in_threads(str, files)
+    files = (next(begun) for _ in range(10 * prepared.WINDOW))
+    results = prepared.in_threads(str, files)
     assert [next(results) for _ in range(3)] == [(0, "0"), (1, "1"), (2, "2")]
-    assert next(begun) <= webdataset.WINDOW + 3
+    assert next(begun) <= prepared.WINDOW + 3
     results.close()
 
 
@@ -245,7 +245,7 @@ def test_sets_of_tars_and_of_folders_are_not_taken_for_each_other(tmp_path):
 
     tar = write_tar(tmp_path / "a.tar", pairs(range(3)))
     root = build(tmp_path, CATS_AND_DOGS)
-    with pytest.raises(UserError, match="mine/1.0.0 was not built from tars"):
+    with pytest.raises(UserError, match="mine/1.0.0 was not built from files"):
         data.ensure("mine", str(tmp_path), (tar,))
     data.ensure("tars", str(tmp_path), (tar,))
     with pytest.raises(UserError, match="tars/1.0.0 was not built from a folder"):
@@ -259,7 +259,7 @@ def test_an_interrupted_build_leaves_no_set_and_starts_over(tmp_path, monkeypatc
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(folders, "_read", interrupt)
+        patch.setattr(folders, "check", interrupt)
         with pytest.raises(KeyboardInterrupt):
             build(tmp_path, CATS_AND_DOGS)
     with pytest.raises(UserError, match="no data set mine"):
@@ -316,7 +316,7 @@ def test_a_split_without_pictures_is_refused_by_name(tmp_path):
 def test_classes_with_fewer_than_two_pictures_are_listed_before_anything_is_read(
     tmp_path, monkeypatch
 ):
-    monkeypatch.setattr(folders, "_read", None)
+    monkeypatch.setattr(folders, "check", None)
     files = {f"{n:02}/1.jpg": noise() for n in range(12)} | {"00/x.txt": b"", "12/x.txt": b""}
     listed = ", ".join(rf"{n:02} \(1\)" for n in range(10))
     refused(

@@ -10,7 +10,6 @@ records. A class with fewer than two pictures stops the build: no part of it cou
 """
 
 import collections
-import functools
 import os
 import pathlib
 import re
@@ -21,15 +20,8 @@ import tensorflow_datasets as tfds
 
 from otter_jax.data.captions import clean
 from otter_jax.data.features import check_name
-from otter_jax.data.webdataset import (
-    MAX_BYTES,
-    Tally,
-    in_threads,
-    made_of,
-    table,
-    unreadable,
-    write_report,
-)
+from otter_jax.data.prepared import Options, Record, check, in_threads
+from otter_jax.data.tally import Tally, read_report, table, write_report
 from otter_jax.errors import UserError
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
@@ -101,20 +93,37 @@ class Folders(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         """The files of a split with their labels."""
         return ((self._labels[folder], file) for folder in classes for file in classes[folder])
 
+    def _pictures(self, classes: Classes, tally: Tally) -> Iterator[tuple[str, File]]:
+        """Those of them that are pictures; the others are tallied."""
+        for label, file in self._files(classes):
+            if file.is_picture:
+                yield label, file
+            else:
+                tally.dropped("not a picture", clean(file.path))
+
     def _generate_examples(self, split: str, classes: Classes) -> Iterator[tuple[bytes, dict]]:
         tally, pictures = Tally(), 0
-        read = functools.partial(_read, self._root)
-        for (label, file), (content, why, detail) in in_threads(read, self._files(classes)):
+
+        def read(labelled):
+            return check(Record("", self._root / labelled[1].path, {}), Options())
+
+        for (label, file), checked in in_threads(read, self._pictures(classes, tally)):
             key = clean(file.path)
-            if why:
-                tally.dropped(why, key + detail)
+            if checked.why:
+                tally.dropped(checked.why, key + checked.detail)
                 continue
             pictures += 1
             self._kept[label] += 1
             # TFDS shuffles by a hash of the path, so the order on disk does not follow the classes.
-            yield os.fsencode(file.path), {"image": content, "label": label, "key": key}
-        folder = {"name": clean(self._root.name), **_extent(classes)}
-        self._report[split] = {"pictures": pictures, **tally.found, "folder": folder}
+            yield os.fsencode(file.path), {"image": checked.image, "label": label, "key": key}
+        name = clean(self._root.name)
+        self._report[split] = {
+            "records": "pictures",
+            "origin": f"the folder {name}",
+            "kept": pictures,
+            **tally.found,
+            "folder": {"name": name, **_extent(classes)},
+        }
         if not pictures:
             raise UserError(
                 f"The data set {self.name} would have no pictures in {split}: none of those in "
@@ -191,7 +200,8 @@ def check_same_folder(home: pathlib.Path, root: str | os.PathLike) -> None:
     Raises:
       UserError: it was built from another folder, or from none; or root has no such layout.
     """
-    built = made_of(home, "folder")
+    report = read_report(home)
+    built = {split: part["folder"] for split, part in report.items() if "folder" in part}
     remedy = "Give this data another name, or remove that folder to build it again."
     if not built:
         raise UserError(f"The data set in {home} was not built from a folder. {remedy}")
@@ -252,20 +262,3 @@ def _extent(classes: Classes) -> dict[str, int]:
     """The number of pictures in a split, readable or not, and their bytes."""
     sizes = [file.size for files in classes.values() for file in files if file.is_picture]
     return {"files": len(sizes), "bytes": sum(sizes)}
-
-
-def _read(root: pathlib.Path, labelled: tuple[str, File]) -> tuple[bytes, str, str]:
-    """The content of a file, and "", or why it is dropped and what there is to add to its name."""
-    _, file = labelled
-    if not file.is_picture:
-        return b"", "not a picture", ""
-    if not file.size:
-        return b"", "empty file", ""
-    if file.size > MAX_BYTES:
-        return b"", "file over 64 MiB", ""
-    try:
-        content = (root / file.path).read_bytes()
-    except OSError as error:
-        return b"", "unreadable file", f" ({error.strerror})"
-    defect = unreadable(content)
-    return (b"", "unreadable image", f" ({defect})") if defect else (content, "", "")

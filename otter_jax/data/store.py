@@ -3,20 +3,22 @@
 import contextlib
 import fcntl
 import functools
-import json
 import operator
 import pathlib
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, SupportsIndex
 
 import tensorflow_datasets as tfds
 
+from otter_jax.data import webdataset
 from otter_jax.data.features import write
 from otter_jax.data.folders import Folders, check_same_folder
 from otter_jax.data.openmoji import Openmoji
-from otter_jax.data.webdataset import Tars, WebDataset, check_same_tars, table
+from otter_jax.data.prepared import Options, Plan, Prepared, check_same, prepare
+from otter_jax.data.tally import read_report, table
+from otter_jax.data.webdataset import Tars
 from otter_jax.errors import UserError
 
 
@@ -86,25 +88,61 @@ def ensure(dataset: str, data_dir: str, tars: Tars = (), folder: str = "") -> No
             "another."
         )
     if tars:
-        make = functools.partial(WebDataset, name=dataset, tars=tars)
+        _ensure_tars(dataset, sets, tars)
     elif folder:
-        make = functools.partial(Folders, name=dataset, root=folder)
+        home = _ensure_built(functools.partial(Folders, name=dataset, root=folder), dataset, sets)
+        check_same_folder(home, folder)
     elif dataset == "openmoji":
-        make = functools.partial(Openmoji)
+        _ensure_built(Openmoji, dataset, sets)
     else:
-        remedy = "To build it, give the tars or the folder it is made of."
-        _version_folder(sets, dataset, remedy)
-        return
-    home = sets / dataset / str(make.func.VERSION)
+        _version_folder(sets, dataset, "To build it, give the tars or the folder it is made of.")
+
+
+def make(
+    plan: Plan,
+    data_dir: str,
+    *,
+    workers: int = 1,
+    done: Callable[[int, int], None] = lambda size, records: None,
+) -> pathlib.Path:
+    """The folder of the set that `plan` describes, which is made unless it is there.
+
+    `workers` and `done` are those of `prepared.prepare`; so are the errors raised, and UserError if
+    the set that is there was made of other files.
+    """
+    home = pathlib.Path(data_dir).expanduser() / plan.name / str(Prepared.VERSION)
+    if not home.exists():
+        with _lock(home.parent):
+            if not home.exists():
+                print(f"Building the data set {plan.name} in {home}", flush=True)
+                prepare(plan, home, workers=workers, done=done)
+                print(table(read_report(home)), flush=True)
+    check_same(home, plan)
+    return home
+
+
+def _ensure_tars(dataset: str, sets: pathlib.Path, tars: Tars) -> None:
+    try:
+        plan = webdataset.plan(dataset, tars, Options())
+    except UserError:
+        # Tars that are no longer there are taken for the ones the set was built from.
+        if not (sets / dataset / str(Prepared.VERSION)).exists():
+            raise
+    else:
+        make(plan, str(sets))
+
+
+def _ensure_built(
+    make: Callable[..., tfds.core.GeneratorBasedBuilder], dataset: str, sets: pathlib.Path
+) -> pathlib.Path:
+    """The folder of a set that its builder writes in one go, unless it is there."""
+    home = sets / dataset / "1.0.0"
     if not home.exists():
         builder = make(data_dir=sets)
         with _lock(home.parent):
             if not home.exists():
                 _build(builder)
-    if tars:
-        check_same_tars(home, tars)
-    if folder:
-        check_same_folder(home, folder)
+    return home
 
 
 def _build(builder: tfds.core.DatasetBuilder) -> None:
@@ -117,8 +155,9 @@ def _build(builder: tfds.core.DatasetBuilder) -> None:
         f"{split.num_examples:,} {name}" for name, split in builder.info.splits.items()
     )
     print(f"Built {builder.name}: {sizes}", flush=True)
-    if (home / "report.json").exists():
-        print(table(json.loads((home / "report.json").read_text("utf-8"))), flush=True)
+    report = read_report(home)
+    if report:
+        print(table(report), flush=True)
 
 
 def open_dataset(data_dir: str, name: str, split: str) -> Source:

@@ -1,0 +1,495 @@
+"""Sets made of units: every record checked, large images resized once, and nothing done twice.
+
+A unit is what is read in one go: a tar, a megabyte of a table, a folder. Its records are checked
+and become a part, a Parquet file that is renamed into place when it is whole: a preparation that
+was stopped goes on with the units that have no part yet. At the end the parts become a TFDS set,
+without the duplicates among them and in the order of a hash, so that a slice such as "train[95%:]"
+is a fair sample; then they are removed. On disk that is up to three times the set while it is made.
+
+What is wrong with a record stops nothing: it is counted and named in report.json beside the set.
+"""
+
+import collections
+import concurrent.futures.process
+import dataclasses
+import functools
+import hashlib
+import itertools
+import json
+import multiprocessing
+import multiprocessing.connection
+import os
+import pathlib
+import shutil
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple, Protocol, TypeVar, runtime_checkable
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import tensorflow_datasets as tfds
+from jaxtyping import Bool, Int
+
+from otter_jax.data import images
+from otter_jax.data.captions import clean
+from otter_jax.data.features import check_name, write
+from otter_jax.data.tally import Tally, read_report, table, write_report
+from otter_jax.errors import UserError
+
+MAX_CHARS = 10_000  # of a stored caption
+MAX_BYTES = 64 << 20  # of an image's file
+WINDOW = 64  # records of a unit held at once
+ROWS = 256  # records of a part written and read at once
+
+Item, Result = TypeVar("Item"), TypeVar("Result")
+
+
+class Record(NamedTuple):
+    """One record as a source has it.
+
+    Attributes:
+      name: what the report calls it: its file, and what it is called there.
+      image: its bytes, or the file that holds them.
+      fields: what the set's features ask for beside the image.
+    """
+
+    name: str
+    image: bytes | pathlib.Path
+    fields: dict[str, Any]
+
+
+@runtime_checkable
+class Unit(Protocol):
+    """What is read in one go. It can be pickled, and its repr says what it is.
+
+    Attributes:
+      size: for the progress, in any one measure: bytes, files.
+    """
+
+    size: int
+
+    def read(self, tally: Tally) -> Iterator[Record]:
+        """The records, always in the same order; what is none goes into the tally."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """What is done to every record.
+
+    Attributes:
+      resize: pixels; an image whose shorter side is longer is resized to it. 0: none is, and all
+        are stored as the bytes that came.
+      format: "jpeg" or "webp", of the resized ones.
+      quality: of their encoder, 1 to 100.
+      min_size: pixels; images whose shorter side is shorter are dropped.
+      keep_duplicates: records whose image bytes and fields are those of an earlier one.
+    """
+
+    resize: int = 0
+    format: str = "jpeg"
+    quality: int = 90
+    min_size: int = 0
+    keep_duplicates: bool = True
+
+    def __post_init__(self):
+        if self.resize < 0 or self.min_size < 0:
+            raise UserError(f"resize={self.resize}, min_size={self.min_size}: pixels, 0 or more.")
+        if self.format not in images.ENCODERS:
+            raise UserError(f"format={self.format!r}: one of {', '.join(images.ENCODERS)}.")
+        if not 1 <= self.quality <= 100:
+            raise UserError(f"quality={self.quality}: from 1 to 100.")
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """What a set is made of, and how.
+
+    Attributes:
+      name: of the set.
+      features: beside `image`.
+      units: of each split.
+      files: what the units come from, {"name", "size"} of each, by split: other files make another
+        set.
+      origin: the same in a few words, for people.
+      records: what they are called: "pairs" or "pictures".
+    """
+
+    name: str
+    features: Mapping[str, Any]
+    units: Mapping[str, Sequence[Unit]]
+    files: Mapping[str, Sequence[Mapping[str, Any]]]
+    origin: str
+    records: str = "pairs"
+    options: Options = Options()
+
+    def __post_init__(self):
+        check_name(self.name)
+
+    @property
+    def digest(self) -> str:
+        """A name for what would be in the parts."""
+        what = (self.name, dict(self.units), dict(self.files), self.options, *self.features)
+        return hashlib.sha256(repr(what).encode("utf-8", "replace")).hexdigest()[:16]
+
+
+def prepare(
+    plan: Plan,
+    home: pathlib.Path,
+    *,
+    workers: int = 1,
+    done: Callable[[int, int], None] = lambda size, records: None,
+) -> None:
+    """Makes the set in the version folder `home`, from the parts that are there and those it makes.
+
+    Args:
+      plan: what of.
+      home: DATA_DIR/NAME/VERSION.
+      workers: processes that make parts; 1 is this one.
+      done: is told of every part its unit's bytes and its records, 0 records if it was there.
+
+    Raises:
+      UserError: nothing is left, the disk is full, or a worker dies.
+    """
+    parts = home.parent / f"parts.{plan.digest}"
+    for other in home.parent.glob("parts.*"):  # of other files or options
+        if other != parts:
+            shutil.rmtree(other)
+    began = time.monotonic()
+    try:
+        parts.mkdir(parents=True, exist_ok=True)
+        made = _make_parts(plan, parts, workers, done)
+        for leftover in home.parent.glob("incomplete.*"):  # of a build that was killed
+            shutil.rmtree(leftover)
+        seconds = time.monotonic() - began
+        write(Prepared(plan, home.parent.parent, parts, {"made": made, "seconds": seconds}))
+    except OSError as error:
+        raise UserError(
+            f"The set {plan.name} cannot be written in {home.parent}: {error.strerror or error}. "
+            f"What is done is kept; the same command goes on from there."
+        ) from error
+    shutil.rmtree(parts)
+
+
+def check_same(home: pathlib.Path, plan: Plan) -> None:
+    """That the set in `home` was made of files with the names and sizes of the plan's.
+
+    Raises UserError if not.
+    """
+    remedy = "Give this data another name, or remove that folder to build it again."
+    built = {split: part.get("files") for split, part in read_report(home).items()}
+    if not any(built.values()):
+        raise UserError(f"The data set in {home} was not built from files of yours. {remedy}")
+    if built != {split: list(files) for split, files in plan.files.items()}:
+        was = [file["name"] for part in built.values() for file in part]
+        more = f" and {len(was) - 10:,} more" if len(was) > 10 else ""
+        raise UserError(
+            f"The data set in {home} was built from other files, by name or size: "
+            f"{', '.join(was[:10])}{more}. {remedy}"
+        )
+
+
+def check_options(home: pathlib.Path, options: Options) -> None:
+    """That the set in `home` was made with these options. Raises UserError if not."""
+    asked = dataclasses.asdict(options)
+    for part in read_report(home).values():
+        other = {key: value for key, value in part["options"].items() if value != asked[key]}
+        if other:
+            was = ", ".join(f"{key}={value!r}" for key, value in other.items())
+            raise UserError(
+                f"The data set in {home} was made with {was}. Give this data another name, or "
+                "remove that folder to make it again."
+            )
+
+
+class Prepared(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+    """The set that a plan's parts become."""
+
+    VERSION = tfds.core.Version("1.0.0")
+
+    def __init__(
+        self,
+        plan: Plan,
+        data_dir: str | os.PathLike,
+        parts: pathlib.Path,
+        about: Mapping[str, Any],
+    ):
+        """Of the plan's parts, all in the folder `parts`; `about` goes into the report."""
+        self.name = plan.name  # TFDS names a set by its class; here one class makes many
+        self._plan, self._parts, self._about = plan, parts, about
+        self._report: dict[str, Any] = {}
+        super().__init__(data_dir=data_dir)
+
+    def _info(self) -> tfds.core.DatasetInfo:
+        image = {"image": tfds.features.Image(shape=(None, None, 3))}
+        return tfds.core.DatasetInfo(
+            builder=self,
+            description=f"{self._plan.records} from {self._plan.origin}; report.json says which.",
+            features=tfds.features.FeaturesDict({**image, **self._plan.features}),
+        )
+
+    def _split_generators(self, dl_manager: Any) -> dict[str, Iterator[tuple[int, dict]]]:
+        return {split: self._generate_examples(split) for split in self._plan.units}
+
+    def _generate_examples(self, split: str) -> Iterator[tuple[int, dict]]:
+        parts = [self._parts / name for name in _names(self._plan)[split]]
+        options, tally = self._plan.options, Tally()
+        for part in parts:
+            tally.add(json.loads(part.with_suffix(".json").read_text("utf-8")))
+        repeated, kept = _repeated(parts), 0
+        examples = itertools.chain.from_iterable(map(_examples, parts))
+        for number, (name, example) in enumerate(examples):
+            if repeated[number] and not options.keep_duplicates:
+                tally.dropped("duplicate", name)
+                continue
+            kept += 1
+            yield number, example
+        sides = np.minimum(_column(parts, "width"), _column(parts, "height"))
+        self._report[split] = {
+            "records": self._plan.records,
+            "origin": self._plan.origin,
+            "read": kept + tally.total("dropped"),
+            "kept": kept,
+            "duplicates": int(repeated.sum()),
+            "shorter_side": _quantiles(sides),  # pixels, as they came
+            **tally.found,
+            "files": list(self._plan.files[split]),
+            "options": dataclasses.asdict(options),
+            **self._about,
+        }
+        if not kept:
+            raise UserError(
+                f"The data set {self.name} would have no {self._plan.records} in {split}.\n"
+                f"{table(self._report)}"
+            )
+        write_report(self.data_path, self._report)
+
+
+def pair(
+    name: str, *, image: bytes | pathlib.Path | None, caption: Any, key: str, sidecar: str = "{}",
+    tally: Tally,
+) -> Record | None:  # fmt: skip
+    """The record of an image and its caption; None if one is missing, with the reason tallied.
+
+    A caption of control characters is cleaned of them, a long one cut.
+    """
+    if image is None:
+        return tally.dropped("caption without image", name)
+    if not isinstance(caption, str):
+        return tally.dropped("missing caption", name)
+    cleaned = clean(caption)
+    if not cleaned:
+        return tally.dropped("empty caption", name)
+    if cleaned != caption.strip():
+        tally.changed("caption cleaned of control characters", name)
+    if len(cleaned) > MAX_CHARS:
+        tally.changed(f"caption cut at {MAX_CHARS:,} characters", name)
+    fields = {"caption": cleaned[:MAX_CHARS], "key": clean(key), "json": sidecar}
+    return Record(name, image, fields)
+
+
+def pair_features() -> dict[str, Any]:
+    """What `pair` makes: caption, key, and what else is known as the text of a JSON object."""
+    return {name: tfds.features.Text() for name in ("caption", "key", "json")}
+
+
+def in_threads(
+    work: Callable[[Item], Result], items: Iterable[Item], threads: int = 16
+) -> Iterator[tuple[Item, Result]]:
+    """(item, work(item)) in the order of the items; WINDOW of them are held at once."""
+    with concurrent.futures.ThreadPoolExecutor(min(threads, os.cpu_count() or 1)) as pool:
+        ahead: collections.deque = collections.deque()
+        for item in items:
+            ahead.append((item, pool.submit(work, item)))
+            if len(ahead) > WINDOW:
+                item, result = ahead.popleft()
+                yield item, result.result()
+        while ahead:
+            item, result = ahead.popleft()
+            yield item, result.result()
+
+
+class _Checked(NamedTuple):
+    """The image of a record, as it is stored; `why` and `detail` if it cannot be."""
+
+    why: str = ""
+    detail: str = ""
+    image: bytes = b""
+    size: tuple[int, int] = (0, 0)  # width and height as it came
+    resized: bool = False
+    digest: int = 0  # of the bytes that came, and the fields
+
+
+def check(record: Record, options: Options) -> _Checked:
+    """Reads, decodes and if need be resizes the image of a record."""
+    try:
+        content = record.image
+        if isinstance(content, pathlib.Path):
+            if content.stat().st_size > MAX_BYTES:
+                return _Checked("file over 64 MiB")
+            content = content.read_bytes()
+    except FileNotFoundError:
+        return _Checked("missing file")
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the name
+        return _Checked("unreadable file", f" ({error})")
+    if not content:
+        return _Checked("empty file")
+    if len(content) > MAX_BYTES:
+        return _Checked("file over 64 MiB")
+    digest = hashlib.blake2b(content, digest_size=8)
+    fields = {name: value for name, value in record.fields.items() if name != "key"}
+    digest.update(repr(sorted(fields.items())).encode("utf-8", "surrogatepass"))
+    try:
+        size, stored = images.shrink(
+            content, options.resize, format=options.format, quality=options.quality
+        )
+    except images.UnreadableImage as error:
+        return _Checked("unreadable image", f" ({error})")
+    if min(size) < options.min_size:
+        return _Checked("image too small", f" ({size[0]} x {size[1]})")
+    number = int.from_bytes(digest.digest(), "little", signed=True)
+    return _Checked(image=stored, size=size, resized=stored is not content, digest=number)
+
+
+def _names(plan: Plan) -> dict[str, list[str]]:
+    """The file names of the parts of each split."""
+    return {
+        split: [f"{split}-{number:06}.parquet" for number in range(len(units))]
+        for split, units in plan.units.items()
+    }
+
+
+def _make_parts(
+    plan: Plan, folder: pathlib.Path, workers: int, done: Callable[[int, int], None]
+) -> int:
+    """Makes the parts that are missing; how many records these have."""
+    missing, made = [], 0
+    for split, names in _names(plan).items():
+        for unit, name in zip(plan.units[split], names, strict=True):
+            if (folder / name).exists():
+                done(unit.size, 0)
+            else:
+                missing.append((unit, folder / name))
+    make = functools.partial(make_part, options=plan.options)
+    try:
+        for unit, records in _run(make, missing, workers):
+            made += records
+            done(unit.size, records)
+    except concurrent.futures.process.BrokenProcessPool as error:
+        raise UserError(
+            f"A process that prepared {plan.name} was killed, perhaps for want of memory. What is "
+            "done is kept; the same command goes on from there, in less memory with fewer workers."
+        ) from error
+    return made
+
+
+def _run(
+    make: Callable[[Unit, pathlib.Path], int],
+    missing: Sequence[tuple[Unit, pathlib.Path]],
+    workers: int,
+) -> Iterator[tuple[Unit, int]]:
+    """Each unit when its part is made, and the part's records."""
+    if min(workers, len(missing)) <= 1:
+        for unit, path in missing:
+            yield unit, make(unit, path)
+        return
+    with concurrent.futures.ProcessPoolExecutor(
+        min(workers, len(missing)),
+        mp_context=multiprocessing.get_context("spawn"),
+        initializer=_end_with_parent,
+    ) as pool:
+        units = {pool.submit(make, unit, path): unit for unit, path in missing}
+        try:
+            for future in concurrent.futures.as_completed(units):
+                yield units[future], future.result()
+        except BaseException:  # now, not when the units under way are through
+            pool.shutdown(wait=False, cancel_futures=True)
+            for child in multiprocessing.active_children():
+                child.terminate()
+            raise
+
+
+def _end_with_parent() -> None:
+    """A worker ends when the program does, however that ends, and leaves Ctrl-C to it."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    parent = multiprocessing.parent_process().sentinel
+
+    def wait():
+        multiprocessing.connection.wait([parent])
+        os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()
+
+
+def make_part(unit: Unit, path: pathlib.Path, *, options: Options) -> int:
+    """Writes the part of a unit, and beside it what was wrong with the unit; its records."""
+    tally, rows, written = Tally(), [], 0
+    scratch = path.with_suffix(".tmp")
+    with pq.ParquetWriter(scratch, _PART, compression="none") as writer:
+        for record, checked in in_threads(
+            functools.partial(check, options=options), unit.read(tally)
+        ):
+            if checked.why:
+                tally.dropped(checked.why, record.name + checked.detail)
+                continue
+            if checked.resized:
+                tally.changed(f"image resized to {options.resize} pixels", record.name)
+            rows.append(
+                (record.name, checked.image, *checked.size, checked.digest,
+                 json.dumps(record.fields))
+            )  # fmt: skip
+            if len(rows) == ROWS:
+                written += _write(writer, rows)
+        written += _write(writer, rows)
+    path.with_suffix(".json").write_text(json.dumps(tally.found), encoding="utf-8")
+    scratch.replace(path)
+    return written
+
+
+_PART = pa.schema(
+    [
+        ("name", pa.string()),
+        ("image", pa.binary()),
+        ("width", pa.int32()),  # as it came
+        ("height", pa.int32()),
+        ("digest", pa.int64()),  # of what came; two of 15 million are equal by chance in 1 of 10^5
+        ("fields", pa.string()),  # JSON
+    ]
+)
+
+
+def _write(writer: pq.ParquetWriter, rows: list[tuple]) -> int:
+    columns = zip(*rows, strict=True) if rows else [[]] * len(_PART)
+    arrays = [pa.array(list(c), f.type) for c, f in zip(columns, _PART, strict=True)]
+    writer.write_batch(pa.record_batch(arrays, _PART))
+    written = len(rows)
+    rows.clear()
+    return written
+
+
+def _examples(part: pathlib.Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The name and the TFDS example of each record of a part."""
+    with pq.ParquetFile(part) as file:
+        for batch in file.iter_batches(ROWS, columns=["name", "image", "fields"]):
+            for row in batch.to_pylist():
+                yield row["name"], {"image": row["image"], **json.loads(row["fields"])}
+
+
+def _column(parts: Sequence[pathlib.Path], name: str) -> Int[np.ndarray, "_"]:
+    return np.concatenate([pq.read_table(part, columns=[name])[name].to_numpy() for part in parts])
+
+
+def _quantiles(values: Int[np.ndarray, "_"]) -> dict[str, int]:
+    """The least, the largest, and what 1, 10, 50, 90 and 99 % are at most; {} of nothing."""
+    shares = {"min": 0, "1%": 0.01, "10%": 0.1, "50%": 0.5, "90%": 0.9, "99%": 0.99, "max": 1}
+    return {name: int(np.quantile(values, q)) for name, q in shares.items()} if len(values) else {}
+
+
+def _repeated(parts: Sequence[pathlib.Path]) -> Bool[np.ndarray, "_"]:
+    """Which records, all parts in a row, have the image and the fields of an earlier one."""
+    digests = _column(parts, "digest")
+    repeated = np.ones(len(digests), bool)
+    repeated[np.unique(digests, return_index=True)[1]] = False
+    return repeated

@@ -1,0 +1,63 @@
+"""What a set was made of, and what was wrong with it: counted, named, and kept beside it."""
+
+import json
+import os
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+NAMED = 5  # examples of each defect in the report
+
+
+class Tally:
+    """Counts of what was dropped or changed, and for why, with the first names of each."""
+
+    def __init__(self) -> None:
+        self.found: dict[str, dict[str, dict]] = {"dropped": {}, "changed": {}}
+
+    def dropped(self, why: str, name: str) -> None:
+        """One record that did not come along."""
+        self._count("dropped", why, 1, [name])
+
+    def changed(self, why: str, name: str) -> None:
+        """One record that is not as it was."""
+        self._count("changed", why, 1, [name])
+
+    def add(self, found: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> None:
+        """Another tally's `found`; its names come after those that are here."""
+        for what, reasons in found.items():
+            for why, entry in reasons.items():
+                self._count(what, why, entry["count"], entry["first"])
+
+    def total(self, what: str) -> int:
+        """How many were "dropped" or "changed" in all."""
+        return sum(entry["count"] for entry in self.found[what].values())
+
+    def _count(self, what: str, why: str, count: int, names: list[str]) -> None:
+        entry = self.found[what].setdefault(why, {"count": 0, "first": []})
+        entry["count"] += count
+        entry["first"] += names[: NAMED - len(entry["first"])]
+
+
+def write_report(folder: str | os.PathLike, report: Mapping[str, Any]) -> None:
+    """Writes report.json of a set: per split, what was kept, what not, and what it is made of."""
+    text = json.dumps(report, indent=2, ensure_ascii=False)
+    (pathlib.Path(folder) / "report.json").write_text(text, encoding="utf-8")
+
+
+def read_report(folder: pathlib.Path) -> dict[str, Any]:
+    """What `write_report` wrote of the set in `folder`; {} if there is none."""
+    path = folder / "report.json"
+    return json.loads(path.read_text("utf-8")) if path.exists() else {}
+
+
+def table(report: Mapping[str, Any]) -> str:
+    """A report as lines to print: what was kept, then each defect with count and first names."""
+    lines = []
+    for split, part in report.items():
+        lines.append(f"{split}: {part['kept']:,} {part['records']} from {part['origin']}")
+        for what in ("dropped", "changed"):
+            for why, entry in part[what].items():
+                names = "; ".join(entry["first"])
+                lines.append(f"  {what} {entry['count']:>9,}  {why}: {names}")
+    return "\n".join(lines)
