@@ -47,6 +47,8 @@ def get_config(method: str = "otter") -> ConfigDict:
                 resize=256,  # pixels of the shorter side
                 image_size=224,  # of the crop: random in training, central in evaluation
                 flip=False,
+                min_area=0.0,  # over 0: of a random part of the image, its least share; resized
+                jitter=0.0,  # of brightness, contrast and saturation, 0 to 1
                 max_tokens=60,  # L, special tokens included
                 num_workers=0,  # processes that decode; 0: threads
             ),

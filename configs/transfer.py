@@ -66,6 +66,8 @@ def get_config(variant: str = "filter") -> ConfigDict:
                 resize=256,  # pixels of the shorter side
                 image_size=224,  # of the crop: random in training, central in validation
                 flip=True,
+                min_area=0.0,  # over 0: of a random part of the image, its least share; resized
+                jitter=0.0,  # of brightness, contrast and saturation, 0 to 1
                 num_workers=0,  # processes that decode; 0: threads
             ),
             train=dict(

@@ -1,7 +1,7 @@
 """Labelled pictures: what a network is transferred to, and how well it names them."""
 
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import flax.linen as nn
 import jax
@@ -12,9 +12,9 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int, PyTree, UInt8
 from ml_collections import ConfigDict
 
-from otter_jax import gates
+from otter_jax import feed, gates
 from otter_jax import mesh as meshes
-from otter_jax.data import pipeline, store
+from otter_jax.data import store
 from otter_jax.errors import UserError
 
 KS = (1, 3)  # of top-K
@@ -112,7 +112,7 @@ class Validation:
     def __call__(self, params: PyTree, batch_stats: PyTree) -> dict[str, float]:
         """{"top-1", "top-3"} of the gated network; unreadable images are left out, and named."""
         found, valid, unreadable = [], [], []
-        for batch in eval_batches(self._config, self.data.source):
+        for batch in feed.eval_batches(self._config, self.data.source):
             on_device = meshes.put_batch(
                 {name: batch[name] for name in ("image", "valid")}, self._mesh
             )
@@ -134,15 +134,3 @@ class Validation:
         if not ok.any():
             raise UserError(f"No image of {self.data.source.name} is readable.")
         return {f"top-{k}": float(hits[ok, :k].any(axis=1).mean()) for k in KS}
-
-
-def eval_batches(config: ConfigDict, source: store.Source) -> Iterator[pipeline.Batch]:
-    """A split in order, as `pipeline.eval_batches` has it."""
-    return pipeline.eval_batches(
-        source,
-        batch_size=config.eval.batch_size,
-        image_size=config.data.image_size,
-        resize=config.data.resize,
-        host=jax.process_index(),
-        num_hosts=jax.process_count(),
-    )

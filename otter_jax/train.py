@@ -6,7 +6,7 @@ import functools
 import json
 import math
 import pathlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
@@ -17,10 +17,10 @@ from jax.sharding import Mesh
 from jaxtyping import PyTree
 from ml_collections import ConfigDict
 
-from otter_jax import build, gates, loop, record, step
+from otter_jax import build, feed, gates, loop, record, step
 from otter_jax import mesh as meshes
 from otter_jax.checkpoint import Checkpoints, restore_best
-from otter_jax.data import pipeline, store
+from otter_jax.data import store
 from otter_jax.data.captions import Tokenizer
 from otter_jax.errors import UserError
 from otter_jax.objective import Objective
@@ -75,7 +75,7 @@ def run(
             state = state.replace(teacher=fixed_teacher(config, variables))
         state = jax.device_put(state, whole)
         del variables
-        batches = closing(train_batches(config, source, tokenizer, start))
+        batches = closing(feed.train_batches(config, source, tokenizer, start))
 
         train_step = functools.partial(
             step.train_step,
@@ -213,25 +213,6 @@ def optimizer(config: ConfigDict, params: PyTree, length: Length) -> tuple[step.
         frozen=step.frozen_mask(params, config.optim.freeze),
     )
     return schedule, tx
-
-
-def train_batches(
-    config: ConfigDict, source: store.Source, tokenizer: Tokenizer, start: int
-) -> Iterator[dict[str, np.ndarray]]:
-    """This process's rows of the batches from step `start` on."""
-    return pipeline.train_batches(
-        source,
-        tokenizer,
-        seed=config.seed,
-        batch_size=config.train.batch_size,
-        image_size=config.data.image_size,
-        resize=config.data.resize,
-        flip=config.data.flip,
-        start_step=start,
-        host=jax.process_index(),
-        num_hosts=jax.process_count(),
-        num_workers=config.data.num_workers,
-    )
 
 
 def fixed_teacher(config: ConfigDict, like: PyTree) -> PyTree:

@@ -31,6 +31,7 @@ from ml_collections import ConfigDict
 from otter_jax import (
     build,
     command,
+    feed,
     filters,
     gates,
     labelled,
@@ -133,7 +134,8 @@ def run(config: ConfigDict, workdir: pathlib.Path, *, console: rich.console.Cons
             state = checkpoints.restore(start, state, whole)
         state = jax.device_put(state, whole)
         like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), state)
-        batches = closing(train_batches(config, train.source, start))
+        labels = pipeline.Labels(config.data.label)
+        batches = closing(feed.train_batches(config, train.source, labels, start))
 
         def evaluate(now, state):
             measured = validate(state.params, state.batch_stats)
@@ -217,24 +219,6 @@ def learning_rate(config: ConfigDict, steps: int) -> Callable[[Array | int], Arr
     if config.optim.schedule == "constant":
         return lambda _: rate
     return optax.cosine_decay_schedule(rate, steps)
-
-
-def train_batches(config: ConfigDict, source: store.Source, start: int):
-    """This process's rows of the batches from step `start` on."""
-    data = config.data
-    return pipeline.train_batches(
-        source,
-        pipeline.Labels(data.label),
-        seed=config.seed,
-        batch_size=config.train.batch_size,
-        image_size=data.image_size,
-        resize=data.resize,
-        flip=data.flip,
-        start_step=start,
-        host=jax.process_index(),
-        num_hosts=jax.process_count(),
-        num_workers=data.num_workers,
-    )
 
 
 def batch_shapes(config: ConfigDict, rows: Sharding) -> dict[str, jax.ShapeDtypeStruct]:
@@ -362,7 +346,7 @@ def report(
 def some_images(config: ConfigDict, data: labelled.Labelled) -> UInt8[np.ndarray, "N S S 3"]:
     """The first pictures of a split, as the network sees them."""
     found = []
-    with contextlib.closing(labelled.eval_batches(config, data.source)) as batches:
+    with contextlib.closing(feed.eval_batches(config, data.source)) as batches:
         for batch in batches:
             found += list(batch["image"][batch["valid"]])
             if len(found) >= SHOWN:

@@ -22,9 +22,9 @@ from jax.sharding import Mesh
 from jaxtyping import Float, Int, PyTree
 from ml_collections import ConfigDict
 
-from otter_jax import build, gates, record
+from otter_jax import build, feed, gates, record
 from otter_jax import mesh as meshes
-from otter_jax.data import pipeline, store
+from otter_jax.data import store
 from otter_jax.data.captions import Tokenizer
 from otter_jax.errors import UserError
 
@@ -266,18 +266,10 @@ class Evaluator:
         return class_bank(embed, names, templates)
 
     def _evaluate(self, s, weights, variables, bank, advance):
-        data = self._config.data
         ranked = np.full((len(s.source), min(max(KS), len(s.names))), -1, np.int32)
         valid = np.zeros(len(s.source), bool)
         unreadable = []
-        batches = pipeline.eval_batches(
-            s.source,
-            batch_size=self._config.eval.batch_size,
-            image_size=data.image_size,
-            resize=data.resize,
-            host=jax.process_index(),
-            num_hosts=jax.process_count(),
-        )
+        batches = feed.eval_batches(self._config, s.source)
         for number, batch in enumerate(batches):
             rows = meshes.put_batch({"image": batch["image"]}, self._mesh)
             best = np.asarray(self._best(variables, rows["image"], bank))

@@ -14,7 +14,6 @@ from typing import Any, Protocol, runtime_checkable
 import grain
 import numpy as np
 from absl import flags
-from PIL import Image
 
 from otter_jax.data import images
 from otter_jax.data.store import Source
@@ -60,6 +59,8 @@ def train_batches(
     image_size: int,
     resize: int,
     flip: bool,
+    min_area: float = 0.0,
+    jitter: float = 0.0,
     start_step: int,
     host: int = 0,
     num_hosts: int = 1,
@@ -82,6 +83,9 @@ def train_batches(
       image_size: S, pixels.
       resize: pixels of the shorter side before the crop, at least S.
       flip: mirror half of the images.
+      min_area: more than 0: instead of a window of the resized image, a part of the image as it is
+        with this share of its area and more, resized (`images.random_resized_crop`).
+      jitter: of brightness, contrast and saturation, from 0 to 1 (`images.jitter`).
       start_step: global batches to pass over, at no cost.
       host: this process, from 0.
       num_hosts: processes that share a global batch.
@@ -102,7 +106,9 @@ def train_batches(
             f"batch_size={batch_size} is more than {source.name} has records, {len(source)}: a "
             "batch would hold an image twice. Make it smaller."
         )
-    load = _TrainRow(source, target, image_size, resize, flip)
+    if not (0 <= min_area <= 1 and 0 <= jitter <= 1):
+        raise UserError(f"min_area={min_area}, jitter={jitter}: each from 0 to 1.")
+    load = _TrainRow(source, target, image_size, resize, flip, min_area, jitter)
     ds = grain.MapDataset.range(len(source)).seed(seed).shuffle().repeat()
     ds = ds.random_map(load).batch(rows, drop_remainder=True)
     return _run(ds[host::num_hosts][start_step:], rows * image_size**2 * 3, num_workers)
@@ -137,12 +143,14 @@ class _TrainRow(grain.transforms.RandomMap):
     image_size: int
     resize: int
     flip: bool
+    min_area: float
+    jitter: float
 
     def random_map(self, index: int, rng: np.random.Generator) -> dict[str, Any]:
         for number in range(index, index + _PATIENCE):
             record = self.source[number % len(self.source)]
             try:
-                img = _read(record["image"], self.resize)
+                whole = images.decode(record["image"])
                 break
             except images.UnreadableImage as error:
                 reason = error
@@ -152,9 +160,14 @@ class _TrainRow(grain.transforms.RandomMap):
                 f"{_PATIENCE} images in a row cannot be read, the last for {reason}. "
                 "Is this the right data?"
             )
-        pixels = images.random_crop(img, self.image_size, rng)
+        if self.min_area:
+            pixels = images.random_resized_crop(whole, self.image_size, self.min_area, rng)
+        else:
+            pixels = images.random_crop(whole, self.resize, self.image_size, rng)
         if self.flip and rng.random() < 0.5:
             pixels = np.ascontiguousarray(pixels[:, ::-1])
+        if self.jitter:
+            pixels = images.jitter(pixels, self.jitter, rng)
         replaced = np.int32(-1 if number == index else index)
         return {"image": pixels, "replaced": replaced} | self.target.row(record)
 
@@ -176,18 +189,14 @@ class _EvalRow(grain.transforms.Map):
             return row
         row["index"] = np.int32(index)
         try:
-            img = _read(self.source[index]["image"], self.resize)
+            whole = images.decode(self.source[index]["image"])
         except images.UnreadableImage:
             return {**row, "unreadable": np.int32(index)}
         return {
             **row,
-            "image": images.center_crop(img, self.image_size),
+            "image": images.center_crop(whole, self.resize, self.image_size),
             "valid": np.bool_(True),
         }
-
-
-def _read(data: bytes, resize: int) -> Image.Image:
-    return images.resize(images.decode(data), resize)
 
 
 def _rows_per_host(

@@ -1,0 +1,42 @@
+"""What this process reads of a set, as a config says."""
+
+from collections.abc import Iterator
+
+import jax
+from ml_collections import ConfigDict
+
+from otter_jax.data import pipeline, store
+
+
+def train_batches(
+    config: ConfigDict, source: store.Source, target: pipeline.Target, start: int
+) -> Iterator[pipeline.Batch]:
+    """Its rows of the global batches from step `start` on, as `pipeline.train_batches` has them."""
+    data = config.data
+    return pipeline.train_batches(
+        source,
+        target,
+        seed=config.seed,
+        batch_size=config.train.batch_size,
+        image_size=data.image_size,
+        resize=data.resize,
+        flip=data.flip,
+        min_area=data.min_area,
+        jitter=data.jitter,
+        start_step=start,
+        host=jax.process_index(),
+        num_hosts=jax.process_count(),
+        num_workers=data.num_workers,
+    )
+
+
+def eval_batches(config: ConfigDict, source: store.Source) -> Iterator[pipeline.Batch]:
+    """Its rows of every record once, in order, as `pipeline.eval_batches` has them."""
+    return pipeline.eval_batches(
+        source,
+        batch_size=config.eval.batch_size,
+        image_size=config.data.image_size,
+        resize=config.data.resize,
+        host=jax.process_index(),
+        num_hosts=jax.process_count(),
+    )
