@@ -139,19 +139,19 @@ def _crop(
     height, width = pixels.shape[:2]
     if (height, width) == shape:
         return pixels[top : top + size, left : left + size].copy()
-    img = Image.fromarray(pixels)
     # First along the rows, then along the columns, as Pillow did before it chose by their lengths.
     if min(height, width) < _WORTH * min(shape) and max(shape) < _LONG * min(shape):
         # Little would be spared; and where pixels are not averaged, two roundings may add up.
-        wide = img.resize((shape[1], height), Image.Resampling.BICUBIC)
+        wide = Image.fromarray(pixels).resize((shape[1], height), Image.Resampling.BICUBIC)
         whole = wide.resize((shape[1], shape[0]), Image.Resampling.BICUBIC)
         return np.array(whole.crop((left, top, left + size, top + size)))
     rows = _span(top, size, height / shape[0], height)
     columns = _span(left, size, width / shape[1], width)
     beyond = _SUPPORT * max(1, height / shape[0])
-    first, last = math.floor(max(0, rows[0] - beyond)), math.ceil(rows[1] + beyond)
-    box = (columns[0], first, columns[1], min(last, height))
-    wide = img.resize((size, box[3] - first), Image.Resampling.BICUBIC, box)
+    first, last = math.floor(max(0, rows[0] - beyond)), math.ceil(min(rows[1] + beyond, height))
+    img = Image.fromarray(pixels[first:last])  # a box that leaves rows out costs Pillow a pass more
+    box = (columns[0], 0, columns[1], img.height)
+    wide = img.resize((size, img.height), Image.Resampling.BICUBIC, box)
     box = (0, rows[0] - first, size, rows[1] - first)
     return np.array(wide.resize((size, size), Image.Resampling.BICUBIC, box))
 
