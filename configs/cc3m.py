@@ -23,8 +23,8 @@ does not compare with the table. --config.data.split=train takes them back.
 
 From the paper: the data and 8 V100. From the release: encoders, 64 pairs a GPU, epochs, SGD and its
 rate, alpha, epsilon, EMA. It has no script for ls: whether 0.1 is the smoothing of the table is not
-known. Ours: a rate that changes every step, and bfloat16, for Ampere and later; the release has
-float32.
+known. Ours: a rate that changes every step, captions packed in rows rather than padded, and
+bfloat16, for Ampere and later; the release has float32.
 """
 
 from configs import common
@@ -40,6 +40,7 @@ def get_config(variant: str = "otter"):
     config.model.txt.weights = "johngiorgi/declutr-sci-base"
     config.data.name = "cc3m"
     config.data.split = "train[:-5000]"
+    config.data.packed = True
     config.data.num_workers = 16  # as many as the release has for each GPU
     config.train.batch_size = 512
     config.train.epochs = 10.0

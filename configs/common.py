@@ -50,6 +50,7 @@ def get_config(method: str = "otter") -> ConfigDict:
                 min_area=0.0,  # over 0: of a random part of the image, its least share; resized
                 jitter=0.0,  # of brightness, contrast and saturation, 0 to 1
                 max_tokens=60,  # L, special tokens included
+                packed=False,  # many captions in a row of tokens: the same embeddings, sooner
                 num_workers=0,  # processes that decode; 0: threads
             ),
             train=dict(

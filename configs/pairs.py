@@ -24,6 +24,7 @@ def get_config(method: str = "otter"):
     config.data.resize = 256
     config.data.image_size = 224
     config.data.max_tokens = 60
+    config.data.packed = True
     config.train.batch_size = 512
     config.train.epochs = 10.0
     config.optim.learning_rate = 3e-4

@@ -17,6 +17,7 @@ from otter_jax import gates, record, weights
 from otter_jax.checkpoint import restore_best
 from otter_jax.data.captions import Tokenizer
 from otter_jax.errors import UserError
+from otter_jax.models.bert import Bert
 from otter_jax.models.towers import Towers
 from otter_jax.models.vit import ViT
 from otter_jax.weights import Encoder
@@ -198,6 +199,11 @@ def check_sizes(config: ConfigDict, model: Towers, tokenizer: Tokenizer) -> None
     if config.data.max_tokens > longest:
         raise UserError(
             f"data.max_tokens={config.data.max_tokens}: the text encoder has {longest} positions."
+        )
+    if config.data.packed and not isinstance(model.txt, Bert):
+        raise UserError(
+            f"data.packed=True: the text encoder of {config.model.txt.weights!r} cannot read "
+            "packed captions; BERT and RoBERTa can. Set --config.data.packed=False."
         )
     check_image_size(config.data.image_size, model.img, config.model.img.arch)
 

@@ -3,8 +3,11 @@
 from collections.abc import Iterator
 
 import jax
+import numpy as np
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from otter_jax import mesh as meshes
 from otter_jax.data import pipeline, store
 
 
@@ -40,3 +43,16 @@ def eval_batches(config: ConfigDict, source: store.Source) -> Iterator[pipeline.
         host=jax.process_index(),
         num_hosts=jax.process_count(),
     )
+
+
+def batch_shapes(
+    config: ConfigDict, target: pipeline.Target, mesh: Mesh
+) -> dict[str, jax.ShapeDtypeStruct]:
+    """Shapes of a global batch of training, to compile for before one is read."""
+    B, S = config.train.batch_size, config.data.image_size
+    shapes = {"image": ((B, S, S, 3), np.uint8), **target.shapes(B)}
+    _, rows = meshes.shardings(mesh)
+    return {
+        name: jax.ShapeDtypeStruct(shape, dtype, sharding=rows)
+        for name, (shape, dtype) in shapes.items()
+    }

@@ -64,6 +64,7 @@ class Loop:
         """All steps after `start`. Raises UserError when a number is no longer finite."""
         stop, last = Stop(), self.last
         replaced: set[int] = set()
+        cut = 0
         clock = Clock(self.batch_size, self.unit)
         pending: collections.deque = collections.deque()  # metrics still being computed
         with record.progress_bar(self.console) as bar, stop:
@@ -74,6 +75,7 @@ class Loop:
                 with clock.waiting():
                     batch = next(batches)
                 self._name_replaced(batch.pop("replaced"), replaced)
+                cut += int(np.sum(batch.pop("cut", 0)))  # of packed captions
                 state, metrics = train_step(state, meshes.put_batch(batch, self.mesh))
                 pending.append((now, metrics))
                 # One step runs ahead of the numbers that are looked at: devices never wait for it.
@@ -98,6 +100,8 @@ class Loop:
         self.checkpoints.wait()
         if replaced:
             self.console.print(f"{len(replaced)} unreadable images were replaced in this start.")
+        if cut:
+            self.console.print(f"{cut} captions were cut to fit the rows they are packed in.")
         if stopping:
             self.console.print(
                 f"Stopped by {stopping} after step {now} of {last}; saved. "

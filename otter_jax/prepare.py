@@ -99,8 +99,7 @@ def report(home: pathlib.Path, data_dir: str, name: str, tokenizer: Tokenizer) -
     parts: list[tuple[str, page.Part]] = []
     for split, part in written.items():
         source = store.open_dataset(data_dir, name, split)
-        some = np.linspace(0, len(source) - 1, min(SAMPLE, len(source))).astype(int)
-        lengths = tokenizer.lengths([source[i]["caption"] for i in some])
+        lengths = tokenizer.lengths([source[i]["caption"] for i in source.sample(SAMPLE)])
         part["tokens"] = {
             "captions": len(lengths),
             "mean": round(float(lengths.mean()), 2),
@@ -148,10 +147,9 @@ def plot_pairs(source: store.Source) -> Figure:
     rows, columns = SHOWN
     figure = Figure(figsize=(1.6 * columns, 1.9 * rows), layout="constrained")
     axes = figure.subplots(rows, columns).flat
-    some = np.linspace(0, len(source) - 1, min(rows * columns, len(source))).astype(int)
     for axis in axes:
         axis.axis("off")
-    for axis, i in zip(figure.axes, some, strict=False):
+    for axis, i in zip(figure.axes, source.sample(rows * columns), strict=False):
         pair = source[i]
         axis.imshow(images.decode(pair["image"]))
         text = pair["caption"].replace("$", r"\$")  # which would begin a formula

@@ -67,10 +67,11 @@ def train_step(
 ) -> tuple[TrainState, dict[str, Float[Array, ""]]]:
     """The next state, and the step's metrics.
 
-    `batch`: image uint8 [B, H, W, 3], token_ids int32 [B, L], mask bool [B, L]. Parameters whose
-    path matches `freeze` (see `frozen`) stay as they are. Gates (see `gates`) are parameters like
-    others, with `gate_strength` times their penalty in the loss. `ema_decay=None` keeps the teacher
-    fixed: it then looks at the batch as in evaluation, an EMA teacher as in training (its own batch
+    `batch`: image uint8 [B, H, W, 3], token_ids int32 [B, L], mask bool [B, L]; of packed captions
+    token_ids, mask and place as `Towers.embed_texts` takes them. Parameters whose path matches
+    `freeze` (see `frozen`) stay as they are. Gates (see `gates`) are parameters like others, with
+    `gate_strength` times their penalty in the loss. `ema_decay=None` keeps the teacher fixed: it
+    then looks at the batch as in evaluation, an EMA teacher as in training (its own batch
     statistics and dropout masks), as released.
     """
 
@@ -78,7 +79,7 @@ def train_step(
         with stored_statistics(freeze):
             return model.apply(
                 {"params": gates.fold(params), "batch_stats": batch_stats},
-                batch["image"], batch["token_ids"], batch["mask"],
+                batch["image"], batch["token_ids"], batch["mask"], batch.get("place"),
                 train=train, rngs={"dropout": rng}, mutable=["batch_stats"],
             )  # fmt: skip
 

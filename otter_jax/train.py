@@ -11,7 +11,6 @@ from typing import Any
 
 import flax.linen as nn
 import jax
-import numpy as np
 import rich.console
 from jax.sharding import Mesh
 from jaxtyping import PyTree
@@ -20,10 +19,13 @@ from ml_collections import ConfigDict
 from otter_jax import build, feed, gates, loop, record, step
 from otter_jax import mesh as meshes
 from otter_jax.checkpoint import Checkpoints, restore_best
-from otter_jax.data import store
+from otter_jax.data import pipeline, store
 from otter_jax.data.captions import Tokenizer
+from otter_jax.data.packing import Packed
 from otter_jax.errors import UserError
 from otter_jax.objective import Objective
+
+SAMPLE = 5_000  # captions whose lengths are looked at before training
 
 # What evaluates, made once, called with a step and {"student": variables, "ema": variables}.
 Evaluate = Callable[[int, dict[str, PyTree]], dict[str, float]]
@@ -56,6 +58,14 @@ def run(
     )
     tokenizer = Tokenizer(tokenizer_folder, config.data.max_tokens)
     build.check_sizes(config, model, tokenizer)
+    target: pipeline.Target = tokenizer
+    if config.data.packed:
+        target = Packed.of(
+            tokenizer,
+            tokenizer.lengths([source[i]["caption"] for i in source.sample(SAMPLE)]),
+            per_group=config.train.batch_size // mesh.size,
+            longest=model.txt.config.max_length,
+        )
     evaluate = make_evaluate(config, model, tokenizer, mesh, workdir)
     schedule, tx = optimizer(config, variables["params"], length)
     whole, rows = meshes.shardings(mesh)
@@ -75,7 +85,7 @@ def run(
             state = state.replace(teacher=fixed_teacher(config, variables))
         state = jax.device_put(state, whole)
         del variables
-        batches = closing(feed.train_batches(config, source, tokenizer, start))
+        batches = closing(feed.train_batches(config, source, target, start))
 
         train_step = functools.partial(
             step.train_step,
@@ -126,7 +136,9 @@ def run(
             console.print(f"Done already: {start} of {length.steps} steps are in {workdir}.")
             return
         console.print(summary(config, state, source, tokenizer, length, mesh, start))
-        shapes = batch_shapes(config, mesh)
+        if config.data.packed:
+            console.print(f"packed      {target}")
+        shapes = feed.batch_shapes(config, target, mesh)
         compiled = loop.compiled(jitted, state, shapes, name="the step", console=console)
         training.run(start, state, batches)
 
@@ -233,17 +245,6 @@ def fixed_teacher(config: ConfigDict, like: PyTree) -> PyTree:
     return build.gated(folded, config.gates.shape)
 
 
-def batch_shapes(config: ConfigDict, mesh: Mesh) -> dict[str, jax.ShapeDtypeStruct]:
-    """Shapes of a global batch, to compile for before one is read."""
-    B, S, L = config.train.batch_size, config.data.image_size, config.data.max_tokens
-    _, rows = meshes.shardings(mesh)
-    return {
-        "image": jax.ShapeDtypeStruct((B, S, S, 3), np.uint8, sharding=rows),
-        "token_ids": jax.ShapeDtypeStruct((B, L), np.int32, sharding=rows),
-        "mask": jax.ShapeDtypeStruct((B, L), np.bool_, sharding=rows),
-    }
-
-
 def summary(
     config: ConfigDict,
     state: Any,
@@ -291,14 +292,12 @@ def summary(
 
 
 def captions(source: store.Source, tokenizer: Tokenizer) -> str:
-    """How long captions are, and how many are cut or empty, as text; of a thousand at most."""
-    count = min(len(source), 1000)
-    spread = np.linspace(0, len(source) - 1, count).astype(int)
-    texts = [source[int(i)]["caption"] for i in spread]
+    """How long captions are, and how many are cut or empty, as text; of a sample."""
+    texts = [source[i]["caption"] for i in source.sample(SAMPLE)]
     lengths = tokenizer.lengths(texts)
     cut = (lengths > tokenizer.max_tokens).mean()
     empty = sum(not text.strip() for text in texts)
     return (
         f"{lengths.mean():.1f} tokens on average, {cut:.1%} cut at {tokenizer.max_tokens}, "
-        f"{empty} empty, of {count:,} looked at"
+        f"{empty} empty, of {len(texts):,} looked at"
     )

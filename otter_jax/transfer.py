@@ -24,7 +24,7 @@ import optax
 import rich.console
 import safetensors.numpy
 from absl import flags
-from jax.sharding import Mesh, Sharding
+from jax.sharding import Mesh
 from jaxtyping import Array, PyTree, UInt8
 from ml_collections import ConfigDict
 
@@ -162,7 +162,7 @@ def run(config: ConfigDict, workdir: pathlib.Path, *, console: rich.console.Cons
                 ),
                 donate_argnums=0, in_shardings=(whole, rows), out_shardings=whole,
             )  # fmt: skip
-            shapes = batch_shapes(config, rows)
+            shapes = feed.batch_shapes(config, labels, mesh)
             return loop.compiled(jitted, like, shapes, name=f"phase {groups}", console=console)
 
         record.describe(workdir, json.loads(config.to_json()))
@@ -219,15 +219,6 @@ def learning_rate(config: ConfigDict, steps: int) -> Callable[[Array | int], Arr
     if config.optim.schedule == "constant":
         return lambda _: rate
     return optax.cosine_decay_schedule(rate, steps)
-
-
-def batch_shapes(config: ConfigDict, rows: Sharding) -> dict[str, jax.ShapeDtypeStruct]:
-    """Shapes of a global batch, to compile for before one is read."""
-    B, S = config.train.batch_size, config.data.image_size
-    return {
-        "image": jax.ShapeDtypeStruct((B, S, S, 3), np.uint8, sharding=rows),
-        "label": jax.ShapeDtypeStruct((B,), np.int32, sharding=rows),
-    }
 
 
 def summary(

@@ -16,7 +16,8 @@ from absl import flags
 from flax import traverse_util
 from ml_collections import ConfigDict, config_flags
 
-from otter_jax import build, command, mesh, step, train, weights
+from otter_jax import build, command, feed, mesh, step, train, weights
+from otter_jax.data.captions import Tokenizer
 from otter_jax.errors import UserError
 from otter_jax.models.norm import BatchNorm
 from otter_jax.objective import METHODS, Objective
@@ -161,7 +162,8 @@ def one_step(config):
 
 def batch(config, devices):
     rng = np.random.RandomState(0)
-    shapes = train.batch_shapes(config, devices)
+    tokenizer = Tokenizer(config.model.txt.weights, config.data.max_tokens)
+    shapes = feed.batch_shapes(config, tokenizer, devices)
     values = {
         "image": rng.randint(0, 256, shapes["image"].shape),
         "token_ids": rng.randint(1, 50, shapes["token_ids"].shape),

@@ -548,6 +548,21 @@ def test_a_run_can_teach_another(world, whole):
     assert (taught["['params']['gates']['img']['conv1']['kernel']"] != 1).any()
 
 
+def test_packed_captions_train_to_the_same_weights(world):
+    states = []
+    for packed, devices in ((False, 1), (True, 2)):
+        workdir = world / f"packed_{packed}"
+        options = ("--config.model.txt.dropout=0.0", "--config.train.epochs=1.6")
+        arguments = ("--workdir", str(workdir), f"--config.data.packed={packed}", *options)
+        result = run(world, *arguments, devices=devices)
+        assert result.returncode == 0, result.stderr[-3000:]
+        states.append(state_of(workdir, 4))
+    assert "packed      8 captions of a device in" in result.stdout
+    padded, together = states
+    for path, values in padded.items():
+        np.testing.assert_allclose(together[path], values, 1e-4, 1e-5, err_msg=path)
+
+
 @pytest.mark.parametrize("name", ["quickstart", "pairs", "common"])
 @pytest.mark.parametrize("method", ["infonce", "ls", "kd", "otter"])
 def test_every_config_loads_with_every_method(monkeypatch, name, method):

@@ -90,7 +90,7 @@ def torch_axes(path, ndim):
 class Watched(Towers):
     """Leaves its embeddings among the statistics, which train_step hands out."""
 
-    def __call__(self, image, token_ids, mask, *, train):
+    def __call__(self, image, token_ids, mask, place=None, *, train):
         img = self.embed_images(image, train=train)
         txt = self.embed_texts(token_ids, mask, train=train)
         self.put_variable("batch_stats", "watched", {"img": img, "txt": txt})

@@ -63,6 +63,15 @@ class Tokenizer:
         ids, mask = self.encode([record[self.feature]])
         return {"token_ids": ids[0], "mask": mask[0]}
 
+    def collate(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """The batch as it is."""
+        return batch
+
+    def shapes(self, batch_size: int) -> dict[str, tuple[tuple[int, ...], Any]]:
+        """Shape and dtype of what a global batch has."""
+        rows = (batch_size, self.max_tokens)
+        return {"token_ids": (rows, np.int32), "mask": (rows, np.bool_)}
+
     def encode(
         self, captions: Sequence[str]
     ) -> tuple[Int32[np.ndarray, "B L"], Bool[np.ndarray, "B L"]]:

@@ -27,7 +27,7 @@ _BUFFER = 2 << 30  # bytes of finished batches that may wait
 
 @runtime_checkable
 class Target(Protocol):
-    """What a row has beside its image: `captions.Tokenizer`, or `Labels`.
+    """What a row has beside its image: `captions.Tokenizer`, `packing.Packed`, or `Labels`.
 
     Attributes:
       feature: of the records, which it reads.
@@ -37,6 +37,12 @@ class Target(Protocol):
 
     def row(self, record: dict[str, Any]) -> Batch:
         """The entries of one row."""
+
+    def collate(self, batch: Batch) -> Batch:
+        """This process's batch, of rows, as the step takes it."""
+
+    def shapes(self, batch_size: int) -> dict[str, tuple[tuple[int, ...], Any]]:
+        """Shape and dtype of its entries of a global batch."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,6 +54,14 @@ class Labels:
     def row(self, record: dict[str, Any]) -> Batch:
         """The entry of one row."""
         return {"label": np.array(record[self.feature], np.int32)}
+
+    def collate(self, batch: Batch) -> Batch:
+        """The batch as it is."""
+        return batch
+
+    def shapes(self, batch_size: int) -> dict[str, tuple[tuple[int, ...], Any]]:
+        """Shape and dtype of a global batch's labels."""
+        return {"label": ((batch_size,), np.int32)}
 
 
 def train_batches(
@@ -69,7 +83,8 @@ def train_batches(
     """This host's b = batch_size / num_hosts rows of the global batches from `start_step` on.
 
     A batch is image uint8 [b, S, S, 3], replaced int32 [b], and what `target` makes: token_ids
-    int32 [b, L] and mask bool [b, L] of captions, or label int32 [b]. The stream has no end. Crops
+    int32 [b, L] and mask bool [b, L] of captions (others where they are packed), or label int32
+    [b]. The stream has no end. Crops
     and flips are drawn by the row's place in the whole stream, so they differ from epoch to epoch
     and not from host to host. The rows of a record whose image cannot be read hold the next
     readable one instead, and `replaced` its own number (-1 elsewhere): `source.key(number)` names
@@ -77,7 +92,7 @@ def train_batches(
 
     Args:
       source: the records; each needs an image and what `target` reads.
-      target: a tokenizer, or `Labels`.
+      target: a tokenizer, packed or not, or `Labels`.
       seed: of the order and the crops.
       batch_size: over all hosts.
       image_size: S, pixels.
@@ -110,7 +125,7 @@ def train_batches(
         raise UserError(f"min_area={min_area}, jitter={jitter}: each from 0 to 1.")
     load = _TrainRow(source, target, image_size, resize, flip, min_area, jitter)
     ds = grain.MapDataset.range(len(source)).seed(seed).shuffle().repeat()
-    ds = ds.random_map(load).batch(rows, drop_remainder=True)
+    ds = ds.random_map(load).batch(rows, drop_remainder=True).map(target.collate)
     return _run(ds[host::num_hosts][start_step:], rows * image_size**2 * 3, num_workers)
 
 

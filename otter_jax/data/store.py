@@ -10,6 +10,7 @@ import shutil
 from collections.abc import Callable, Iterator
 from typing import Any, SupportsIndex
 
+import numpy as np
 import tensorflow_datasets as tfds
 
 from otter_jax.data import webdataset
@@ -55,6 +56,10 @@ class Source:
         if isinstance(found, tfds.features.Sequence):
             found = found.feature
         return list(found.names) if isinstance(found, tfds.features.ClassLabel) else None
+
+    def sample(self, most: int) -> list[int]:
+        """The numbers of at most so many records, evenly over all."""
+        return np.linspace(0, len(self) - 1, min(most, len(self))).astype(int).tolist()
 
     def key(self, index: SupportsIndex) -> str:
         """What names the record: its key if the set has keys, else its number."""

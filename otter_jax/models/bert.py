@@ -8,7 +8,8 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Bool, Float, Int
 
-Mask = Bool[Array, "B L"] | Int[Array, "B L"]  # true or 1: a token; false or 0: padding
+# True: a token, false: padding. Or n: a token of the n-th text packed in the row, 0: padding.
+Mask = Bool[Array, "B L"] | Int[Array, "B L"]
 
 ACTIVATIONS = {
     "gelu": lambda x: jax.nn.gelu(x, approximate=False),
@@ -85,7 +86,7 @@ class Bert(nn.Module):
         length, limit = token_ids.shape[1], self.config.max_length
         if length > limit:
             raise ValueError(f"texts of {length} tokens, but this encoder has {limit} positions")
-        x = Embeddings(self.config, self.dtype, name="embeddings")(token_ids, train=train)
+        x = Embeddings(self.config, self.dtype, name="embeddings")(token_ids, mask, train=train)
         return Layers(self.config, self.dtype, name="encoder")(x, mask, train=train)
 
     @property
@@ -99,12 +100,48 @@ class Bert(nn.Module):
         """One vector a text, float32: the mean over its tokens."""
         return mean_pool(hidden, mask)
 
+    def pool_packed(
+        self,
+        hidden: Float[Array, "G R T H"],
+        mask: Int[Array, "G R T"],
+        place: Int[Array, "G b"],
+    ) -> tuple[Float[Array, "B H"], Bool[Array, " B"]]:
+        """The same of packed texts, in the order of `place`, and whether each has a token."""
+        return mean_pool_packed(hidden, mask, place)
+
 
 def mean_pool(hidden: Float[Array, "B L H"], mask: Mask) -> Float[Array, "B H"]:
     """The mean over the tokens under the mask, in float32; 0 for a text without tokens."""
     hidden = hidden.astype(jnp.promote_types(hidden.dtype, jnp.float32))
     weight = mask.astype(hidden.dtype)[..., None]
     return (hidden * weight).sum(1) / jnp.maximum(weight.sum(1), 1)
+
+
+def mean_pool_packed(
+    hidden: Float[Array, "G R T H"], mask: Int[Array, "G R T"], place: Int[Array, "G b"]
+) -> tuple[Float[Array, "B H"], Bool[Array, " B"]]:
+    """`mean_pool` of texts that share rows; `place` is row * (T + 1) + n - 1 of a row's n-th text.
+
+    B = G * b. Also whether a text has a token.
+    """
+    hidden = hidden.astype(jnp.promote_types(hidden.dtype, jnp.float32))
+    groups, rows, length, width = hidden.shape
+    # One slot more than a row has tokens: texts without any are looked for in the last.
+    own = mask[:, :, None] == jnp.arange(1, length + 2)[:, None]
+    tokens = own.sum(3)
+    sums = jnp.einsum("grst,grth->grsh", own.astype(hidden.dtype), hidden, precision="highest")
+    means = sums / jnp.maximum(tokens, 1)[..., None]
+    slots = rows * (length + 1)
+    pooled = jnp.take_along_axis(means.reshape(groups, slots, width), place[..., None], axis=1)
+    there = jnp.take_along_axis(tokens.reshape(groups, slots), place, axis=1) > 0
+    return pooled.reshape(-1, width), there.reshape(-1)
+
+
+def positions_in_text(mask: Int[Array, "B L"]) -> Int[Array, "B L"]:
+    """How far a token is from the first of its text; `mask` has the texts' numbers."""
+    index = jnp.arange(mask.shape[1])[None]
+    begins = jnp.pad(mask[:, 1:] != mask[:, :-1], ((0, 0), (1, 0)))
+    return index - jax.lax.cummax(jnp.where(begins, index, 0), axis=1)
 
 
 class Embeddings(nn.Module):
@@ -114,10 +151,15 @@ class Embeddings(nn.Module):
     dtype: Any
 
     @nn.compact
-    def __call__(self, token_ids: Int[Array, "B L"], *, train: bool) -> Float[Array, "B L H"]:
+    def __call__(
+        self, token_ids: Int[Array, "B L"], mask: Mask, *, train: bool
+    ) -> Float[Array, "B L H"]:
         c = self.config
         positions = jnp.arange(token_ids.shape[1])[None]
-        if c.roberta_positions:
+        if mask.dtype != bool:
+            first = c.pad_token_id + 1 if c.roberta_positions else 0
+            positions = positions_in_text(mask) + first
+        elif c.roberta_positions:
             token = (token_ids != c.pad_token_id).astype(token_ids.dtype)
             positions = token.cumsum(1) * token + c.pad_token_id
 
@@ -196,8 +238,11 @@ class SelfAttention(nn.Module):
         exact = jnp.promote_types(self.dtype, jnp.float32)
         scores = jnp.einsum("bqhd,bkhd->bhqk", query, key, preferred_element_type=exact)
         scores /= jnp.sqrt(jnp.array(query.shape[-1], exact))
+        seen = mask[:, None, :]
+        if mask.dtype != bool:  # tokens of the same text only
+            seen = (seen == mask[:, :, None]) & (seen > 0)
         # Not -inf: a text without tokens then attends evenly instead of to NaN.
-        scores = jnp.where(mask[:, None, None, :], scores, jnp.finfo(exact).min)
+        scores = jnp.where(seen[:, None], scores, jnp.finfo(exact).min)
         weights = jax.nn.softmax(scores).astype(self.dtype)
         weights = nn.Dropout(c.attention_probs_dropout_prob, deterministic=not train)(weights)
         return jnp.einsum("bhqk,bkhd->bqhd", weights, value).reshape(x.shape)

@@ -33,13 +33,15 @@ class Towers(nn.Module):
     def __call__(
         self,
         image: UInt8[Array, "B H W 3"],
-        token_ids: Int[Array, "B L"],
-        mask: Bool[Array, "B L"],
+        token_ids: Int[Array, "..."],
+        mask: Bool[Array, "..."] | Int[Array, "..."],
+        place: Int[Array, "G b"] | None = None,
         *,
         train: bool,
     ) -> tuple[Float[Array, "B D"], Float[Array, "B D"]]:
         """Embeddings of images and captions, of unit length, float32."""
-        return self.embed_images(image, train=train), self.embed_texts(token_ids, mask, train=train)
+        txt = self.embed_texts(token_ids, mask, place, train=train)
+        return self.embed_images(image, train=train), txt
 
     def embed_images(
         self, image: UInt8[Array, "B H W 3"], *, train: bool = False
@@ -49,12 +51,27 @@ class Towers(nn.Module):
         return unit(self.img_head(self.img(pixels, train=train)))
 
     def embed_texts(
-        self, token_ids: Int[Array, "B L"], mask: Bool[Array, "B L"], *, train: bool = False
+        self,
+        token_ids: Int[Array, "..."],
+        mask: Bool[Array, "..."] | Int[Array, "..."],
+        place: Int[Array, "G b"] | None = None,
+        *,
+        train: bool = False,
     ) -> Float[Array, "B D"]:
-        """Embeddings of captions, of unit length, float32; 0 for a caption without a token."""
-        pooled = self.txt.pool(self.txt(token_ids, mask, train=train), token_ids, mask)
+        """Embeddings of captions, of unit length, float32; 0 for a caption without a token.
+
+        token_ids and mask are [B, L]; or, with `place`, [G, R, T] of the G * b = B captions of G
+        groups, packed in R rows each as `data.packing.Packed.collate` does.
+        """
+        if place is None:
+            hidden = self.txt(token_ids, mask, train=train)
+            pooled, there = self.txt.pool(hidden, token_ids, mask), mask.any(axis=1)
+        else:
+            rows = token_ids.reshape(-1, token_ids.shape[-1]), mask.reshape(-1, mask.shape[-1])
+            hidden = self.txt(*rows, train=train).reshape(*token_ids.shape, -1)
+            pooled, there = self.txt.pool_packed(hidden, mask, place)
         if self.txt_head is not None:
-            pooled = self.txt_head(pooled) * mask.any(axis=1, keepdims=True)
+            pooled = self.txt_head(pooled) * there[:, None]
         return unit(pooled)
 
 

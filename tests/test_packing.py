@@ -1,0 +1,136 @@
+"""Packed captions: the same embeddings and steps as padded ones, from fewer tokens."""
+
+import dataclasses
+import functools
+import math
+
+import jax
+import numpy as np
+import pytest
+import tiny
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from otter_jax.data.captions import Tokenizer
+from otter_jax.data.packing import DEVIATIONS, Packed
+from otter_jax.models.bert import Bert
+
+L = 7
+
+
+class Words(Tokenizer):
+    """A tokenizer of no text: rows come from the test."""
+
+    def __init__(self, max_tokens=L):
+        self.max_tokens, self.pad_id = max_tokens, 0
+
+
+def packed(per_group, rows, length=10):
+    return Packed(Words(), per_group, rows, length)
+
+
+def captions(lengths, seed=0):
+    rng = np.random.RandomState(seed)
+    ids = rng.randint(1, 50, (len(lengths), L)).astype(np.int32)
+    return {"token_ids": ids, "mask": np.arange(L) < np.array(lengths)[:, None]}
+
+
+def unpacked(batch, packing):
+    """The tokens of each caption, from its place."""
+    found = []
+    for group, places in enumerate(batch["place"]):
+        for place in places:
+            row, number = divmod(int(place), packing.length + 1)
+            own = batch["mask"][group, row] == number + 1
+            found.append(batch["token_ids"][group, row][own].tolist())
+    return found
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(st.integers(0, L), min_size=12, max_size=12))
+def test_every_token_of_every_caption_is_where_its_place_says(lengths):
+    packing, batch = packed(per_group=6, rows=6), captions(lengths)
+    found = packing.collate(batch)
+    whole = [ids[:n].tolist() for ids, n in zip(batch["token_ids"], lengths, strict=True)]
+    assert unpacked(found, packing) == whole
+    assert not found["cut"].any()
+    assert (found["token_ids"][found["mask"] == 0] == 0).all()
+    for name, (shape, dtype) in packing.shapes(12).items():
+        assert found[name].shape == shape
+        assert found[name].dtype == dtype
+
+
+def test_a_group_that_does_not_fit_has_its_longest_cut_and_they_keep_their_last_token():
+    packing, batch = packed(per_group=6, rows=2), captions([7, 7, 6, 2, 2, 1])
+    found = packing.collate(batch)
+    kept = unpacked(found, packing)
+    lengths = [len(caption) for caption in kept]
+    assert lengths == [5, 5, 5, 2, 2, 1]
+    assert found["cut"].tolist() == [True, True, True, False, False, False]
+    for ids, before, after in zip(batch["token_ids"], [7, 7, 6], kept[:3], strict=False):
+        assert after == [*ids[:4], ids[before - 1]]
+
+
+@pytest.mark.parametrize("per_group", [16, 512])
+def test_a_group_has_rows_for_deviations_from_its_mean_and_few_more(per_group):
+    rng = np.random.RandomState(0)
+    lengths = rng.choice([3, 6, 14, 40, 60], 20_000, p=[0.1, 0.2, 0.5, 0.15, 0.05]).astype(np.int32)
+    packing = Packed.of(Words(60), lengths, per_group=per_group, longest=512)
+    assert packing.length == 64
+    most = per_group * lengths.mean() + DEVIATIONS * math.sqrt(per_group) * lengths.std()
+    assert 0 <= packing.rows - most / 64 < 3
+    assert all(packing._fits(rng.choice(lengths, per_group)) for _ in range(300))
+
+
+def test_a_row_a_caption_is_the_most():
+    def of(length, longest=512):
+        lengths = np.full(100, length, np.int32)
+        return Packed.of(Words(length), lengths, per_group=8, longest=longest)
+
+    assert of(60).rows == 8
+    assert [of(60).length, of(100).length, of(60, longest=62).length] == [64, 128, 62]
+
+
+KINDS = {"bert": tiny.BERT, "roberta": dataclasses.replace(tiny.BERT, roberta_positions=True)}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_embeddings_and_gradients_are_those_of_padded_captions(kind):
+    model = dataclasses.replace(tiny.towers(), txt=Bert(KINDS[kind]))
+    params = tiny.variables()["params"]
+    batch = captions([7, 3, 0, 1, 5, 2, 7, 4, 6, 2, 2, 3])
+    packing = packed(per_group=6, rows=4)
+    found = packing.collate(batch)
+    weight = np.random.RandomState(1).randn(12, 6).astype(np.float32)
+
+    @jax.jit
+    def both(params, *rows):
+        def embed(params):
+            out = model.apply({"params": params}, *rows, method=model.embed_texts)
+            return (out * weight).sum(), out
+
+        (_, out), grads = jax.value_and_grad(embed, has_aux=True)(params)
+        return out, grads["txt"]
+
+    one = both(params, batch["token_ids"], batch["mask"])
+    other = both(params, found["token_ids"], found["mask"], found["place"])
+    assert not np.asarray(other[0])[2].any()
+    jax.tree.map(functools.partial(np.testing.assert_allclose, atol=1e-5), one, other)
+
+
+def test_steps_on_eight_devices_are_those_of_padded_captions_on_one():
+    batch = tiny.batch()
+    packing = packed(per_group=tiny.B // 8, rows=3)
+    together = packing.collate(batch)
+    assert not together.pop("cut").any()
+    assert np.prod(together["token_ids"].shape) > 0
+    results = []
+    for rows, devices in ((batch, 1), (together, 8)):
+        train_step, put = tiny.jitted("otter", devices)
+        state = tiny.state()
+        for _ in range(2):
+            state, metrics = train_step(state, put(rows))
+        results.append((jax.device_get(state.params), float(metrics["loss"])))
+    (params, loss), (other, other_loss) = results
+    assert abs(loss - other_loss) < 1e-5
+    jax.tree.map(functools.partial(np.testing.assert_allclose, atol=1e-5), params, other)
