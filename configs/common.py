@@ -41,7 +41,7 @@ def get_config(method: str = "otter") -> ConfigDict:
             ),
             data=dict(
                 dir="~/tensorflow_datasets",
-                name="openmoji",
+                name="openmoji",  # a set; several as "a+b", by their sizes, or "0.7*a+0.3*b"
                 split="train",
                 tars=(),  # of your own set: paths or globs of web-dataset tars
                 resize=256,  # pixels of the shorter side

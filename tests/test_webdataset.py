@@ -238,7 +238,7 @@ def test_an_interrupted_build_leaves_no_set_and_starts_over(tmp_path, monkeypatc
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(webdataset, "_record", interrupt)
+        patch.setattr(webdataset, "record", interrupt)
         with pytest.raises(KeyboardInterrupt):
             data.ensure("mine", str(tmp_path), (tar,))
     killed = tmp_path / "mine" / "incomplete.ABCDEF_1.0.0"

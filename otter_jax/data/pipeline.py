@@ -1,9 +1,9 @@
 """Records to batches, as a function of (seed, step) alone.
 
-The order is index arithmetic: one endless permutation of the record numbers, new in every epoch,
-cut into global batches; a host takes its own rows of each. No state is kept, so a restart needs
-only the step, and no number of hosts, workers or threads changes what a global batch holds. An
-epoch's last batch is filled up from the next epoch.
+The order is index arithmetic: one endless permutation of the record numbers, new in every epoch (or
+several of them, mixed), cut into global batches; a host takes its own rows of each. No state is
+kept, so a restart needs only the step, and no number of hosts, workers or threads changes what a
+global batch holds. An epoch's last batch is filled up from the next epoch.
 """
 
 import dataclasses
@@ -124,8 +124,7 @@ def train_batches(
     if not (0 <= min_area <= 1 and 0 <= jitter <= 1):
         raise UserError(f"min_area={min_area}, jitter={jitter}: each from 0 to 1.")
     load = _TrainRow(source, target, image_size, resize, flip, min_area, jitter)
-    ds = grain.MapDataset.range(len(source)).seed(seed).shuffle().repeat()
-    ds = ds.random_map(load).batch(rows, drop_remainder=True).map(target.collate)
+    ds = source.order(seed).random_map(load).batch(rows, drop_remainder=True).map(target.collate)
     return _run(ds[host::num_hosts][start_step:], rows * image_size**2 * 3, num_workers)
 
 

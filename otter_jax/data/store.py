@@ -1,15 +1,19 @@
 """The data sets in a folder: build one, open one."""
 
+import bisect
 import contextlib
 import fcntl
 import functools
+import itertools
+import math
 import operator
 import pathlib
 import re
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, SupportsIndex
 
+import grain
 import numpy as np
 import tensorflow_datasets as tfds
 
@@ -65,13 +69,94 @@ class Source:
         """What names the record: its key if the set has keys, else its number."""
         return self[index]["key"] if "key" in self.features else str(operator.index(index))
 
+    def order(self, seed: int) -> grain.MapDataset:
+        """The numbers of the records in an order that follows from the seed, another each epoch."""
+        return grain.MapDataset.range(len(self)).seed(seed).shuffle().repeat()
+
+
+class Mixture(Source):
+    """Several sets as one: their records are numbered one set after the other.
+
+    In training each set is gone through in its own order, time and again, and takes its share of
+    every few records. An epoch is as many records as all sets have together.
+    """
+
+    def __init__(self, sources: Sequence[Source], weights: Sequence[float]):
+        """`weights` are relative shares. Raises UserError if not all sets have images."""
+        self.name = " + ".join(source.name for source in sources)
+        self._sources, self._weights = tuple(sources), tuple(weights)
+        self._starts = list(itertools.accumulate(map(len, sources), initial=0))
+        first, *others = (source.features for source in sources)
+        names = [name for name in first if all(name in features for features in others)]
+        self.features = {name: first[name] for name in names}
+        if "image" not in names:
+            raise UserError(f"{self.name}: not all of these sets have images.")
+
+    def __len__(self) -> int:
+        return self._starts[-1]
+
+    def __getitem__(self, index: SupportsIndex) -> dict[str, Any]:
+        number, own = self._find(index)
+        record = self._sources[number][own]
+        return {name: record[name] for name in self.features}
+
+    def classes(self, feature: str) -> list[str] | None:
+        """Names of a class feature's numbers, if it has the same in all sets; else None."""
+        first, *others = (source.classes(feature) for source in self._sources)
+        return first if all(other == first for other in others) else None
+
+    def key(self, index: SupportsIndex) -> str:
+        """The set, and what names the record in it."""
+        number, own = self._find(index)
+        return f"{self._sources[number].name} {self._sources[number].key(own)}"
+
+    def order(self, seed: int) -> grain.MapDataset:
+        """The numbers of the records, mixed; see the class."""
+        parts = [
+            source.order(seed).map(functools.partial(operator.add, start))
+            for source, start in zip(self._sources, self._starts, strict=False)
+        ]
+        return grain.MapDataset.mix(parts, self._weights)
+
+    def _find(self, index: SupportsIndex) -> tuple[int, int]:
+        """Which set, and the number in it."""
+        index = range(len(self))[index]
+        number = bisect.bisect_right(self._starts, index) - 1
+        return number, index - self._starts[number]
+
+
+def parts_of(name: str) -> list[tuple[str, float]]:
+    """The sets of a name such as "cc3m+mine" or "0.7*cc3m+0.3*mine", and their weights.
+
+    Without any, weights are 0: as many as the set has records. Raises UserError for a weight that
+    is no number above 0, or sets with weights beside sets without.
+    """
+    found = []
+    for part in name.split("+"):
+        weight, star, dataset = part.strip().rpartition("*")
+        try:
+            value = float(weight) if star else 0.0
+        except ValueError:
+            value = -1.0
+        if not dataset.strip() or (star and not 0 < value < math.inf):
+            raise UserError(
+                f"What is {part!r} in the data set {name!r}? Sets are mixed as a+b, by their "
+                "sizes, or as 0.7*a+0.3*b."
+            )
+        found.append((dataset.strip(), value))
+    if len({bool(weight) for _, weight in found}) > 1:
+        raise UserError(f"The data set {name!r}: give all of its sets a weight, or none.")
+    if len({dataset for dataset, _ in found}) < len(found):
+        raise UserError(f"The data set {name!r} has a set twice.")
+    return found
+
 
 def ensure(dataset: str, data_dir: str, tars: Tars = (), folder: str = "") -> None:
     """Builds the set unless it is there; whoever comes while it is being built waits.
 
     Args:
       dataset: "openmoji", a name of your own for what is in `tars` or `folder`, or a set that is
-        there already.
+        there already; several sets as "a+b".
       data_dir: the folder of all data sets.
       tars: paths or globs of web-dataset tars, for a set of your own; they are its split "train",
         or {split: tars}.
@@ -82,6 +167,13 @@ def ensure(dataset: str, data_dir: str, tars: Tars = (), folder: str = "") -> No
         folder given.
     """
     sets = pathlib.Path(data_dir).expanduser()
+    parts = parts_of(dataset)
+    if len(parts) > 1:
+        if tars or folder:
+            raise UserError(f"{dataset} is of several sets: make each by itself before.")
+        for part, _ in parts:
+            ensure(part, data_dir)
+        return
     if tars and folder:
         raise UserError(
             f"The data set {dataset} is to be made of tars and of the folder {folder}: give one of "
@@ -171,12 +263,18 @@ def open_dataset(data_dir: str, name: str, split: str) -> Source:
     Args:
       data_dir: the folder of all data sets.
       name: a folder in it: "openmoji", "food101", or with config or version, "a/b/1.0.0". Of
-        several versions the newest is taken.
-      split: "train", or a slice as TFDS writes it, "train[:95%]".
+        several versions the newest is taken. Several are mixed: "a+b" by their sizes,
+        "0.7*a+0.3*b" by weights.
+      split: of each, "train", or a slice as TFDS writes it, "train[:95%]".
 
     Raises:
       UserError: no such set or split, nothing in it, or files that need TensorFlow.
     """
+    parts = parts_of(name)
+    if len(parts) > 1:
+        sources = [open_dataset(data_dir, part, split) for part, _ in parts]
+        pairs = zip(parts, sources, strict=True)
+        return Mixture(sources, [weight or float(len(source)) for (_, weight), source in pairs])
     builder = _open(data_dir, name)
     pictures = [
         key
