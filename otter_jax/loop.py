@@ -241,11 +241,17 @@ def compiled(jitted: Any, *shapes: Any, name: str, console: rich.console.Console
 
 def memory(program: Any) -> str:
     """Bytes per device that a compiled program holds at once, as text."""
+    total = bytes_needed(program)
+    if total is None:
+        return "memory that this backend does not tell"
+    temporary = program.memory_analysis().temp_size_in_bytes
+    return f"{total / 2**20:,.0f} MiB a device ({temporary / 2**20:,.0f} of it temporary)"
+
+
+def bytes_needed(program: Any) -> int | None:
+    """Bytes per device that a compiled program holds at once; None if the backend does not tell."""
     m = program.memory_analysis()
     if m is None:
-        return "memory that this backend does not tell"
+        return None
     total = m.argument_size_in_bytes + m.temp_size_in_bytes + m.output_size_in_bytes
-    total -= m.alias_size_in_bytes
-    return (
-        f"{total / 2**20:,.0f} MiB a device ({m.temp_size_in_bytes / 2**20:,.0f} of it temporary)"
-    )
+    return total - m.alias_size_in_bytes

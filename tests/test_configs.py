@@ -16,7 +16,7 @@ from absl import flags
 from flax import traverse_util
 from ml_collections import ConfigDict, config_flags
 
-from otter_jax import build, command, feed, mesh, step, train, weights
+from otter_jax import build, command, feed, job, mesh, step, weights
 from otter_jax.data.captions import Tokenizer
 from otter_jax.errors import UserError
 from otter_jax.models.norm import BatchNorm
@@ -77,7 +77,7 @@ def test_a_variant_loads_and_has_the_keys_of_common(name, variant):
     found, known = keys(config), keys(load("common"))
     known.pop("eval.sets", None)
     assert found == known
-    train.check(config, devices=8)
+    job.check(config, devices=8)
     with pytest.raises((AttributeError, KeyError)):
         config.train.steps = 1
     for spec in config.eval.sets.values():
@@ -141,7 +141,7 @@ def one_step(config):
     """Parameters before and after, and the metrics."""
     devices = mesh.make_mesh(1)
     model, variables, _ = towers(config.model.to_json(sort_keys=True))
-    _, tx = train.optimizer(config, variables["params"], train.Length.of(config, 10 * B))
+    _, tx = job.optimizer(config, variables["params"], job.Length.of(config, 10 * B))
     state = step.create_state(variables["params"], variables["batch_stats"], tx)
     train_step = functools.partial(
         step.train_step,

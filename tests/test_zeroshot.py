@@ -6,7 +6,7 @@ import pathlib
 import numpy as np
 import pytest
 
-from otter_jax import zeroshot
+from otter_jax import evalset, zeroshot
 from otter_jax.errors import UserError
 
 GOLDEN = pathlib.Path(__file__).parent / "golden"
@@ -109,7 +109,7 @@ def test_frequency_answers_the_commonest_classes():
 def test_blank_and_repeated_names_are_left_out_and_said_so(tmp_path, capsys):
     path = tmp_path / "names.txt"
     path.write_text("cat\n\n dog \ncat\n")
-    assert zeroshot.read_names(str(path)) == ["cat", "dog"]
+    assert evalset.read_names(str(path)) == ["cat", "dog"]
     assert "1 blank lines and 1 repeated names" in capsys.readouterr().out
 
 
@@ -119,4 +119,4 @@ def test_a_list_without_names_is_an_error(tmp_path, content):
     if content is not None:
         path.write_text(content)
     with pytest.raises(UserError, match="names.txt"):
-        zeroshot.read_names(str(path))
+        evalset.read_names(str(path))
