@@ -1,12 +1,12 @@
 """OTTER on Conceptual Captions 3M: ResNet-50 and DeCLUTR-Sci-base, both trained as a whole.
 
-    python -m otter_jax.main --config configs/cc3m.py --workdir runs/cc3m \
-        --config.data.tars="('/data/cc3m/*.tar',)"
+    python -m otter_jax.prepare "/data/cc3m/*.tar" --name cc3m
+    python -m otter_jax.main --config configs/cc3m.py --workdir runs/cc3m
 
 Variants: cc3m.py:infonce, :ls, :kd, :otter (the default), as the paper means them; each also with
 _released, such as :otter_released, as the released code computes it on 8 processes (README,
-"Methods"). The tars are those that img2dataset writes. The authors had 2,911,810 readable pairs,
-some 57,000 steps. Weights come from the Hugging Face hub; the image encoder's are those that timm
+"Methods"). The tars are those that img2dataset writes; what the authors' downloader leaves is read
+with --layout cc3m. The authors had 2,911,810 readable pairs, some 57,000 steps. Weights come from the Hugging Face hub; the image encoder's are those that timm
 0.3.4, which the release asks for, calls resnet50.
 
 Published FH@1/5/10, from the release's README:
@@ -17,9 +17,10 @@ Published FH@1/5/10, from the release's README:
     KD            26.7 / 55.3 / 67.1               10.0 / 27.5 / 38.5
     OTTER         29.1 / 59.6 / 70.9               12.0 / 31.8 / 42.1
 
-This config has not been run to its end. Neither set can be built here yet: 5,000 pairs are held out
-instead, and each of their images is searched among their captions, which says how a run goes and
-does not compare with the table. --config.data.split=train takes them back.
+This config has not been run to its end. What it evaluates on by itself are 5,000 pairs that are
+held out: each of their images is searched among their captions, which says how a run goes and does
+not compare with the table. --config.data.split=train takes them back. For the table, prepare its
+sets (README, "Public sets") and add them.
 
 From the paper: the data and 8 V100. From the release: encoders, 64 pairs a GPU, epochs, SGD and its
 rate, alpha, epsilon, EMA. It has no script for ls: whether 0.1 is the smoothing of the table is not

@@ -1,11 +1,11 @@
 """OTTER on WIT, the images of Wikipedia and their texts; all but the data as in cc3m.py.
 
-    python -m otter_jax.main --config configs/wit.py --workdir runs/wit \
-        --config.data.tars="('/data/wit/*.tar',)"
+    python -m otter_jax.prepare /data/wit --layout wit --name wit
+    python -m otter_jax.main --config configs/wit.py --workdir runs/wit
 
 Variants: those of cc3m.py. The paper trains on WIT too, but the release has neither a script for it
 nor its results: batch, rate and epochs here are CC3M's; for numbers, see the paper. Nor does it say
-which of WIT's texts it takes for the caption: whatever the tars hold is taken here.
+which of WIT's texts it takes for the caption; otter_jax/data/wit.py says which are taken here.
 """
 
 from configs import cc3m

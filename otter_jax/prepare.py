@@ -4,8 +4,9 @@
 
 SOURCE is a table of paths (or bytes) and captions (.csv, .tsv, .jsonl, .parquet, the first three
 also with .gz), web-dataset tars, a folder of them or of Parquet files, or a folder of pictures with
-NAME.txt beside NAME.jpg. Several of a kind make one set. A run that was stopped goes on; one that
-is done does nothing.
+NAME.txt beside NAME.jpg. Several of a kind make one set. With --layout it is the folder of a public
+set, such as cc3m or open_images; otter_jax/data/cc3m.py and so on say what must lie there. A run
+that was stopped goes on; one that is done does nothing.
 
 The set lies in DATA_DIR/NAME, with report.json and report.html: what was kept, what not and why,
 sizes, lengths of captions. Train on it with --config.data.name=NAME.
@@ -25,12 +26,33 @@ import rich.console
 from matplotlib.figure import Figure
 
 from otter_jax import command, page, record, weights
-from otter_jax.data import images, sidecars, store, tables, webdataset
+from otter_jax.data import (
+    cc3m,
+    imagenet,
+    images,
+    open_images,
+    sidecars,
+    store,
+    tables,
+    webdataset,
+    wit,
+    yfcc15m,
+)
 from otter_jax.data.captions import Tokenizer
 from otter_jax.data.prepared import Options, Plan, check_options
 from otter_jax.data.tally import read_report, table, write_report
 from otter_jax.errors import UserError
 
+LAYOUTS = {  # of public sets, from the folder that holds them
+    "cc3m": cc3m.plan,
+    "wit": wit.plan,
+    "yfcc15m": yfcc15m.plan,
+    "open_images": open_images.plan,
+    "imagenet1k": imagenet.plan_1k,
+    "imagenet10k": imagenet.plan_10k,
+    "imagenet10k_leaves": imagenet.plan_10k_leaves,
+    "imagenet22k": imagenet.plan_22k,
+}
 TARS = (".tar", ".tar.gz", ".tgz")
 SAMPLE = 20_000  # captions whose tokens are counted, evenly over the set
 SHOWN = (4, 6)  # rows and columns of pairs in the report
@@ -45,12 +67,20 @@ def plan(
     image: str = "",
     caption: str = "",
     root: pathlib.Path | None = None,
+    layout: str = "",
 ) -> Plan:
     """What a set `name` of `sources` would be made of.
 
-    `image`, `caption` and `root` are of tables (`tables.plan`). Raises UserError for a source that
-    is not there, of no known kind, or of another kind than the first.
+    `image`, `caption` and `root` are of tables (`tables.plan`), `layout` is one of LAYOUTS. Raises
+    UserError for a source that is not there, of no known kind, or of another kind than the first.
     """
+    if layout:
+        if layout not in LAYOUTS:
+            raise UserError(f"--layout {layout!r}: one of {', '.join(LAYOUTS)}.")
+        folder = pathlib.Path(sources[0]).expanduser()
+        if len(sources) > 1 or not folder.is_dir() or image or caption or root:
+            raise UserError(f"--layout {layout} takes one folder, and nothing about tables.")
+        return LAYOUTS[layout](name, folder, options)
     kinds: dict[str, list[pathlib.Path]] = {}
     for source in sources:
         for kind, path in _paths(source):
@@ -99,20 +129,19 @@ def report(home: pathlib.Path, data_dir: str, name: str, tokenizer: Tokenizer) -
     parts: list[tuple[str, page.Part]] = []
     for split, part in written.items():
         source = store.open_dataset(data_dir, name, split)
-        lengths = tokenizer.lengths([source[i]["caption"] for i in source.sample(SAMPLE)])
-        part["tokens"] = {
-            "captions": len(lengths),
-            "mean": round(float(lengths.mean()), 2),
-            **{f"{q}%": int(np.quantile(lengths, q / 100)) for q in (50, 90, 95, 99, 100)},
-            "max_tokens": tokenizer.max_tokens,
-            "truncated": round(float((lengths > tokenizer.max_tokens).mean()), 5),
-        }
         folder = home / "report"
         folder.mkdir(exist_ok=True)
-        figures = {
-            "Pairs": plot_pairs(source),
-            "Tokens of a caption": plot_lengths(lengths, tokenizer.max_tokens),
-        }
+        figures = {f"{part['records'].capitalize()} of the set": plot_some(source)}
+        if "caption" in source.features:
+            lengths = tokenizer.lengths([source[i]["caption"] for i in source.sample(SAMPLE)])
+            part["tokens"] = {
+                "captions": len(lengths),
+                "mean": round(float(lengths.mean()), 2),
+                **{f"{q}%": int(np.quantile(lengths, q / 100)) for q in (50, 90, 95, 99, 100)},
+                "max_tokens": tokenizer.max_tokens,
+                "truncated": round(float((lengths > tokenizer.max_tokens).mean()), 5),
+            }
+            figures["Tokens of a caption"] = plot_lengths(lengths, tokenizer.max_tokens)
         parts.append((split, table({split: part}).splitlines()[0]))
         wrong = [
             {"": what, "records": entry["count"], "why": why, "first": "; ".join(entry["first"])}
@@ -122,7 +151,7 @@ def report(home: pathlib.Path, data_dir: str, name: str, tokenizer: Tokenizer) -
         parts += [("Dropped and changed", wrong)] if wrong else []
         parts += [
             ("Shorter side of the images as they came, pixels", [part["shorter_side"]]),
-            ("Tokens", [part["tokens"]]),
+            *([("Tokens", [part["tokens"]])] if "tokens" in part else []),
         ]
         for heading, figure in figures.items():
             path = pathlib.Path("report") / f"{split}_{heading.split()[0].lower()}.png"
@@ -139,20 +168,23 @@ def tokens_line(report: dict) -> str:
         f"{part['tokens']['95%']}; {part['tokens']['truncated']:.2%} have more than "
         f"{part['tokens']['max_tokens']} and are cut"
         for split, part in report.items()
+        if "tokens" in part
     )
 
 
-def plot_pairs(source: store.Source) -> Figure:
-    """Some pairs, evenly over the set."""
+def plot_some(source: store.Source) -> Figure:
+    """Some pictures with their captions or labels, evenly over the set."""
     rows, columns = SHOWN
     figure = Figure(figsize=(1.6 * columns, 1.9 * rows), layout="constrained")
     axes = figure.subplots(rows, columns).flat
     for axis in axes:
         axis.axis("off")
     for axis, i in zip(figure.axes, source.sample(rows * columns), strict=False):
-        pair = source[i]
-        axis.imshow(images.decode(pair["image"]))
-        text = pair["caption"].replace("$", r"\$")  # which would begin a formula
+        found = source[i]
+        axis.imshow(images.decode(found["image"]))
+        names = source.classes("labels") if "labels" in source.features else None
+        text = ", ".join(names[n] for n in found["labels"]) if names else found["caption"]
+        text = text.replace("$", r"\$")  # which would begin a formula
         axis.set_title(text[:60] + "..." * (len(text) > 60), fontsize=5, wrap=True)
     return figure
 
@@ -235,6 +267,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     add("--image", default="", help="column of a table that holds paths or bytes")
     add("--caption", default="", help="column of a table that holds captions")
     add("--root", type=pathlib.Path, help="what a table's paths are relative to [its folder]")
+    add("--layout", default="", help="of a public set, SOURCE is its folder: " + ", ".join(LAYOUTS))
     add("--resize", type=int, default=256, help="shorter side of images that are larger, pixels; "
         "0: leave all as they are [%(default)s]")  # fmt: skip
     add("--format", default="jpeg", help="of resized images, jpeg or webp [%(default)s]")
@@ -273,6 +306,7 @@ def main(argv: Sequence[str]) -> int:
             image=options.image,
             caption=options.caption,
             root=options.root and options.root.expanduser(),
+            layout=options.layout,
         )
         run(what, options.data_dir, tokenizer=tokenizer, workers=options.workers, console=console)
     except UserError as error:

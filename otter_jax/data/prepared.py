@@ -295,6 +295,27 @@ def pair_features() -> dict[str, Any]:
     return {name: tfds.features.Text() for name in ("caption", "key", "json")}
 
 
+def need(root: pathlib.Path, names: Sequence[str], what: str) -> pathlib.Path:
+    """The file in `root` that has one of these names. Raises UserError, saying `what`, if none."""
+    for name in names:
+        if (root / name).exists():
+            return root / name
+    raise UserError(f"There is no {' or '.join(names)} in {root}, {what}.")
+
+
+def need_all(root: pathlib.Path, pattern: str, what: str) -> list[pathlib.Path]:
+    """The files in `root` of a glob, sorted. Raises UserError, saying `what`, if there are none."""
+    found = sorted(root.glob(pattern))
+    if not found:
+        raise UserError(f"There is no {pattern} in {root}, {what}.")
+    return found
+
+
+def listed(files: Iterable[pathlib.Path]) -> list[dict[str, Any]]:
+    """Names and sizes of files, as a plan has them."""
+    return [{"name": file.name, "size": file.stat().st_size} for file in files]
+
+
 def in_threads(
     work: Callable[[Item], Result], items: Iterable[Item], threads: int = 16
 ) -> Iterator[tuple[Item, Result]]:

@@ -23,7 +23,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from otter_jax.data.captions import clean
-from otter_jax.data.prepared import ROWS, Options, Plan, Record, pair, pair_features
+from otter_jax.data.prepared import ROWS, Options, Plan, Record, listed, pair, pair_features
 from otter_jax.data.tally import Tally
 from otter_jax.errors import UserError
 
@@ -94,7 +94,7 @@ class Part:
             if row is not None and not isinstance(row, dict):
                 raise ValueError("no JSON object")
             return row
-        fields = text if isinstance(text, list) else _fields(text)
+        fields = text if isinstance(text, list) else fields_of(text)
         if fields and len(fields) != len(self.names):
             raise ValueError(f"{len(fields)} columns instead of {len(self.names)}")
         return dict(zip(self.names, fields, strict=True)) if fields else None
@@ -172,10 +172,32 @@ def plan(
         name=name,
         features=pair_features(),
         units={"train": units},
-        files={"train": [{"name": t.name, "size": t.stat().st_size} for t in tables]},
+        files={"train": listed(tables)},
         origin=f"{number} table{'s' * (number > 1)}",
         options=options,
     )
+
+
+def byte_ranges(path: pathlib.Path, size: int = RANGE, start: int = 0) -> list[tuple[int, int]]:
+    """Where parts of a text of some `size` bytes begin and end, all at ends of lines."""
+    end, spans = path.stat().st_size, []
+    with open(path, "rb") as file:
+        while start < end:
+            file.seek(min(start + size, end) - 1)
+            file.readline()  # to the end of the line that it is in
+            spans.append((start, file.tell()))
+            start = file.tell()
+    return spans
+
+
+def lines_in(path: pathlib.Path, start: int = 0, stop: int = -1) -> Iterator[tuple[str, str]]:
+    """Where each line of a text begins, "byte N", and the line; between two bytes of it."""
+    with _open(path) as file:
+        file.seek(start)
+        lines = _Lines(file, start, stop)
+        for place, line in _split(lines, "lines"):
+            if isinstance(line, str):
+                yield place, line
 
 
 class _Lines:
@@ -206,7 +228,7 @@ def _split(lines: _Lines, kind: str) -> Iterator[tuple[str, str | list[str] | cs
             yield place, error
 
 
-def _fields(line: str) -> list[str]:
+def fields_of(line: str) -> list[str]:
     """Of a line of TSV; [] of an empty one."""
     fields = line.rstrip("\r\n").split("\t")
     if fields == [""]:
@@ -242,7 +264,7 @@ def _header(table: pathlib.Path) -> tuple[tuple[str, ...], int]:
         if isinstance(first, list):
             return tuple(first), lines.position
         if kind == "tsv":
-            return tuple(_fields(first)), lines.position
+            return tuple(fields_of(first)), lines.position
         row = json.loads(first)
         if not isinstance(row, dict):
             raise UserError(f"The first line of {table} is no JSON object.")
@@ -285,7 +307,11 @@ def _parts(
     if table.name.lower().endswith(".gz"):  # it can only be read from its beginning
         yield Part(table, columns, root, end, names, start)
         return
-    with open(table, "rb") as file:
+    if kind != "csv":
+        for first, last in byte_ranges(table, RANGE, start):
+            yield Part(table, columns, root, last - first, names, first, last)
+        return
+    with open(table, "rb") as file:  # a field of CSV may have lines of its own
         file.seek(start)
         lines = _Lines(file, start)
         for _ in _split(lines, kind):

@@ -23,7 +23,16 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from otter_jax.data.captions import clean
-from otter_jax.data.prepared import MAX_BYTES, WINDOW, Options, Plan, Record, pair, pair_features
+from otter_jax.data.prepared import (
+    MAX_BYTES,
+    WINDOW,
+    Options,
+    Plan,
+    Record,
+    listed,
+    pair,
+    pair_features,
+)
 from otter_jax.data.tally import Tally
 from otter_jax.errors import UserError
 
@@ -56,7 +65,7 @@ def plan(name: str, tars: Tars, options: Options) -> Plan:
     """
     found = find(tars)
     units = {s: [Tar(tar, tar.stat().st_size) for tar in tars] for s, tars in found.items()}
-    files = {s: [{"name": t.path.name, "size": t.size} for t in tars] for s, tars in units.items()}
+    files = {split: listed(tars) for split, tars in found.items()}
     number = sum(map(len, found.values()))
     return Plan(
         name=name,
