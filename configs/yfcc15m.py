@@ -5,8 +5,8 @@
 
 Variants: those of cc3m.py. The release reads this set but has neither a script for it nor its
 results: batch, rate and epochs here are CC3M's; for numbers, see the paper. Its caption is "TITLE.
-DESCRIPTION" with URL escapes undone (+ is a space), then HTML tags taken out, and so it is here. Two
-of its habits are not followed: it resizes these images bilinearly, and never shuffles them.
+DESCRIPTION" with URL escapes undone (+ is a space), then HTML tags taken out, and so it is here.
+Two of its habits are not followed: it resizes these images bilinearly, and never shuffles them.
 """
 
 from configs import cc3m

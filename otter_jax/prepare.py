@@ -106,13 +106,14 @@ def run(
     *,
     tokenizer: Tokenizer,
     workers: int,
+    beam: str = "",
     console: rich.console.Console,
 ) -> pathlib.Path:
     """Makes the set unless it is there, with its report; the folder it lies in.
 
     Raises UserError if the set that is there is another one, and as `prepared.prepare` does.
     """
-    home = store.make(plan, data_dir, workers=workers, done=_progress(plan, console))
+    home = store.make(plan, data_dir, workers=workers, beam=beam, done=_progress(plan, console))
     check_options(home, plan.options)
     if not (home / "report.html").exists():
         report(home, data_dir, plan.name, tokenizer)
@@ -279,6 +280,8 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     add("--max_tokens", type=int, default=60, help="where training will cut [%(default)s]")
     add("--workers", type=int, default=max(1, (os.cpu_count() or 1) // 4),
         help="processes, of 16 threads each [%(default)s]")  # fmt: skip
+    add("--beam", default="", help='options of Apache Beam, to prepare on many machines: "--runner='
+        'FlinkRunner --flink_master=..."; all must see SOURCE and DATA_DIR')  # fmt: skip
     return parser.parse_args(argv)
 
 
@@ -308,7 +311,14 @@ def main(argv: Sequence[str]) -> int:
             root=options.root and options.root.expanduser(),
             layout=options.layout,
         )
-        run(what, options.data_dir, tokenizer=tokenizer, workers=options.workers, console=console)
+        run(
+            what,
+            options.data_dir,
+            tokenizer=tokenizer,
+            workers=options.workers,
+            beam=options.beam,
+            console=console,
+        )
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

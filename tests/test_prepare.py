@@ -308,11 +308,24 @@ def test_processes_and_a_stop_in_between_change_nothing(tmp_path, monkeypatch):
     assert not list((tmp_path / "stopped" / "mine").glob("parts.*"))
 
 
+def test_apache_beam_makes_the_same_set(tmp_path):
+    plan = prepare.plan(
+        [str(tars_of_pairs(tmp_path / "tars"))], "mine", Options(keep_duplicates=False)
+    )
+    alone, report = made(tmp_path / "alone", plan)
+    beam = "--runner=DirectRunner --direct_running_mode=in_memory"
+    together, other = made(tmp_path / "beam", plan, beam=beam)
+    assert together == alone
+    assert {k: v for k, v in report.items() if k != "seconds"} == {
+        k: v for k, v in other.items() if k != "seconds"
+    }
+
+
 def test_parts_of_other_options_are_not_taken(tmp_path, monkeypatch):
     tars = str(tars_of_pairs(tmp_path / "tars", number=2))
     first = prepare.plan([tars], "mine", Options(resize=8))
     with monkeypatch.context() as patch:
-        patch.setattr(prepared, "write", lambda builder: 1 / 0)
+        patch.setattr(prepared, "write", lambda *_: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             data.store.make(first, str(tmp_path / "sets"))
     assert list((tmp_path / "sets" / "mine").glob("parts.*"))

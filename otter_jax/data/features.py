@@ -34,14 +34,17 @@ def features(**more: Any) -> tfds.features.FeaturesDict:
     )
 
 
-def write(builder: tfds.core.DatasetBuilder) -> None:
+def write(builder: tfds.core.DatasetBuilder, beam_options: Any = None) -> None:
     """Builds the set on disk, as ArrayRecord files: random access, and no TensorFlow to read them.
 
     TFDS shuffles by a hash of the key, so a slice such as "train[95%:]" is a fair sample. It does
     that in at most 1 GB of memory; beyond, through temporary files as large as the set itself.
+    `beam_options` are the PipelineOptions of Apache Beam, of a builder that wants it.
     """
     with contextlib.redirect_stdout(io.StringIO()):  # TFDS announces sizes it does not know yet
         builder.download_and_prepare(
-            download_config=tfds.download.DownloadConfig(try_download_gcs=False),
+            download_config=tfds.download.DownloadConfig(
+                try_download_gcs=False, beam_options=beam_options
+            ),
             file_format="array_record",
         )

@@ -20,6 +20,7 @@ import multiprocessing
 import multiprocessing.connection
 import os
 import pathlib
+import shlex
 import shutil
 import signal
 import threading
@@ -36,7 +37,7 @@ from jaxtyping import Bool, Int
 from otter_jax.data import images
 from otter_jax.data.captions import clean
 from otter_jax.data.features import check_name, write
-from otter_jax.data.tally import Tally, read_report, table, write_report
+from otter_jax.data.tally import NAMED, Tally, read_report, table, write_report
 from otter_jax.errors import UserError
 
 MAX_CHARS = 10_000  # of a stored caption
@@ -140,6 +141,7 @@ def prepare(
     home: pathlib.Path,
     *,
     workers: int = 1,
+    beam: str = "",
     done: Callable[[int, int], None] = lambda size, records: None,
 ) -> None:
     """Makes the set in the version folder `home`, from the parts that are there and those it makes.
@@ -148,6 +150,9 @@ def prepare(
       plan: what of.
       home: DATA_DIR/NAME/VERSION.
       workers: processes that make parts; 1 is this one.
+      beam: options of Apache Beam, "--runner=FlinkRunner ...", which then makes the parts, and the
+        set from them, wherever it runs; all of its workers must see `home` and the source under
+        the same paths.
       done: is told of every part its unit's bytes and its records, 0 records if it was there.
 
     Raises:
@@ -160,11 +165,13 @@ def prepare(
     began = time.monotonic()
     try:
         parts.mkdir(parents=True, exist_ok=True)
-        made = _make_parts(plan, parts, workers, done)
+        options = _beam_options(beam) if beam else None
+        made = _make_parts(plan, parts, workers, options, done)
         for leftover in home.parent.glob("incomplete.*"):  # of a build that was killed
             shutil.rmtree(leftover)
         seconds = time.monotonic() - began
-        write(Prepared(plan, home.parent.parent, parts, {"made": made, "seconds": seconds}))
+        about = {"made": made, "seconds": seconds}
+        write(Prepared(plan, home.parent.parent, parts, about, beam=bool(beam)), options)
     except OSError as error:
         raise UserError(
             f"The set {plan.name} cannot be written in {home.parent}: {error.strerror or error}. "
@@ -215,10 +222,15 @@ class Prepared(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         data_dir: str | os.PathLike,
         parts: pathlib.Path,
         about: Mapping[str, Any],
+        *,
+        beam: bool = False,
     ):
-        """Of the plan's parts, all in the folder `parts`; `about` goes into the report."""
+        """Of the plan's parts, all in the folder `parts`; `about` goes into the report.
+
+        With `beam` Apache Beam writes the set.
+        """
         self.name = plan.name  # TFDS names a set by its class; here one class makes many
-        self._plan, self._parts, self._about = plan, parts, about
+        self._plan, self._parts, self._about, self._beam = plan, parts, about, beam
         self._report: dict[str, Any] = {}
         super().__init__(data_dir=data_dir)
 
@@ -230,22 +242,25 @@ class Prepared(tfds.core.GeneratorBasedBuilder, skip_registration=True):
             features=tfds.features.FeaturesDict({**image, **self._plan.features}),
         )
 
-    def _split_generators(self, dl_manager: Any) -> dict[str, Iterator[tuple[int, dict]]]:
+    def _split_generators(self, dl_manager: Any) -> dict[str, Any]:
         return {split: self._generate_examples(split) for split in self._plan.units}
 
-    def _generate_examples(self, split: str) -> Iterator[tuple[int, dict]]:
+    def _generate_examples(self, split: str) -> Any:
         parts = [self._parts / name for name in _names(self._plan)[split]]
         options, tally = self._plan.options, Tally()
         for part in parts:
             tally.add(json.loads(part.with_suffix(".json").read_text("utf-8")))
-        repeated, kept = _repeated(parts), 0
-        examples = itertools.chain.from_iterable(map(_examples, parts))
-        for number, (name, example) in enumerate(examples):
-            if repeated[number] and not options.keep_duplicates:
-                tally.dropped("duplicate", name)
-                continue
-            kept += 1
-            yield number, example
+        repeated = _repeated(parts)
+        if repeated.any():
+            entry = {"count": int(repeated.sum()), "first": _first_names(parts, repeated)}
+            what = (
+                ("changed", "duplicate, kept")
+                if options.keep_duplicates
+                else ("dropped", "duplicate")
+            )
+            tally.add({what[0]: {what[1]: entry}})
+        left_out = repeated & (not options.keep_duplicates)
+        kept = int((~left_out).sum())
         sides = np.minimum(_column(parts, "width"), _column(parts, "height"))
         self._report[split] = {
             "records": self._plan.records,
@@ -265,6 +280,16 @@ class Prepared(tfds.core.GeneratorBasedBuilder, skip_registration=True):
                 f"{table(self._report)}"
             )
         write_report(self.data_path, self._report)
+        ends = np.cumsum([_rows(part) for part in parts])
+        pieces = [
+            (part, int(end - len(out)), out)
+            for part, end, out in zip(parts, ends, np.split(left_out, ends[:-1]), strict=True)
+        ]
+        if self._beam:
+            import apache_beam
+
+            return apache_beam.Create(pieces, reshuffle=True) | apache_beam.FlatMap(_kept)
+        return itertools.chain.from_iterable(map(_kept, pieces))
 
 
 def pair(
@@ -382,8 +407,23 @@ def _names(plan: Plan) -> dict[str, list[str]]:
     }
 
 
+def _beam_options(text: str) -> Any:
+    """Apache Beam's options. Raises UserError if it is not installed."""
+    try:
+        from apache_beam.options.pipeline_options import PipelineOptions
+    except ImportError as error:
+        raise UserError(
+            "--beam needs Apache Beam, which is not installed: pip install -e '.[beam]'."
+        ) from error
+    return PipelineOptions(shlex.split(text))
+
+
 def _make_parts(
-    plan: Plan, folder: pathlib.Path, workers: int, done: Callable[[int, int], None]
+    plan: Plan,
+    folder: pathlib.Path,
+    workers: int,
+    beam_options: Any,
+    done: Callable[[int, int], None],
 ) -> int:
     """Makes the parts that are missing; how many records these have."""
     missing, made = [], 0
@@ -394,6 +434,13 @@ def _make_parts(
             else:
                 missing.append((unit, folder / name))
     make = functools.partial(make_part, options=plan.options)
+    if beam_options is not None:
+        import apache_beam
+
+        with apache_beam.Pipeline(options=beam_options) as pipeline:
+            units = pipeline | apache_beam.Create(missing, reshuffle=True)
+            _ = units | apache_beam.MapTuple(make)
+        return sum(_rows(path) for _, path in missing)
     try:
         for unit, records in _run(make, missing, workers):
             made += records
@@ -496,6 +543,32 @@ def _examples(part: pathlib.Path) -> Iterator[tuple[str, dict[str, Any]]]:
         for batch in file.iter_batches(ROWS, columns=["name", "image", "fields"]):
             for row in batch.to_pylist():
                 yield row["name"], {"image": row["image"], **json.loads(row["fields"])}
+
+
+def _rows(part: pathlib.Path) -> int:
+    return pq.read_metadata(part).num_rows
+
+
+def _kept(piece: tuple[pathlib.Path, int, np.ndarray]) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Number and example of the records of a part, without those that are left out."""
+    part, first, left_out = piece
+    for row, (_, example) in enumerate(_examples(part)):
+        if not left_out[row]:
+            yield first + row, example
+
+
+def _first_names(parts: Sequence[pathlib.Path], chosen: Bool[np.ndarray, "_"]) -> list[str]:
+    """The names of the first records that are chosen."""
+    wanted = np.flatnonzero(chosen)[:NAMED]
+    names, first = [], 0
+    for part in parts:
+        last = first + _rows(part)
+        here = [int(n) - first for n in wanted if first <= n < last]
+        if here:
+            column = pq.read_table(part, columns=["name"])["name"]
+            names += [column[n].as_py() for n in here]
+        first = last
+    return names
 
 
 def _column(parts: Sequence[pathlib.Path], name: str) -> Int[np.ndarray, "_"]:

@@ -200,19 +200,20 @@ def make(
     data_dir: str,
     *,
     workers: int = 1,
+    beam: str = "",
     done: Callable[[int, int], None] = lambda size, records: None,
 ) -> pathlib.Path:
     """The folder of the set that `plan` describes, which is made unless it is there.
 
-    `workers` and `done` are those of `prepared.prepare`; so are the errors raised, and UserError if
-    the set that is there was made of other files.
+    `workers`, `beam` and `done` are those of `prepared.prepare`; so are the errors raised, and
+    UserError if the set that is there was made of other files.
     """
     home = pathlib.Path(data_dir).expanduser() / plan.name / str(Prepared.VERSION)
     if not home.exists():
         with _lock(home.parent):
             if not home.exists():
                 print(f"Building the data set {plan.name} in {home}", flush=True)
-                prepare(plan, home, workers=workers, done=done)
+                prepare(plan, home, workers=workers, beam=beam, done=done)
                 print(table(read_report(home)), flush=True)
     check_same(home, plan)
     return home
