@@ -60,6 +60,17 @@ def test_every_token_of_every_caption_is_where_its_place_says(lengths):
         assert found[name].dtype == dtype
 
 
+def test_hosts_pack_what_one_host_would():
+    batch = captions(np.random.RandomState(0).randint(0, L + 1, 24))
+    whole = packed(per_group=6, rows=6).collate(batch)
+    halves = [
+        packed(per_group=6, rows=6).collate({name: rows[half] for name, rows in batch.items()})
+        for half in (slice(12), slice(12, None))
+    ]
+    for name, rows in whole.items():
+        np.testing.assert_array_equal(np.concatenate([half[name] for half in halves]), rows)
+
+
 def test_a_group_that_does_not_fit_has_its_longest_cut_and_they_keep_their_last_token():
     packing, batch = packed(per_group=6, rows=2), captions([7, 7, 6, 2, 2, 1])
     found = packing.collate(batch)

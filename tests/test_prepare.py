@@ -437,3 +437,24 @@ def test_no_bytes_break_the_check_of_an_image(kind, changes):
     for options in (Options(), Options(resize=7)):
         checked = prepared.check(prepared.Record("x", bytes(content), {}), options)
         assert bool(checked.why) != bool(checked.image)
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+@given(
+    st.lists(st.tuples(st.integers(0, 9_000), st.integers(0, 255)), max_size=12),
+    st.integers(0, 10_240),
+    st.booleans(),
+)
+def test_no_bytes_break_the_reader_of_tars(tmp_path_factory, changes, length, packed):
+    folder = tmp_path_factory.mktemp("junk")
+    path = write_tar(folder / "a.tar", [("a.jpg", noise()), ("a.txt", "x"), ("b.json", "{}")])
+    content = bytearray((folder / "a.tar").read_bytes())
+    for place, value in changes:
+        content[place % len(content)] = value
+    cut = bytes(content[:length])
+    (folder / "a.tar").write_bytes(gzip.compress(cut) if packed else cut)
+    tally = Tally()
+    for unit in prepare.plan([path], "mine", Options()).units["train"]:
+        for record in unit.read(tally):
+            json.dumps(record.fields).encode()
+            prepared.check(record, Options())

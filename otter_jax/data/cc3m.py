@@ -19,7 +19,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from otter_jax.data.captions import clean
-from otter_jax.data.prepared import Options, Plan, Record, listed, need, pair, pair_features
+from otter_jax.data.prepared import Options, Plan, Record, Span, listed, need, pair, pair_features
 from otter_jax.data.tables import byte_ranges, fields_of, lines_in
 from otter_jax.data.tally import Tally
 
@@ -29,17 +29,11 @@ FOLDER = "training/"  # what the names of files begin with
 
 
 @dataclasses.dataclass(frozen=True)
-class Captions:
+class Captions(Span):
     """A unit: the captions from byte `start` to `stop`."""
 
     captions: pathlib.Path
     report: pathlib.Path
-    start: int
-    stop: int
-
-    @property
-    def size(self) -> int:
-        return self.stop - self.start
 
     def read(self, tally: Tally) -> Iterator[Record]:
         """Those of them whose image was downloaded."""
@@ -99,7 +93,7 @@ def plan(name: str, root: pathlib.Path, options: Options) -> Plan:
     get = "Get it as the docstring of otter_jax/data/cc3m.py says"
     captions = need(root, CAPTIONS, f"the captions of Conceptual Captions. {get}")
     report = need(root, REPORT, f"the downloader's report. {get}")
-    units = [Captions(captions, report, *span) for span in byte_ranges(captions)]
+    units = [Captions(*span, captions, report) for span in byte_ranges(captions)]
     files = listed([captions, report])
     return Plan(name, pair_features(), {"train": units}, {"train": files}, "CC3M", options=options)
 

@@ -77,6 +77,19 @@ class Unit(Protocol):
 
 
 @dataclasses.dataclass(frozen=True)
+class Span:
+    """A unit, but for its reading: from `start` to `stop` of something, in bytes or in files."""
+
+    start: int
+    stop: int
+
+    @property
+    def size(self) -> int:
+        """How much it is."""
+        return self.stop - self.start
+
+
+@dataclasses.dataclass(frozen=True)
 class Options:
     """What is done to every record.
 

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 
 from otter_jax.data import webdataset
 from otter_jax.data.captions import clean
-from otter_jax.data.prepared import Options, Plan, Record, pair_features
+from otter_jax.data.prepared import Options, Plan, Record, Span, pair_features
 from otter_jax.data.tally import Tally
 from otter_jax.errors import UserError
 
@@ -21,21 +21,11 @@ FILES = 20_000  # of a folder read in one go
 
 
 @dataclasses.dataclass(frozen=True)
-class Files:
-    """A unit: the pairs that the files `start` to `stop` of a folder, in order, begin.
-
-    Attributes:
-      size: how many files; their bytes would have to be asked one by one.
-    """
+class Files(Span):
+    """A unit: the pairs that the files `start` to `stop` of a folder, in order, begin."""
 
     root: pathlib.Path
     folder: str
-    start: int
-    stop: int
-
-    @property
-    def size(self) -> int:
-        return self.stop - self.start
 
     def read(self, tally: Tally) -> Iterator[Record]:
         """The pairs in the order of their names."""
@@ -76,7 +66,7 @@ def plan(name: str, root: pathlib.Path, options: Options) -> Plan:
         inner[:] = sorted(name for name in inner if not name.startswith("."))
         files = len(_names(folder))
         relative = os.path.relpath(folder, root) if folder != str(root) else ""
-        units += [Files(root, relative, i, min(i + FILES, files)) for i in range(0, files, FILES)]
+        units += [Files(i, min(i + FILES, files), root, relative) for i in range(0, files, FILES)]
         number += files
     if not number:
         raise UserError(

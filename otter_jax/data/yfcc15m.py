@@ -25,7 +25,7 @@ from collections.abc import Iterator
 import numpy as np
 from jaxtyping import Bool
 
-from otter_jax.data.prepared import Options, Plan, Record, listed, need, pair, pair_features
+from otter_jax.data.prepared import Options, Plan, Record, Span, listed, need, pair, pair_features
 from otter_jax.data.tables import byte_ranges, lines_in
 from otter_jax.data.tally import Tally
 
@@ -36,17 +36,11 @@ TAG = re.compile("<[^>]*>")
 
 
 @dataclasses.dataclass(frozen=True)
-class Lines:
+class Lines(Span):
     """A unit: the metadata from byte `start` to `stop`."""
 
     subset: pathlib.Path
     metadata: pathlib.Path
-    start: int
-    stop: int
-
-    @property
-    def size(self) -> int:
-        return self.stop - self.start
 
     def read(self, tally: Tally) -> Iterator[Record]:
         """The photographs among them that are in the subset."""
@@ -91,7 +85,7 @@ def plan(name: str, root: pathlib.Path, options: Options) -> Plan:
     get = "Get it as the docstring of otter_jax/data/yfcc15m.py says"
     subset = need(root, SUBSET, f"CLIP's list of photographs. {get}")
     metadata = need(root, METADATA, f"the metadata of YFCC100M. {get}")
-    units = [Lines(subset, metadata, *span) for span in byte_ranges(metadata, RANGE)]
+    units = [Lines(*span, subset, metadata) for span in byte_ranges(metadata, RANGE)]
     files = listed([subset, metadata])
     return Plan(
         name, pair_features(), {"train": units}, {"train": files}, "YFCC15M", options=options
