@@ -119,6 +119,7 @@ def text_folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("text")
     sizes = {"hidden_size": 16, "num_hidden_layers": 0, "vocab_size": 50}
     (folder / "config.json").write_text(json.dumps({"model_type": "bert", **sizes}))
+    (folder / "vocab.txt").write_text("\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "word"]))
     return folder
 
 
