@@ -1,7 +1,7 @@
-"""OTTER on your own image-caption pairs, from web-dataset tars.
+"""OTTER on your own image-caption pairs.
 
-    python -m otter_jax.main --config configs/pairs.py --workdir runs/mine \
-        --config.data.name=mine --config.data.tars="('/data/mine-*.tar',)"
+    python -m otter_jax.prepare /data/pairs.csv --name mine
+    python -m otter_jax.main --config configs/pairs.py --workdir runs/mine --config.data.name=mine
 
 Variants: pairs.py:infonce, :ls, :kd, :otter (the default). Both encoders of the quickstart are
 trained as a whole, at full resolution: for a GPU. One pair in twenty is held out; each of its

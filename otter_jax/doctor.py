@@ -61,7 +61,11 @@ def findings(config: ConfigDict, *, step: bool) -> Iterator[Finding]:
     yield from look_at_captions(job)
     for name, spec in config.eval.sets.items():
         yield look_at_labels(name, spec, config.data.dir)
-    supply = pipeline_rate(job)
+    try:
+        supply = pipeline_rate(job)
+    except UserError as error:
+        yield Finding("error", "pipeline", str(error))
+        return
     yield Finding("ok", "pipeline", f"reads {supply:,.0f} pairs/s; {readers(config)}")
     if step:
         yield from look_at_step(job, supply)
@@ -162,17 +166,21 @@ def look_at_step(job: Job, supply: float) -> Iterator[Finding]:
             return
     else:
         yield Finding("ok", "step", text)
-    demand = step_rate(job, program, state)
+    try:
+        demand = step_rate(job, program, state)
+    except jax.errors.JaxRuntimeError as error:
+        yield Finding("error", "step", f"cannot be run: {str(error).splitlines()[0]}")
+        return
     text = f"takes {demand:,.0f} pairs/s on {job.mesh.devices.flat[0].device_kind}"
-    if supply * jax.process_count() < demand:
-        wait = 1 - supply * jax.process_count() / demand
+    share = supply * jax.process_count() / demand
+    if share < 1:
         text += (
-            f", {wait:.0%} more than the pipeline reads: devices will wait. More cores, "
-            "data.num_workers, or otter_jax.prepare help"
+            f": devices will wait {1 - share:.0%} of the time. More cores, data.num_workers, or "
+            "otter_jax.prepare help"
         )
         yield Finding("warning", "step", text)
     else:
-        yield Finding("ok", "step", f"{text}, the pipeline reads {supply / demand:.1f} times that")
+        yield Finding("ok", "step", f"{text}, the pipeline reads {share:.1f} times that")
 
 
 def memory_of(job: Job) -> float:

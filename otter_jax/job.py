@@ -68,6 +68,12 @@ class Job:
         check(config, mesh.size)
         store.ensure(config.data.name, config.data.dir, config.data.tars)
         source = store.open_dataset(config.data.dir, config.data.name, config.data.split)
+        for feature in ("image", "caption"):
+            if feature not in source.features:
+                raise UserError(
+                    f"{source.name} has no feature `{feature}` to train on; it has "
+                    f"{', '.join(source.features)}."
+                )
         length = Length.of(config, len(source))
         model, variables, tokenizer_folder = build.towers(
             **config.model.to_dict(),

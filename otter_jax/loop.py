@@ -64,7 +64,7 @@ class Loop:
         """All steps after `start`. Raises UserError when a number is no longer finite."""
         stop, last = Stop(), self.last
         replaced: set[int] = set()
-        cut = 0
+        cut, told = 0, False
         clock = Clock(self.batch_size, self.unit)
         pending: collections.deque = collections.deque()  # metrics still being computed
         with record.progress_bar(self.console) as bar, stop:
@@ -88,6 +88,9 @@ class Loop:
                 if log:
                     means = clock.period(now, last) | self.numbers(now)
                     means["replaced"] = len(replaced)  # unreadable images so far, in this start
+                    means["cut"] = cut  # packed captions so far
+                    if cut and not told:
+                        told = self._tell_cut(cut, now)
                     self.scalars.write(now, means)
                     self.console.print(self.line(now, means))
                 if milestone:
@@ -101,7 +104,7 @@ class Loop:
         if replaced:
             self.console.print(f"{len(replaced)} unreadable images were replaced in this start.")
         if cut:
-            self.console.print(f"{cut} captions were cut to fit the rows they are packed in.")
+            self._tell_cut(cut, now)
         if stopping:
             self.console.print(
                 f"Stopped by {stopping} after step {now} of {last}; saved. "
@@ -146,6 +149,13 @@ class Loop:
                 "precision is the cause."
             )
         return values
+
+    def _tell_cut(self, cut: int, now: int) -> bool:
+        share = cut / (now * self.batch_size)
+        self.console.print(
+            f"{cut} captions ({share:.1e} of them) were cut to fit the rows they are packed in."
+        )
+        return True
 
     def _name_replaced(self, numbers: np.ndarray, known: set[int]) -> None:
         for number in sorted({int(n) for n in numbers if n >= 0} - known):

@@ -80,11 +80,22 @@ def plan(
         folder = pathlib.Path(sources[0]).expanduser()
         if len(sources) > 1 or not folder.is_dir() or image or caption or root:
             raise UserError(f"--layout {layout} takes one folder, and nothing about tables.")
-        return LAYOUTS[layout](name, folder, options)
+        try:
+            return LAYOUTS[layout](name, folder, options)
+        except UserError:
+            raise
+        except (KeyError, ValueError, IndexError) as error:  # UnicodeDecodeError is a ValueError
+            raise UserError(
+                f"A file in {folder} is not laid out as {layout} has it: "
+                f"{type(error).__name__} {error}."
+            ) from error
     kinds: dict[str, list[pathlib.Path]] = {}
+    seen = set()
     for source in sources:
         for kind, path in _paths(source):
-            kinds.setdefault(kind, []).append(path)
+            if path.resolve() not in seen:
+                seen.add(path.resolve())
+                kinds.setdefault(kind, []).append(path)
     if len(kinds) > 1:
         several = ", ".join(f"{kind} ({paths[0]})" for kind, paths in kinds.items())
         raise UserError(f"The sources are of several kinds: {several}. Make a set of each.")
@@ -213,10 +224,26 @@ def _paths(source: str) -> list[tuple[str, pathlib.Path]]:
         if not match.is_dir():
             found.append((_kind(match), match))
             continue
-        inside = sorted(path for path in match.iterdir() if path.name.lower().endswith(TARS))
-        inside = inside or sorted(match.glob("**/*.parquet"))
+        inside = [path for path in _listing(match) if path.name.lower().endswith(TARS)]
+        if not inside and not _has_pictures(match):
+            inside = sorted(match.glob("**/*.parquet"))
         found += [(_kind(path), path) for path in inside] or [("pictures", match)]
     return found
+
+
+def _listing(folder: pathlib.Path) -> list[pathlib.Path]:
+    """What lies in a folder, but what is hidden."""
+    try:
+        return sorted(path for path in folder.iterdir() if not path.name.startswith("."))
+    except OSError as error:
+        raise UserError(f"The folder {folder} cannot be read: {error.strerror}.") from error
+
+
+def _has_pictures(folder: pathlib.Path) -> bool:
+    """Whether there is a picture in a folder, or in one in it."""
+    kinds = tuple(f".{kind}" for kind, what in webdataset.KINDS.items() if what == "image")
+    walk = os.walk(folder, followlinks=True)
+    return any(name.lower().endswith(kinds) for _, _, names in walk for name in names)
 
 
 def _kind(path: pathlib.Path) -> str:

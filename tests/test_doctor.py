@@ -110,4 +110,4 @@ def test_a_step_that_does_not_fit_or_waits_is_told(config, monkeypatch):
     monkeypatch.setattr(doctor, "memory_of", lambda job: 2**40)
     findings = list(doctor.look_at_step(Job.of(config), supply=1e-3))
     assert [f.level for f in findings] == ["ok", "warning"]
-    assert "100% more than the pipeline reads" in findings[1].text
+    assert "devices will wait 100% of the time" in findings[1].text

@@ -181,18 +181,92 @@ def test_a_long_table_is_cut_between_rows(tmp_path, monkeypatch):
     ]
 
 
-def test_an_unclosed_quote_does_not_take_the_rest_of_the_table(tmp_path):
+@pytest.mark.parametrize("later", ["no more quotes", 'he says ""hi""', '"quoted"'])
+def test_an_unclosed_quote_costs_its_own_row_alone(tmp_path, monkeypatch, later):
+    monkeypatch.setattr(tables, "RANGE", 1000)
     files = pictures(tmp_path, 1)
-    rows = [f'{files[0]},"never closed'] + [f"{files[0]},row {n}" for n in range(100_000)]
+    rows = [f"{files[0]},row {n}" for n in range(500)]
+    rows[100], rows[300] = f'{files[0]},"never closed', f"{files[0]},{later}"
     (tmp_path / "t.csv").write_text("image,caption\n" + "\n".join(rows))
     tally = Tally()
     units = prepare.plan([str(tmp_path / "t.csv")], "mine", Options()).units["train"]
     read = [record.fields["caption"] for unit in units for record in unit.read(tally)]
-    assert read[-1] == "row 99999"
-    assert (
-        "field larger than field limit"
-        in tally.found["dropped"]["row that cannot be read"]["first"][0]
-    )
+    assert len(read) == 499
+    assert not {"row 99", "row 101", "row 499"} - set(read)
+    assert tally.found["dropped"]["row that cannot be read"]["count"] == 1
+
+
+def test_a_source_that_is_mended_is_read_again(tmp_path):
+    (tmp_path / "t.csv").write_text("image,caption\n0.jpg,a\n1.jpg,b\n")
+    plan = prepare.plan([str(tmp_path / "t.csv")], "mine", Options())
+    with pytest.raises(UserError, match="would have no pairs"):
+        made(tmp_path, plan)
+    pictures(tmp_path, 1)
+    write = prepared.write
+    prepared.write = None
+    try:
+        with pytest.raises(TypeError):
+            made(tmp_path, plan)
+    finally:
+        prepared.write = write
+    pictures(tmp_path, 2)  # the second came while it was stopped
+    kept, part = made(tmp_path, plan)
+    assert sorted(kept) == ["0.jpg", "1.jpg"]
+    assert part["dropped"] == {}
+
+
+def test_another_source_of_the_same_files_needs_another_name(tmp_path):
+    pictures(tmp_path, 1)
+    (tmp_path / "t.csv").write_text("image,alt,title\n0.jpg,a,b\n")
+    first = prepare.plan([str(tmp_path / "t.csv")], "mine", Options(), caption="alt")
+    made(tmp_path, first)
+    other = prepare.plan([str(tmp_path / "t.csv")], "mine", Options(), caption="title")
+    with pytest.raises(UserError, match=r"another caption, 'alt', not 'title'.*another name"):
+        made(tmp_path, other)
+    tree = tmp_path / "tree"
+    pictures(tree, 1)
+    (tree / "0.txt").write_text("one")
+    made(tmp_path, prepare.plan([str(tree)], "tree", Options()))
+    (tree / "0.txt").write_text("another")
+    with pytest.raises(UserError, match="by name or size"):
+        made(tmp_path, prepare.plan([str(tree)], "tree", Options()))
+
+
+def test_what_else_comes_with_a_pair_makes_no_other_pair(tmp_path):
+    pictures(tmp_path, 1)
+    (tmp_path / "t.csv").write_text("id,image,caption\n1,0.jpg,a\n2,0.jpg,a\n3,0.jpg,b\n")
+    plan = prepare.plan([str(tmp_path / "t.csv")], "mine", Options(keep_duplicates=False))
+    kept, part = made(tmp_path, plan)
+    assert sorted(kept) == ["1", "3"]
+    assert counts(part) == {"duplicate": 1}
+
+
+@pytest.mark.parametrize("kind", ["csv.gz", "parquet"])
+def test_a_table_cut_in_the_middle_keeps_what_came_before_or_says_so(tmp_path, kind):
+    files = pictures(tmp_path, 1) * 4000
+    path = tmp_path / f"t.{kind}"
+    if kind == "csv.gz":
+        rows = "".join(f"{name},row {np.random.rand()}\n" for name in files)
+        path.write_bytes(gzip.compress(b"image,caption\n" + rows.encode())[:-20_000])
+        _, part = made(tmp_path, prepare.plan([str(path)], "mine", Options()))
+        assert 100 < part["kept"] < 4000
+        assert counts(part)["rest of a broken file"] == 1
+    else:
+        pq.write_table(pa.table({"image": files, "caption": files}), path)
+        path.write_bytes(path.read_bytes()[:-50])
+        with pytest.raises(UserError, match="cannot be read"):
+            prepare.plan([str(path)], "mine", Options())
+
+
+def test_columns_that_hold_no_text_are_refused(tmp_path):
+    pq.write_table(pa.table({"image": ["a"], "caption": [3]}), tmp_path / "n.parquet")
+    with pytest.raises(UserError, match="'caption' of .* is int64; a caption is text"):
+        prepare.plan([str(tmp_path / "n.parquet")], "mine", Options())
+    pictures(tmp_path, 1)
+    pq.write_table(pa.table({"image": ["0.jpg"], "caption": [b"caf\xe9"]}), tmp_path / "b.parquet")
+    kept, part = made(tmp_path, prepare.plan([str(tmp_path / "b.parquet")], "mine", Options()))
+    assert kept["0.jpg"]["caption"] == "caf\ufffd"
+    assert "caption with U+FFFD for bytes that are no UTF-8" in part["changed"]
 
 
 def test_a_folder_of_pictures_with_captions_beside_them(tmp_path):
@@ -218,6 +292,18 @@ def test_a_folder_of_pictures_with_captions_beside_them(tmp_path):
         "image without caption": 1,
         "caption without image": 1,
     }
+
+
+def test_links_are_followed_once_and_parquet_beside_pictures_is_passed_over(tmp_path):
+    root, far = tmp_path / "tree", tmp_path / "far"
+    for folder, number in ((root, 0), (far, 1)):
+        pictures(folder, 2)
+        (folder / f"{number}.txt").write_text(f"number {number}")
+    (root / "link").symlink_to(far)
+    (far / "back").symlink_to(root)
+    (root / "00000.parquet").write_bytes(b"img2dataset's")
+    kept, _ = made(tmp_path, prepare.plan([str(root)], "mine", Options()))
+    assert sorted(kept) == ["0", "link/1"]
 
 
 def test_a_large_folder_is_read_in_slices_and_none_is_lost(tmp_path, monkeypatch):

@@ -9,7 +9,7 @@ import pytest
 from pictures import noise
 
 from otter_jax import data, prepare
-from otter_jax.data import yfcc15m
+from otter_jax.data import open_images, yfcc15m
 from otter_jax.data.prepared import Options
 from otter_jax.data.tally import read_report
 from otter_jax.errors import UserError
@@ -219,6 +219,20 @@ def test_imagenet1k_and_22k_share_the_names_they_have_in_common(tmp_path):
 def test_what_is_missing_is_said_with_where_to_get_it(tmp_path, layout):
     with pytest.raises(UserError, match=r"There is no .* Get it as the docstring of"):
         prepare.plan([str(tmp_path)], "x", Options(), layout=layout)
+
+
+def test_lists_that_are_laid_out_otherwise_are_mistakes_not_tracebacks(tmp_path):
+    for name in ("LABELS", "NAMES", "TRAINABLE"):
+        write(tmp_path / vars(open_images)[name][0], "a,b\n1,2\n")
+    (tmp_path / "test").mkdir()
+    with pytest.raises(UserError, match="no name for 2 of the trainable classes, such as a,b"):
+        prepare.plan([str(tmp_path)], "x", Options(), layout="open_images")
+    write(tmp_path / "oidv6-classes-trainable.txt", "1\n")
+    with pytest.raises(UserError, match="not laid out as open_images has it: KeyError 'LabelName'"):
+        prepare.plan([str(tmp_path)], "x", Options(), layout="open_images")
+    write(tmp_path / open_images.LABELS[0], "ImageID,Source,LabelName,Confidence\n")
+    with pytest.raises(UserError, match="would have no pictures in test"):
+        made(tmp_path, "open_images", "test")
 
 
 def test_a_layout_takes_one_folder(tmp_path):

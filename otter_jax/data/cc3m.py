@@ -6,7 +6,8 @@ oneself; many are gone: the OTTER authors had 2,911,810 readable ones, some 150 
 about 50 GB at a shorter side of 256 pixels. Two downloaders' layouts are read:
 
 - github.com/igorbrigadir/DownloadConceptualCaptions, as the authors used: ROOT holds the captions,
-  `downloaded_training_report.tsv` and the folder `training/` with the files that the report names;
+  `downloaded_training_report.tsv` (unpacked, where it came as .gz) and the folder `training/` with
+  the files that the report names;
 - img2dataset's tars: give them to prepare as they are, without a layout.
 """
 

@@ -62,13 +62,13 @@ def plan_10k(name: str, root: pathlib.Path, options: Options, *, leaves: bool = 
     hierarchy = need(root, HIERARCHY, f"the names of its classes. {GET}")
     need(root, ("images",), f"the folder of its pictures. {GET}")
     names, parents = {}, set()
-    for line in hierarchy.read_text("utf-8", "replace").splitlines()[1:]:
+    for line in filter(str.strip, hierarchy.read_text("utf-8", "replace").splitlines()[1:]):
         number, _, parent = line.split(maxsplit=3)[:3]  # a line of it has blanks instead of tabs
         names[int(number)] = joined(line.split(maxsplit=3)[3])
         parents.add(int(parent))
     kept = {n: text for n, text in names.items() if not (leaves and n in parents)}
     records = []
-    for line in pictures.read_text("utf-8").splitlines():
+    for line in filter(str.strip, pictures.read_text("utf-8").splitlines()):
         path, *labels = line.split()
         numbers = [int(label.partition(":")[0]) for label in labels]
         if any(number not in names for number in numbers):

@@ -9,6 +9,7 @@ import tensorflow_datasets as tfds
 from otter_jax.data.captions import clean
 from otter_jax.data.prepared import Options, Plan, Record
 from otter_jax.data.tally import Tally
+from otter_jax.errors import UserError
 
 SLICE = 1_000  # pictures of a unit
 
@@ -48,6 +49,8 @@ def labelled_plan(
     options: Options,
 ) -> Plan:
     """A set whose pictures have `labels` among `names`, each name counted once."""
+    if not all(name.strip() for name in names):
+        raise UserError(f"A class of {origin} has no name in its list.")  # TFDS would shift all
     bank = tfds.features.ClassLabel(names=list(dict.fromkeys(names)))
     features = {"labels": tfds.features.Sequence(bank), "key": tfds.features.Text()}
     return Plan(name, features, units, files, origin, records="pictures", options=options)

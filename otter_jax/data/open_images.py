@@ -18,6 +18,7 @@ import pathlib
 from otter_jax.data.captions import clean
 from otter_jax.data.labels import labelled_plan, slices
 from otter_jax.data.prepared import Options, Plan, listed, need
+from otter_jax.errors import UserError
 
 LABELS = ("test-annotations-human-imagelabels.csv",)
 NAMES = ("oidv6-class-descriptions.csv", "class-descriptions.csv")
@@ -34,7 +35,13 @@ def plan(name: str, root: pathlib.Path, options: Options) -> Plan:
     with open(descriptions, newline="", encoding="utf-8-sig") as file:
         names = {row[0]: clean(row[1]) for row in csv.reader(file) if len(row) > 1}
     classes = [line.strip() for line in trainable.read_text("utf-8").splitlines() if line.strip()]
-    bank = {label: names[label] for label in classes if label in names}
+    nameless = [label for label in classes if not names.get(label)]
+    if nameless:
+        raise UserError(
+            f"{descriptions} has no name for {len(nameless)} of the trainable classes, such as "
+            f"{nameless[0]}. {get}."
+        )
+    bank = {label: names[label] for label in classes}
     found: dict[str, list[str]] = {}
     with open(labels, newline="", encoding="utf-8-sig") as file:
         for row in csv.DictReader(file):

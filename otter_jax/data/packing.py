@@ -15,9 +15,9 @@ from jaxtyping import Int, Int32
 
 from otter_jax.data.captions import Tokenizer
 
-ROW = 64  # tokens of a row, or a multiple: attention's arithmetic is a twentieth of BERT-base's
-DEVIATIONS = 5  # of a group's tokens from their mean: more come once in some 10^6 groups
-SPARE = 1.01  # times the tokens: what stays free at the ends of rows
+ROW = 64  # tokens of a row, or twice or four times that: what leaves least free
+DEVIATIONS = 5  # of the rows that groups need from their mean: more come once in some 10^6 groups
+GROUPS = 64  # drawn from the sample to see how many rows one needs
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,10 +52,15 @@ class Packed:
         `longest` is what the encoder can read, in tokens.
         """
         lengths = np.minimum(lengths, tokenizer.max_tokens)
-        length = min(longest, ROW * math.ceil(tokenizer.max_tokens / ROW))
-        most = per_group * lengths.mean() + DEVIATIONS * math.sqrt(per_group) * lengths.std()
-        rows = min(per_group, math.ceil(SPARE * most / length))  # a row a caption always does
-        return cls(tokenizer, per_group, rows, length)
+        draws = np.random.default_rng(0).choice(lengths, (GROUPS, per_group))
+        least = ROW * math.ceil(tokenizer.max_tokens / ROW)
+        found = []
+        for length in sorted({min(longest, times * least) for times in (1, 2, 4)}):
+            used = [rows_of(of_group, length) for of_group in draws]
+            most = max(np.mean(used) + DEVIATIONS * np.std(used), max(used))
+            rows = min(per_group, math.ceil(most))  # a row a caption always does
+            found.append(cls(tokenizer, per_group, rows, length))
+        return min(found, key=lambda packed: packed.rows * packed.length)
 
     def __str__(self) -> str:
         tokens, padded = self.rows * self.length, self.per_group * self.tokenizer.max_tokens
@@ -122,11 +127,13 @@ class Packed:
         return np.minimum(lengths, limit)
 
     def _fits(self, lengths: Int[np.ndarray, " b"]) -> bool:
-        """Whether each lies, the longest first, in the first row with room for it."""
-        free = self._empty()
-        for size in -np.sort(-lengths):
-            row = int(np.argmax(free >= size))
-            if free[row] < size:
-                return False
-            free[row] -= size
-        return True
+        """Whether all lie in the rows."""
+        return rows_of(lengths, self.length) <= self.rows
+
+
+def rows_of(lengths: Int[np.ndarray, " b"], length: int) -> int:
+    """How many rows are begun when each goes, the longest first, where there first is room."""
+    free = np.full(len(lengths), length)
+    for size in -np.sort(-lengths):
+        free[int(np.argmax(free >= size))] -= size
+    return int((free < length).sum())

@@ -105,7 +105,7 @@ def train_batches(
       host: this process, from 0.
       num_hosts: processes that share a global batch.
       num_workers: processes that decode; 0 is threads of this one. A 500 x 400 JPEG takes about
-        5 ms of a core, a worker some ten seconds to start.
+        3 ms of a core (docs/data.md), a worker some ten seconds to start.
 
     Raises:
       UserError: no captions or labels, sizes that do not fit, or 100 unreadable images in a row.

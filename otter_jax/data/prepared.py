@@ -16,6 +16,7 @@ import functools
 import hashlib
 import itertools
 import json
+import lzma
 import multiprocessing
 import multiprocessing.connection
 import os
@@ -25,6 +26,8 @@ import shutil
 import signal
 import threading
 import time
+import uuid
+import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol, TypeVar, runtime_checkable
 
@@ -44,6 +47,7 @@ MAX_CHARS = 10_000  # of a stored caption
 MAX_BYTES = 64 << 20  # of an image's file
 WINDOW = 64  # records of a unit held at once
 ROWS = 256  # records of a part written and read at once
+ABSENT = ("missing file", "unreadable file", "image not downloaded", "rest of a broken file")
 
 Item, Result = TypeVar("Item"), TypeVar("Result")
 
@@ -129,6 +133,7 @@ class Plan:
         set.
       origin: the same in a few words, for people.
       records: what they are called: "pairs" or "pictures".
+      details: what else makes another set: columns, folders.
     """
 
     name: str
@@ -138,6 +143,7 @@ class Plan:
     origin: str
     records: str = "pairs"
     options: Options = Options()
+    details: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self):
         check_name(self.name)
@@ -145,7 +151,7 @@ class Plan:
     @property
     def digest(self) -> str:
         """A name for what would be in the parts."""
-        what = (self.name, dict(self.units), dict(self.files), self.options, *self.features)
+        what = (self.name, self.units, self.files, self.options, self.origin, *self.features)
         return hashlib.sha256(repr(what).encode("utf-8", "replace")).hexdigest()[:16]
 
 
@@ -172,11 +178,11 @@ def prepare(
       UserError: nothing is left, the disk is full, or a worker dies.
     """
     parts = home.parent / f"parts.{plan.digest}"
-    for other in home.parent.glob("parts.*"):  # of other files or options
-        if other != parts:
-            shutil.rmtree(other)
     began = time.monotonic()
     try:
+        for other in home.parent.glob("parts.*"):  # of other files or options
+            if other != parts:
+                shutil.rmtree(other)
         parts.mkdir(parents=True, exist_ok=True)
         options = _beam_options(beam) if beam else None
         made = _make_parts(plan, parts, workers, options, done)
@@ -190,7 +196,14 @@ def prepare(
             f"The set {plan.name} cannot be written in {home.parent}: {error.strerror or error}. "
             f"What is done is kept; the same command goes on from there."
         ) from error
+    except EmptySet:
+        shutil.rmtree(parts)  # once the source is mended, all is to be read again
+        raise
     shutil.rmtree(parts)
+
+
+class EmptySet(UserError):
+    """Nothing of the source can be kept."""
 
 
 def check_same(home: pathlib.Path, plan: Plan) -> None:
@@ -199,9 +212,18 @@ def check_same(home: pathlib.Path, plan: Plan) -> None:
     Raises UserError if not.
     """
     remedy = "Give this data another name, or remove that folder to build it again."
-    built = {split: part.get("files") for split, part in read_report(home).items()}
+    report = read_report(home)
+    built = {split: part.get("files") for split, part in report.items()}
     if not any(built.values()):
         raise UserError(f"The data set in {home} was not built from files of yours. {remedy}")
+    for part in report.values():
+        for what, ours in {"origin": plan.origin, **plan.details}.items():
+            theirs = part[what] if what == "origin" else part["details"].get(what)
+            if theirs != ours:
+                raise UserError(
+                    f"The data set in {home} was built with another {what}, {theirs!r}, not "
+                    f"{ours!r}. {remedy}"
+                )
     if built != {split: list(files) for split, files in plan.files.items()}:
         was = [file["name"] for part in built.values() for file in part]
         more = f" and {len(was) - 10:,} more" if len(was) > 10 else ""
@@ -278,6 +300,7 @@ class Prepared(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         self._report[split] = {
             "records": self._plan.records,
             "origin": self._plan.origin,
+            "details": dict(self._plan.details),
             "read": kept + tally.total("dropped"),
             "kept": kept,
             "duplicates": int(repeated.sum()),
@@ -288,7 +311,7 @@ class Prepared(tfds.core.GeneratorBasedBuilder, skip_registration=True):
             **self._about,
         }
         if not kept:
-            raise UserError(
+            raise EmptySet(
                 f"The data set {self.name} would have no {self._plan.records} in {split}.\n"
                 f"{table(self._report)}"
             )
@@ -313,6 +336,7 @@ def pair(
 
     A caption of control characters is cleaned of them, a long one cut.
     """
+    name = clean(name)
     if image is None:
         return tally.dropped("caption without image", name)
     if not isinstance(caption, str):
@@ -322,6 +346,8 @@ def pair(
         return tally.dropped("empty caption", name)
     if cleaned != caption.strip():
         tally.changed("caption cleaned of control characters", name)
+    if "\ufffd" in caption:
+        tally.changed("caption with U+FFFD for bytes that are no UTF-8", name)
     if len(cleaned) > MAX_CHARS:
         tally.changed(f"caption cut at {MAX_CHARS:,} characters", name)
     fields = {"caption": cleaned[:MAX_CHARS], "key": clean(key), "json": sidecar}
@@ -351,7 +377,7 @@ def need_all(root: pathlib.Path, pattern: str, what: str) -> list[pathlib.Path]:
 
 def listed(files: Iterable[pathlib.Path]) -> list[dict[str, Any]]:
     """Names and sizes of files, as a plan has them."""
-    return [{"name": file.name, "size": file.stat().st_size} for file in files]
+    return [{"name": clean(file.name), "size": file.stat().st_size} for file in files]
 
 
 def in_threads(
@@ -398,7 +424,8 @@ def check(record: Record, options: Options) -> _Checked:
     if len(content) > MAX_BYTES:
         return _Checked("file over 64 MiB")
     digest = hashlib.blake2b(content, digest_size=8)
-    fields = {name: value for name, value in record.fields.items() if name != "key"}
+    said = ("caption", "labels")  # keys and what else came with a pair may differ
+    fields = {name: value for name, value in record.fields.items() if name in said}
     digest.update(repr(sorted(fields.items())).encode("utf-8", "surrogatepass"))
     try:
         size, stored = images.shrink(
@@ -442,7 +469,7 @@ def _make_parts(
     missing, made = [], 0
     for split, names in _names(plan).items():
         for unit, name in zip(plan.units[split], names, strict=True):
-            if (folder / name).exists():
+            if (folder / name).exists() and not _worth_again(folder / name):
                 done(unit.size, 0)
             else:
                 missing.append((unit, folder / name))
@@ -507,10 +534,10 @@ def _end_with_parent() -> None:
 def make_part(unit: Unit, path: pathlib.Path, *, options: Options) -> int:
     """Writes the part of a unit, and beside it what was wrong with the unit; its records."""
     tally, rows, written = Tally(), [], 0
-    scratch = path.with_suffix(".tmp")
+    scratch = path.with_suffix(f".{uuid.uuid4().hex}.tmp")  # a runner may try a unit twice at once
     with pq.ParquetWriter(scratch, _PART, compression="none") as writer:
         for record, checked in in_threads(
-            functools.partial(check, options=options), unit.read(tally)
+            functools.partial(check, options=options), _readable(unit, tally)
         ):
             if checked.why:
                 tally.dropped(checked.why, record.name + checked.detail)
@@ -527,6 +554,26 @@ def make_part(unit: Unit, path: pathlib.Path, *, options: Options) -> int:
     path.with_suffix(".json").write_text(json.dumps(tally.found), encoding="utf-8")
     scratch.replace(path)
     return written
+
+
+def _readable(unit: Unit, tally: Tally) -> Iterator[Record]:
+    """The records of a unit, as far as it can be read."""
+    try:
+        yield from unit.read(tally)
+    except (OSError, EOFError, zlib.error, lzma.LZMAError, pa.ArrowException) as error:
+        tally.dropped("rest of a broken file", f"{_first_path(unit)}: {error}")
+
+
+def _first_path(unit: Unit) -> str:
+    """What a unit is of, for people."""
+    paths = (v for v in dataclasses.asdict(unit).values() if isinstance(v, pathlib.Path))
+    return next((path.name for path in paths), repr(unit))
+
+
+def _worth_again(part: pathlib.Path) -> bool:
+    """Whether files were not there when a part was made; they may be by now."""
+    dropped = json.loads(part.with_suffix(".json").read_text("utf-8"))["dropped"]
+    return not dropped.keys().isdisjoint(ABSENT)
 
 
 _PART = pa.schema(
@@ -585,7 +632,8 @@ def _first_names(parts: Sequence[pathlib.Path], chosen: Bool[np.ndarray, "_"]) -
 
 
 def _column(parts: Sequence[pathlib.Path], name: str) -> Int[np.ndarray, "_"]:
-    return np.concatenate([pq.read_table(part, columns=[name])[name].to_numpy() for part in parts])
+    found = [pq.read_table(part, columns=[name])[name].to_numpy() for part in parts]
+    return np.concatenate([np.zeros(0, np.int64), *found])
 
 
 def _quantiles(values: Int[np.ndarray, "_"]) -> dict[str, int]:

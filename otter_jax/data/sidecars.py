@@ -52,7 +52,7 @@ class Files(Span):
             try:
                 members[kind] = path if kind == "image" else path.read_bytes()
             except OSError as error:
-                tally.dropped("unreadable file", f"{clean(file)} ({error})")
+                return tally.dropped("unreadable file", f"{clean(file)} ({error})")
         return webdataset.record(key, members, name, tally) if members else None
 
 
@@ -61,10 +61,23 @@ def plan(name: str, root: pathlib.Path, options: Options) -> Plan:
 
     Raises UserError if there is no picture or no caption in it.
     """
-    units, number = [], 0
-    for folder, inner, _ in os.walk(root):
-        inner[:] = sorted(name for name in inner if not name.startswith("."))
+    root = root.resolve()
+    units, number, size, seen = [], 0, 0, set()
+
+    def refuse(error):
+        raise UserError(
+            f"The folder {clean(str(error.filename))} cannot be read: {error.strerror}."
+        )
+
+    for folder, inner, _ in os.walk(root, followlinks=True, onerror=refuse):
+        seen.add(os.path.realpath(folder))
+        inner[:] = sorted(
+            name
+            for name in inner
+            if not name.startswith(".") and os.path.realpath(os.path.join(folder, name)) not in seen
+        )
         files = len(_names(folder))
+        size += sum(os.stat(os.path.join(folder, name)).st_size for name in _names(folder))
         relative = os.path.relpath(folder, root) if folder != str(root) else ""
         units += [Files(i, min(i + FILES, files), root, relative) for i in range(0, files, FILES)]
         number += files
@@ -77,8 +90,8 @@ def plan(name: str, root: pathlib.Path, options: Options) -> Plan:
         name=name,
         features=pair_features(),
         units={"train": units},
-        files={"train": [{"name": root.name, "size": number}]},
-        origin=f"{number:,} files in {root.name}",
+        files={"train": [{"name": clean(root.name), "size": size}]},
+        origin=f"{number:,} files in {clean(root.name)}",
         options=options,
     )
 

@@ -333,7 +333,14 @@ def _version_folder(data_dir: pathlib.Path, name: str, remedy: str = "") -> path
 @contextlib.contextmanager
 def _lock(folder: pathlib.Path) -> Iterator[None]:
     """One process at a time; a lock of the operating system, so a killed build leaves none."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / ".lock", "w") as file:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        file = open(folder / ".lock", "w")  # noqa: SIM115 - closed below
         fcntl.flock(file, fcntl.LOCK_EX)
+    except OSError as error:
+        raise UserError(
+            f"The data set cannot be written in {folder}: {error.strerror}. Mend data.dir or "
+            "--data_dir."
+        ) from error
+    with file:
         yield

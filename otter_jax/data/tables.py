@@ -16,6 +16,7 @@ import io
 import itertools
 import json
 import pathlib
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -32,6 +33,7 @@ IMAGE = ("image", "image_path", "path", "filepath", "file_path", "filename", "fi
 CAPTION = ("caption", "text", "title", "description")
 KEY = ("key", "id", "image_id", "uid")
 RANGE = 1 << 20  # bytes of a text table read in one go
+LINES = 20  # of a row of CSV; more is taken for a quote that is not closed
 
 csv.field_size_limit(1 << 20)  # bytes, of the whole process: what an unclosed quote may swallow
 
@@ -114,7 +116,10 @@ class Part:
             path = image
         key = row.get(self.columns.key) if self.columns.key else path
         key = str(key) if key not in (None, "") else place
-        name = f"{self.path.name}: {clean(key)}"
+        name = clean(f"{self.path.name}: {key}")
+        caption = row.get(self.columns.caption)
+        if isinstance(caption, bytes):
+            caption = caption.decode("utf-8", "replace")
         if isinstance(image, str):
             if image.startswith(("http://", "https://")):
                 return tally.dropped("URL instead of an image: download them first", name)
@@ -126,7 +131,7 @@ class Part:
         return pair(
             name,
             image=image,
-            caption=row.get(self.columns.caption),
+            caption=caption,
             key=key,
             sidecar=json.dumps(rest, default=_as_text),
             tally=tally,
@@ -164,8 +169,11 @@ def plan(
                 caption=_choose("caption", caption, CAPTION, names, table),
                 key=next((key for key in KEY if key in names), ""),
             )
+            _check_types(table, columns)
             units += _parts(table, columns, root or table.parent, names, start)
-        except (OSError, EOFError, UnicodeError, pa.ArrowException) as error:
+        except UserError:
+            raise
+        except (OSError, EOFError, ValueError, zlib.error, csv.Error, pa.ArrowException) as error:
             raise UserError(f"The table {table} cannot be read: {error}.") from error
     number = len(tables)
     return Plan(
@@ -175,6 +183,11 @@ def plan(
         files={"train": listed(tables)},
         origin=f"{number} table{'s' * (number > 1)}",
         options=options,
+        details={
+            "image": columns.image,
+            "caption": columns.caption,
+            "root": clean(str((root or tables[0].parent).resolve())),
+        },
     )
 
 
@@ -206,6 +219,11 @@ class _Lines:
     def __init__(self, file: io.BufferedIOBase, position: int = 0, stop: int = -1):
         self._file, self.position, self._stop = file, position, stop
 
+    def back_to(self, position: int) -> None:
+        """Goes on from another byte."""
+        self._file.seek(position)
+        self.position = position
+
     def __iter__(self) -> Iterator[str]:
         while self._stop < 0 or self.position < self._stop:
             line = self._file.readline()
@@ -217,15 +235,35 @@ class _Lines:
 
 def _split(lines: _Lines, kind: str) -> Iterator[tuple[str, str | list[str] | csv.Error]]:
     """Where each row begins and what it is: fields of CSV, the line of another, or an error."""
-    rows: Iterator[str | list[str]] = csv.reader(lines) if kind == "csv" else iter(lines)
+    if kind != "csv":
+        place = f"byte {lines.position}"
+        for line in lines:
+            yield place, line
+            place = f"byte {lines.position}"
+        return
+    ends: list[int] = []  # of the lines of a row
+
+    def counted():
+        for line in lines:
+            ends.append(lines.position)
+            yield line
+
+    rows = csv.reader(counted())
     while True:
+        ends.clear()
         place = f"byte {lines.position}"
         try:
-            yield place, next(rows)
+            row: list[str] | csv.Error = next(rows)
         except StopIteration:
             return
         except csv.Error as error:
-            yield place, error
+            row = error
+        if len(ends) > LINES:
+            row = csv.Error(f"over {LINES} lines in one row: is a quote not closed?")
+        if len(ends) > 1 and isinstance(row, csv.Error):
+            lines.back_to(ends[0])  # what it swallowed may be rows
+            rows = csv.reader(counted())
+        yield place, row
 
 
 def fields_of(line: str) -> list[str]:
@@ -258,7 +296,8 @@ def _header(table: pathlib.Path) -> tuple[tuple[str, ...], int]:
         mark = 3 if file.read(3) == b"\xef\xbb\xbf" else 0
         file.seek(mark)
         lines = _Lines(file, mark)
-        first = next((row for _, row in _split(lines, kind)), None)
+        rows = (row for _, row in _split(lines, kind))
+        first = next((row for row in rows if not isinstance(row, str) or row.strip()), None)
         if first is None or isinstance(first, csv.Error):
             raise UserError(f"The table {table} has no first line with the names of its columns.")
         if isinstance(first, list):
@@ -287,6 +326,22 @@ def _choose(
             f"--{what} one of them; if they are no names, put a first line that has names."
         )
     return found
+
+
+def _check_types(table: pathlib.Path, columns: Columns) -> None:
+    """That columns of Parquet can be an image and a caption. Raises UserError if not."""
+    if _kind(table) != "parquet":
+        return
+    schema, t = pq.read_schema(table), pa.types
+    texts = (t.is_string, t.is_large_string, t.is_string_view, t.is_dictionary)
+    blobs = (t.is_binary, t.is_large_binary, t.is_binary_view, t.is_struct)
+    for column, kinds in ((columns.caption, (*texts, *blobs[:3])), (columns.image, texts + blobs)):
+        kind = schema.field(column).type
+        if not any(is_kind(kind) for is_kind in kinds):
+            raise UserError(
+                f"The column {column!r} of {table} is {kind}; a caption is text, an image bytes, a "
+                "path or a struct of both."
+            )
 
 
 def _parts(

@@ -6,6 +6,8 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
+from otter_jax.data.captions import clean
+
 NAMED = 5  # examples of each defect in the report
 
 
@@ -36,13 +38,15 @@ class Tally:
     def _count(self, what: str, why: str, count: int, names: list[str]) -> None:
         entry = self.found[what].setdefault(why, {"count": 0, "first": []})
         entry["count"] += count
-        entry["first"] += names[: NAMED - len(entry["first"])]
+        entry["first"] += map(clean, names[: NAMED - len(entry["first"])])
 
 
 def write_report(folder: str | os.PathLike, report: Mapping[str, Any]) -> None:
     """Writes report.json of a set: per split, what was kept, what not, and what it is made of."""
     text = json.dumps(report, indent=2, ensure_ascii=False)
-    (pathlib.Path(folder) / "report.json").write_text(text, encoding="utf-8")
+    scratch = pathlib.Path(folder) / "report.json.tmp"
+    scratch.write_text(text, encoding="utf-8")
+    scratch.replace(scratch.with_suffix(""))  # so that nobody reads half of it
 
 
 def read_report(folder: pathlib.Path) -> dict[str, Any]:

@@ -11,7 +11,8 @@ ROOT holds
   for these 15 million.
 
 A caption is "TITLE. DESCRIPTION", as the OTTER release reads it: URL escapes undone (+ is a space)
-and markup taken out. Where one is empty the other stands alone; the release leaves ". " there.
+and markup taken out. Three things differ: where one is empty the other stands alone, where the
+release leaves ". "; %2B is a +, there a space; and HTML's entities (&amp;) are undone.
 """
 
 import dataclasses

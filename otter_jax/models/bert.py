@@ -137,11 +137,11 @@ def mean_pool_packed(
     return pooled.reshape(-1, width), there.reshape(-1)
 
 
-def positions_in_text(mask: Int[Array, "B L"]) -> Int[Array, "B L"]:
-    """How far a token is from the first of its text; `mask` has the texts' numbers."""
-    index = jnp.arange(mask.shape[1])[None]
+def positions_in_text(mask: Int[Array, "B L"], token: Bool[Array, "B L"]) -> Int[Array, "B L"]:
+    """How many tokens of its text there are up to each place; `mask` has the texts' numbers."""
     begins = jnp.pad(mask[:, 1:] != mask[:, :-1], ((0, 0), (1, 0)))
-    return index - jax.lax.cummax(jnp.where(begins, index, 0), axis=1)
+    counted = token.astype(mask.dtype).cumsum(axis=1)
+    return counted - jax.lax.cummax(jnp.where(begins, counted - token, 0), axis=1)
 
 
 class Embeddings(nn.Module):
@@ -157,8 +157,14 @@ class Embeddings(nn.Module):
         c = self.config
         positions = jnp.arange(token_ids.shape[1])[None]
         if mask.dtype != bool:
-            first = c.pad_token_id + 1 if c.roberta_positions else 0
-            positions = positions_in_text(mask) + first
+            token = mask > 0
+            if c.roberta_positions:
+                token &= token_ids != c.pad_token_id
+            positions = positions_in_text(mask, token)
+            if c.roberta_positions:
+                positions = positions * token + c.pad_token_id
+            else:
+                positions = jnp.maximum(positions - 1, 0)
         elif c.roberta_positions:
             token = (token_ids != c.pad_token_id).astype(token_ids.dtype)
             positions = token.cumsum(1) * token + c.pad_token_id
