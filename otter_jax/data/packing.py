@@ -16,7 +16,7 @@ from jaxtyping import Int, Int32
 from otter_jax.data.captions import Tokenizer
 
 ROW = 64  # tokens of a row, or twice or four times that: what leaves least free
-DEVIATIONS = 5  # of the rows that groups need from their mean: more come once in some 10^6 groups
+DEVIATIONS = 5  # of the room that groups need from its mean: more come once in some 10^6 groups
 GROUPS = 64  # drawn from the sample to see how many rows one needs
 
 
@@ -56,9 +56,11 @@ class Packed:
         least = ROW * math.ceil(tokenizer.max_tokens / ROW)
         found = []
         for length in sorted({min(longest, times * least) for times in (1, 2, 4)}):
-            used = [rows_of(of_group, length) for of_group in draws]
-            most = max(np.mean(used) + DEVIATIONS * np.std(used), max(used))
-            rows = min(per_group, math.ceil(most))  # a row a caption always does
+            used = [_used(of_group, length) for of_group in draws]
+            # In tokens, but for what the emptiest row leaves free: rows alone are too coarse.
+            tokens = [length * len(rows) - (length - rows.min(initial=length)) for rows in used]
+            most = max(np.mean(tokens) + DEVIATIONS * np.std(tokens), max(tokens))
+            rows = min(per_group, math.ceil(most / length))  # a row a caption always does
             found.append(cls(tokenizer, per_group, rows, length))
         return min(found, key=lambda packed: packed.rows * packed.length)
 
@@ -128,12 +130,12 @@ class Packed:
 
     def _fits(self, lengths: Int[np.ndarray, " b"]) -> bool:
         """Whether all lie in the rows."""
-        return rows_of(lengths, self.length) <= self.rows
+        return len(_used(lengths, self.length)) <= self.rows
 
 
-def rows_of(lengths: Int[np.ndarray, " b"], length: int) -> int:
-    """How many rows are begun when each goes, the longest first, where there first is room."""
+def _used(lengths: Int[np.ndarray, " b"], length: int) -> Int[np.ndarray, "_"]:
+    """Tokens in each row when every text goes, the longest first, where there first is room."""
     free = np.full(len(lengths), length)
     for size in -np.sort(-lengths):
         free[int(np.argmax(free >= size))] -= size
-    return int((free < length).sum())
+    return length - free[free < length]
