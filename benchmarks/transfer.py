@@ -114,7 +114,7 @@ def trainable(workdir: pathlib.Path) -> int:
     classes = len(list((pathlib.Path(config.data.folder) / "train").iterdir()))
     model, params, _ = transfer.network(config, classes)
     groups = phased.sizes(params, model)
-    return sum(groups[g] for g in set("".join(phased.parse(config.phases))))
+    return sum(groups[g] for g in phased.trained(phased.parse(config.phases)))
 
 
 def table(rows: list[dict]) -> str:

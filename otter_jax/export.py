@@ -24,11 +24,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import safetensors.numpy
 from absl import logging
 from ml_collections import ConfigDict
 
-from otter_jax import build, names, pruning, record, weights
+from otter_jax import build, names, record, tensors, weights
 from otter_jax.data.captions import Tokenizer
 from otter_jax.errors import UserError
 from otter_jax.models.bert import Bert
@@ -113,30 +112,23 @@ def write_image(
     folder: pathlib.Path, config: ConfigDict, model: Towers, variables: dict[str, Any]
 ) -> None:
     """A folder that timm opens as "local-dir:FOLDER"."""
-    folder.mkdir(parents=True)
-    save(image_tensors(model, variables), folder / "model.safetensors")
     size, arguments = config.data.image_size, {}
     if isinstance(model.img, ViT):
         arguments["img_size"] = size  # timm resamples the position embeddings as it loads them
         if model.img.pool == "mean":
             arguments |= {"global_pool": "avg", "fc_norm": False}
-    about = {
-        "architecture": config.model.img.arch.removesuffix("_mean"),
-        "model_args": arguments,
-        "num_classes": model.dim,
-        "num_features": model.img.width,
-        "pruned": dict(pruning.kept(model.img)),
-        "pretrained_cfg": {
-            "input_size": [3, size, size],
-            "crop_pct": size / config.data.resize,
-            "interpolation": "bicubic",
-            "mean": [value / 255 for value in model.mean],
-            "std": [value / 255 for value in model.std],
-            "num_classes": model.dim,
-            "classifier": model.img.classifier,
-        },
-    }
-    record.write_json(folder / "config.json", about)
+    weights.write_timm(
+        folder,
+        image_tensors(model, variables),
+        model.img,
+        arch=config.model.img.arch.removesuffix("_mean"),
+        classes=model.dim,
+        size=size,
+        resize=config.data.resize,
+        mean=model.mean,
+        std=model.std,
+        model_args=arguments,
+    )
 
 
 def write_text(
@@ -162,7 +154,7 @@ def write_text(
     about.pop("torch_dtype", None)  # of the file there; here it is float32
     about["dtype"] = "float32"
     record.write_json(folder / "config.json", about)
-    save(text_tensors(model, variables), folder / "model.safetensors")
+    tensors.write(folder / "model.safetensors", text_tensors(model, variables))
 
     steps = [("", "Transformer"), ("1_Pooling", "Pooling")]
     if model.txt_width != model.dim:
@@ -173,7 +165,7 @@ def write_text(
             "linear.bias": head["bias"],
         }
         (folder / "2_Dense").mkdir()
-        save(linear, folder / "2_Dense" / "model.safetensors")
+        tensors.write(folder / "2_Dense" / "model.safetensors", linear)
         about = {"in_features": model.txt_width, "out_features": model.dim, "bias": True}
         about["activation_function"] = "torch.nn.modules.linear.Identity"
         record.write_json(folder / "2_Dense" / "config.json", about)
@@ -193,11 +185,6 @@ def write_text(
         folder / "sentence_bert_config.json",
         {"max_seq_length": config.data.max_tokens, "do_lower_case": False},
     )
-
-
-def save(tensors: Tensors, path: pathlib.Path) -> None:
-    """Writes `tensors`; transformers refuses a file that does not say that it is PyTorch's."""
-    safetensors.numpy.save_file(tensors, path, metadata={"format": "pt"})
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -6,8 +6,9 @@ from typing import Any
 
 import flax.linen as nn
 import jax
+import numpy as np
 from jax.sharding import Mesh
-from jaxtyping import PyTree
+from jaxtyping import Int32, PyTree
 from ml_collections import ConfigDict
 
 from otter_jax import build, gates, step
@@ -43,6 +44,7 @@ class Job:
 
     Attributes:
       variables: what training starts from: {"params", "batch_stats"}.
+      captions, lengths: some of the set's, evenly over it, and how many tokens they have uncut.
       target: what makes the captions of a batch, packed or not.
       schedule: the learning rate over steps.
     """
@@ -54,6 +56,8 @@ class Job:
     model: nn.Module
     variables: PyTree
     tokenizer: Tokenizer
+    captions: list[str]
+    lengths: Int32[np.ndarray, "_"]
     target: pipeline.Target
     schedule: step.Schedule
     tx: Any
@@ -68,12 +72,8 @@ class Job:
         check(config, mesh.size)
         store.ensure(config.data.name, config.data.dir, config.data.tars)
         source = store.open_dataset(config.data.dir, config.data.name, config.data.split)
-        for feature in ("image", "caption"):
-            if feature not in source.features:
-                raise UserError(
-                    f"{source.name} has no feature `{feature}` to train on; it has "
-                    f"{', '.join(source.features)}."
-                )
+        source.check_has("image")
+        source.check_has(Tokenizer.feature)
         length = Length.of(config, len(source))
         model, variables, tokenizer_folder = build.towers(
             **config.model.to_dict(),
@@ -82,16 +82,20 @@ class Job:
         )
         tokenizer = Tokenizer(tokenizer_folder, config.data.max_tokens)
         build.check_sizes(config, model, tokenizer)
-        target: pipeline.Target = tokenizer
+        captions = [source[i][Tokenizer.feature] for i in source.sample(SAMPLE)]
+        lengths, target = tokenizer.lengths(captions), tokenizer
         if config.data.packed:
             target = Packed.of(
                 tokenizer,
-                tokenizer.lengths([source[i]["caption"] for i in source.sample(SAMPLE)]),
+                lengths,
                 per_group=config.train.batch_size // mesh.size,
                 longest=model.txt.config.max_length,
             )
         schedule, tx = optimizer(config, variables["params"], length)
-        return cls(config, mesh, source, length, model, variables, tokenizer, target, schedule, tx)
+        return cls(
+            config, mesh, source, length, model, variables, tokenizer, captions, lengths, target,
+            schedule, tx,
+        )  # fmt: skip
 
     def state(self) -> step.TrainState:
         """The state before the first step."""

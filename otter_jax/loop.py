@@ -90,7 +90,8 @@ class Loop:
                     means["replaced"] = len(replaced)  # unreadable images so far, in this start
                     means["cut"] = cut  # packed captions so far
                     if cut and not told:
-                        told = self._tell_cut(cut, now)
+                        self._tell_cut(cut, now)
+                        told = True
                     self.scalars.write(now, means)
                     self.console.print(self.line(now, means))
                 if milestone:
@@ -150,12 +151,11 @@ class Loop:
             )
         return values
 
-    def _tell_cut(self, cut: int, now: int) -> bool:
+    def _tell_cut(self, cut: int, now: int) -> None:
         share = cut / (now * self.batch_size)
         self.console.print(
             f"{cut} captions ({share:.1e} of them) were cut to fit the rows they are packed in."
         )
-        return True
 
     def _name_replaced(self, numbers: np.ndarray, known: set[int]) -> None:
         for number in sorted({int(n) for n in numbers if n >= 0} - known):

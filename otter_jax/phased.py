@@ -4,7 +4,7 @@ Start reading at `transfer_step`.
 """
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -113,6 +113,11 @@ def merge(params: PyTree, groups: Mapping[str, PyTree]) -> PyTree:
     return traverse_util.unflatten_dict(flat)
 
 
+def trained(phases: Sequence[str]) -> list[str]:
+    """The groups that any of the phases trains, sorted."""
+    return sorted(set("".join(phases)))
+
+
 def parse(text: str) -> list[str]:
     """The groups of each epoch: "FFa[fb]" is ["f", "f", "a", "bf"]. Raises UserError."""
     known = "; ".join(f"{letter} {what}" for letter, what in GROUPS.items())
@@ -136,7 +141,7 @@ def create_state(
 ) -> TransferState:
     """The state before the first step. Raises UserError for a group without parameters."""
     opt_state = {}
-    for group in sorted(set("".join(phases))):
+    for group in trained(phases):
         chosen = select(params, group, model)
         if not chosen:
             raise UserError(

@@ -18,6 +18,11 @@ from otter_jax.errors import UserError
 Tensors = dict[str, np.ndarray]
 
 
+def write(path: Path, tensors: Tensors) -> None:
+    """A safetensors file; transformers refuses one that does not say that it is PyTorch's."""
+    safetensors.numpy.save_file(tensors, path, metadata={"format": "pt"})
+
+
 def read(path: Path) -> Tensors:
     """The named tensors of a safetensors or PyTorch file, in whatever type they are there.
 

@@ -18,10 +18,9 @@ from ml_collections import ConfigDict
 from otter_jax import build, feed, gates, loop, record, step
 from otter_jax import mesh as meshes
 from otter_jax.checkpoint import Checkpoints, restore_best
-from otter_jax.data import store
 from otter_jax.data.captions import Tokenizer
 from otter_jax.errors import UserError
-from otter_jax.job import SAMPLE, Job
+from otter_jax.job import Job
 from otter_jax.objective import Objective
 
 # What evaluates, made once, called with a step and {"student": variables, "ema": variables}.
@@ -167,7 +166,7 @@ def summary(job: Job, state: Any, start: int) -> str:
             else f"all parameters, EMA decay up to {config.teacher.ema_decay:g}"
         ),
         f"data        {job.source.name}, {length.pairs:,} pairs",
-        f"captions    {captions(job.source, job.tokenizer)}",
+        f"captions    {captions(job)}",
         *([f"packed      {job.target}"] if config.data.packed else []),
         f"batch       {B} over {mesh.size} device{'s' * (mesh.size > 1)}: {B - 1} negatives a row",
         f"chance      pairs term {2 * math.log(B):.3f}: ln B = {math.log(B):.3f} each way",
@@ -177,13 +176,12 @@ def summary(job: Job, state: Any, start: int) -> str:
     return "\n".join(lines)
 
 
-def captions(source: store.Source, tokenizer: Tokenizer) -> str:
+def captions(job: Job) -> str:
     """How long captions are, and how many are cut or empty, as text; of a sample."""
-    texts = [source[i]["caption"] for i in source.sample(SAMPLE)]
-    lengths = tokenizer.lengths(texts)
-    cut = (lengths > tokenizer.max_tokens).mean()
-    empty = sum(not text.strip() for text in texts)
+    limit, lengths = job.tokenizer.max_tokens, job.lengths
+    cut = (lengths > limit).mean()
+    empty = sum(not text.strip() for text in job.captions)
     return (
-        f"{lengths.mean():.1f} tokens on average, {cut:.1%} cut at {tokenizer.max_tokens}, "
-        f"{empty} empty, of {len(texts):,} looked at"
+        f"{lengths.mean():.1f} tokens on average, {cut:.1%} cut at {limit}, "
+        f"{empty} empty, of {len(job.captions):,} looked at"
     )

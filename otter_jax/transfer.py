@@ -22,7 +22,6 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import rich.console
-import safetensors.numpy
 from absl import flags
 from jax.sharding import Mesh
 from jaxtyping import Array, PyTree, UInt8
@@ -233,7 +232,7 @@ def summary(
 ) -> str:
     """What is about to happen, in a few lines, before it costs anything."""
     groups = phased.sizes(state.params, model)
-    used = sorted(set("".join(phased.parse(config.phases))))
+    used = phased.trained(phased.parse(config.phases))
     trained = "; ".join(f"{g} {phased.GROUPS[g]}: {record.millions(groups[g])}" for g in used)
     share = np.bincount(validation.labels).max() / len(validation.labels)
     m = config.model
@@ -301,7 +300,7 @@ def report(
     epochs = [json.loads(path.read_text()) for path in sorted((workdir / "results").glob("*.json"))]
     figures = {"Accuracy": filters.plot_epochs(epochs)}
     groups = phased.sizes(params, model)
-    used = sorted(set("".join(phased.parse(config.phases))))
+    used = phased.trained(phased.parse(config.phases))
     parts: list[tuple[str, Any]] = [
         ("Epochs", epochs),
         ("What was trained", [{"group": phased.GROUPS[g], "values": groups[g]} for g in used]),
@@ -415,31 +414,19 @@ def export(
         networks["smaller"] = pruning.smaller(model, variables, keep)
     scratch = out.with_name(out.name + ".tmp")  # so that `out` is never half an export
     shutil.rmtree(scratch, ignore_errors=True)
-    size = config.data.image_size
     for name, (network_, variables_) in networks.items():
-        folder = scratch / name
-        folder.mkdir(parents=True)
-        tensors = names.export(jax.device_get(variables_), names.families(network_)[0])
-        safetensors.numpy.save_file(tensors, folder / "model.safetensors", {"format": "pt"})
-        record.write_json(
-            folder / "config.json",
-            {
-                "architecture": config.model.arch,
-                "num_classes": len(names_of),
-                "num_features": network_.width,
-                "label_names": names_of,
-                "pruned": dict(pruning.kept(network_)),
-                "step": step,
-                "pretrained_cfg": {
-                    "input_size": [3, size, size],
-                    "crop_pct": size / config.data.resize,
-                    "interpolation": "bicubic",
-                    "mean": [value / 255 for value in config.model.mean],
-                    "std": [value / 255 for value in config.model.std],
-                    "num_classes": len(names_of),
-                    "classifier": network_.classifier,
-                },
-            },
+        weights.write_timm(
+            scratch / name,
+            names.export(jax.device_get(variables_), names.families(network_)[0]),
+            network_,
+            arch=config.model.arch,
+            classes=len(names_of),
+            size=config.data.image_size,
+            resize=config.data.resize,
+            mean=config.model.mean,
+            std=config.model.std,
+            label_names=names_of,
+            step=step,
         )
     scratch.replace(out)
     return [out / name for name in networks]

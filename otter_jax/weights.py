@@ -5,6 +5,7 @@ import difflib
 import importlib.metadata
 import json
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from otter_jax import names, tensors
+from otter_jax import names, pruning, record, tensors
 from otter_jax.errors import UserError
 from otter_jax.models.bert import Bert, BertConfig
 from otter_jax.models.clip import ClipText, ClipTextConfig
@@ -282,10 +283,50 @@ def with_pruned(module: nn.Module, folder: Path) -> nn.Module:
     return module.clone(pruned=tuple(kept.items())) if kept else module
 
 
+def write_timm(
+    folder: Path,
+    values: tensors.Tensors,
+    module: nn.Module,
+    *,
+    arch: str,
+    classes: int,
+    size: int,
+    resize: int,
+    mean: Sequence[float],
+    std: Sequence[float],
+    **more: Any,
+) -> None:
+    """A new folder that timm opens as "local-dir:FOLDER": an image encoder of `classes` outputs.
+
+    `size` of the crop and `resize` are in pixels, `mean` and `std` in 0..255; `more` goes into
+    config.json.
+    """
+    folder.mkdir(parents=True)
+    tensors.write(folder / "model.safetensors", values)
+    about = {
+        "architecture": arch,
+        "num_classes": classes,
+        "num_features": module.width,
+        "pruned": dict(pruning.kept(module)),
+        **more,
+        "pretrained_cfg": {
+            "input_size": [3, size, size],
+            "crop_pct": size / resize,
+            "interpolation": "bicubic",
+            "mean": [value / 255 for value in mean],
+            "std": [value / 255 for value in std],
+            "num_classes": classes,
+            "classifier": module.classifier,
+        },
+    }
+    record.write_json(folder / "config.json", about)
+
+
 def check_numbers(config: Any) -> None:
     """Raises ValueError for sizes that no encoder has."""
+    values = dataclasses.asdict(config)
     for field in dataclasses.fields(config):
-        value = getattr(config, field.name)
+        value = values[field.name]
         if type(field.default) is int and type(value) is not int:
             raise ValueError(f"{field.name}={value!r} is not a number")
     divides = config.hidden_size % max(config.num_attention_heads, 1) == 0

@@ -13,14 +13,23 @@ about 50 GB at a shorter side of 256 pixels. Two downloaders' layouts are read:
 
 import dataclasses
 import functools
-import hashlib
 import pathlib
 from collections.abc import Iterator
 
 import numpy as np
 
 from otter_jax.data.captions import clean
-from otter_jax.data.prepared import Options, Plan, Record, Span, listed, need, pair, pair_features
+from otter_jax.data.prepared import (
+    Options,
+    Plan,
+    Record,
+    Span,
+    hash64,
+    listed,
+    need,
+    pair,
+    pair_features,
+)
 from otter_jax.data.tables import byte_ranges, fields_of, lines_in
 from otter_jax.data.tally import Tally
 
@@ -100,5 +109,4 @@ def plan(name: str, root: pathlib.Path, options: Options) -> Plan:
 
 
 def _hash(url: str) -> int:
-    digest = hashlib.blake2b(url.encode("utf-8", "replace"), digest_size=8).digest()
-    return int.from_bytes(digest, "little", signed=True)
+    return hash64(url.encode("utf-8", "replace"))

@@ -2,7 +2,9 @@
 
 import contextlib
 import io
+import pathlib
 import re
+import shutil
 from typing import Any
 
 import tensorflow_datasets as tfds
@@ -41,6 +43,8 @@ def write(builder: tfds.core.DatasetBuilder, beam_options: Any = None) -> None:
     that in at most 1 GB of memory; beyond, through temporary files as large as the set itself.
     `beam_options` are the PipelineOptions of Apache Beam, of a builder that wants it.
     """
+    for leftover in pathlib.Path(builder.data_dir).parent.glob("incomplete.*"):
+        shutil.rmtree(leftover)  # of a build that was killed
     with contextlib.redirect_stdout(io.StringIO()):  # TFDS announces sizes it does not know yet
         builder.download_and_prepare(
             download_config=tfds.download.DownloadConfig(

@@ -56,7 +56,7 @@ class Packed:
         least = ROW * math.ceil(tokenizer.max_tokens / ROW)
         found = []
         for length in sorted({min(longest, times * least) for times in (1, 2, 4)}):
-            used = [_used(of_group, length) for of_group in draws]
+            used = [_lay(of_group, length)[1] for of_group in draws]
             # In tokens, but for what the emptiest row leaves free: rows alone are too coarse.
             tokens = [length * len(rows) - (length - rows.min(initial=length)) for rows in used]
             most = max(np.mean(tokens) + DEVIATIONS * np.std(tokens), max(tokens))
@@ -89,22 +89,16 @@ class Packed:
         owner = np.zeros_like(token_ids)
         place = np.full((groups, self.per_group), self.length, np.int32)
         lengths = mask.sum(axis=1).reshape(groups, self.per_group)
-        kept = np.stack([self._fit(of_group) for of_group in lengths])
-        for group, of_group in enumerate(kept):
-            free, used = self._empty(), np.zeros(self.rows, int)
-            for number in np.argsort(-of_group, kind="stable"):
-                size = of_group[number]
-                if not size:
-                    continue
-                row = int(np.argmax(free >= size))
-                start = self.length - free[row]
+        kept = np.empty_like(lengths)
+        for group, of_group in enumerate(lengths):
+            kept[group], laid = self._fit(of_group)
+            for number in np.flatnonzero(kept[group]):
+                size, (row, start, nth) = kept[group, number], laid[:, number]
                 caption = ids[group * self.per_group + number]
                 token_ids[group, row, start : start + size] = caption[:size]
-                token_ids[group, row, start + size - 1] = caption[lengths[group, number] - 1]
-                used[row] += 1
-                owner[group, row, start : start + size] = used[row]
-                place[group, number] = row * (self.length + 1) + used[row] - 1
-                free[row] -= size
+                token_ids[group, row, start + size - 1] = caption[of_group[number] - 1]
+                owner[group, row, start : start + size] = nth
+                place[group, number] = row * (self.length + 1) + nth - 1
         cut = (kept < lengths).reshape(-1)
         return batch | {"token_ids": token_ids, "mask": owner, "place": place, "cut": cut}
 
@@ -118,24 +112,39 @@ class Packed:
             "place": ((groups, self.per_group), np.int32),
         }
 
-    def _empty(self) -> Int32[np.ndarray, " R"]:
-        return np.full(self.rows, self.length, np.int32)
-
-    def _fit(self, lengths: Int[np.ndarray, " b"]) -> Int[np.ndarray, " b"]:
-        """The lengths, the longest of them cut to the most that lets all lie in the rows."""
+    def _fit(
+        self, lengths: Int[np.ndarray, " b"]
+    ) -> tuple[Int[np.ndarray, " b"], Int[np.ndarray, "3 b"]]:
+        """The lengths, the longest cut to the most at which all lie in the rows, and where."""
         limit = int(lengths.max(initial=0))
-        while not self._fits(np.minimum(lengths, limit)):
+        while True:
+            kept = np.minimum(lengths, limit)
+            laid, used = _lay(kept, self.length)
+            if len(used) <= self.rows:
+                return kept, laid
             limit -= 1
-        return np.minimum(lengths, limit)
 
     def _fits(self, lengths: Int[np.ndarray, " b"]) -> bool:
         """Whether all lie in the rows."""
-        return len(_used(lengths, self.length)) <= self.rows
+        return len(_lay(lengths, self.length)[1]) <= self.rows
 
 
-def _used(lengths: Int[np.ndarray, " b"], length: int) -> Int[np.ndarray, "_"]:
-    """Tokens in each row when every text goes, the longest first, where there first is room."""
-    free = np.full(len(lengths), length)
-    for size in -np.sort(-lengths):
-        free[int(np.argmax(free >= size))] -= size
-    return length - free[free < length]
+def _lay(
+    lengths: Int[np.ndarray, " b"], length: int
+) -> tuple[Int[np.ndarray, "3 b"], Int[np.ndarray, "_"]]:
+    """Each text, the longest first, in the first row of `length` tokens that has room for it.
+
+    Of each text the row, its first token there, and which text there it is, from 1; and the tokens
+    of each row that has any.
+    """
+    laid = np.zeros((3, len(lengths)), int)
+    used, texts = np.zeros((2, len(lengths)), int)
+    for number in np.argsort(-lengths, kind="stable"):
+        size = lengths[number]
+        if not size:
+            break
+        row = int(np.argmax(used <= length - size))
+        texts[row] += 1
+        laid[:, number] = row, used[row], texts[row]
+        used[row] += size
+    return laid, used[used > 0]

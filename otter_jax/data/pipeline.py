@@ -110,11 +110,7 @@ def train_batches(
     Raises:
       UserError: no captions or labels, sizes that do not fit, or 100 unreadable images in a row.
     """
-    if target.feature not in source.features:
-        raise UserError(
-            f"{source.name} has no feature `{target.feature}` to train on; it has "
-            f"{', '.join(source.features)}."
-        )
+    source.check_has(target.feature)
     rows = _rows_per_host(source, batch_size, num_hosts, image_size, resize)
     if batch_size > len(source):
         raise UserError(
@@ -216,8 +212,7 @@ class _EvalRow(grain.transforms.Map):
 def _rows_per_host(
     source: Source, batch_size: int, num_hosts: int, image_size: int, resize: int
 ) -> int:
-    if "image" not in source.features:
-        raise UserError(f"{source.name} has no feature `image`.")
+    source.check_has("image")
     if batch_size < 1 or batch_size % num_hosts:
         raise UserError(f"batch_size={batch_size} does not divide over {num_hosts} hosts.")
     if resize < image_size:

@@ -46,6 +46,7 @@ from otter_jax.errors import UserError
 MAX_CHARS = 10_000  # of a stored caption
 MAX_BYTES = 64 << 20  # of an image's file
 WINDOW = 64  # records of a unit held at once
+THREADS = 16  # at most, of a process
 ROWS = 256  # records of a part written and read at once
 ABSENT = ("missing file", "unreadable file", "image not downloaded", "rest of a broken file")
 
@@ -103,7 +104,7 @@ class Options:
       format: "jpeg" or "webp", of the resized ones.
       quality: of their encoder, 1 to 100.
       min_size: pixels; images whose shorter side is shorter are dropped.
-      keep_duplicates: records whose image bytes and fields are those of an earlier one.
+      keep_duplicates: records whose image bytes and caption or labels are those of an earlier one.
     """
 
     resize: int = 0
@@ -186,8 +187,6 @@ def prepare(
         parts.mkdir(parents=True, exist_ok=True)
         options = _beam_options(beam) if beam else None
         made = _make_parts(plan, parts, workers, options, done)
-        for leftover in home.parent.glob("incomplete.*"):  # of a build that was killed
-            shutil.rmtree(leftover)
         seconds = time.monotonic() - began
         about = {"made": made, "seconds": seconds}
         write(Prepared(plan, home.parent.parent, parts, about, beam=bool(beam)), options)
@@ -288,12 +287,10 @@ class Prepared(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         repeated = _repeated(parts)
         if repeated.any():
             entry = {"count": int(repeated.sum()), "first": _first_names(parts, repeated)}
-            what = (
-                ("changed", "duplicate, kept")
-                if options.keep_duplicates
-                else ("dropped", "duplicate")
-            )
-            tally.add({what[0]: {what[1]: entry}})
+            if options.keep_duplicates:
+                tally.add({"changed": {"duplicate, kept": entry}})
+            else:
+                tally.add({"dropped": {"duplicate": entry}})
         left_out = repeated & (not options.keep_duplicates)
         kept = int((~left_out).sum())
         sides = np.minimum(_column(parts, "width"), _column(parts, "height"))
@@ -381,10 +378,10 @@ def listed(files: Iterable[pathlib.Path]) -> list[dict[str, Any]]:
 
 
 def in_threads(
-    work: Callable[[Item], Result], items: Iterable[Item], threads: int = 16
+    work: Callable[[Item], Result], items: Iterable[Item]
 ) -> Iterator[tuple[Item, Result]]:
     """(item, work(item)) in the order of the items; WINDOW of them are held at once."""
-    with concurrent.futures.ThreadPoolExecutor(min(threads, os.cpu_count() or 1)) as pool:
+    with concurrent.futures.ThreadPoolExecutor(min(THREADS, os.cpu_count() or 1)) as pool:
         ahead: collections.deque = collections.deque()
         for item in items:
             ahead.append((item, pool.submit(work, item)))
@@ -404,7 +401,7 @@ class _Checked(NamedTuple):
     image: bytes = b""
     size: tuple[int, int] = (0, 0)  # width and height as it came
     resized: bool = False
-    digest: int = 0  # of the bytes that came, and the fields
+    digest: int = 0  # of the bytes that came, and the caption or the labels
 
 
 def check(record: Record, options: Options) -> _Checked:
@@ -423,10 +420,8 @@ def check(record: Record, options: Options) -> _Checked:
         return _Checked("empty file")
     if len(content) > MAX_BYTES:
         return _Checked("file over 64 MiB")
-    digest = hashlib.blake2b(content, digest_size=8)
-    said = ("caption", "labels")  # keys and what else came with a pair may differ
-    fields = {name: value for name, value in record.fields.items() if name in said}
-    digest.update(repr(sorted(fields.items())).encode("utf-8", "surrogatepass"))
+    # Keys and what else came with a pair may differ.
+    said = [record.fields.get(name) for name in ("caption", "labels")]
     try:
         size, stored = images.shrink(
             content, options.resize, format=options.format, quality=options.quality
@@ -435,8 +430,16 @@ def check(record: Record, options: Options) -> _Checked:
         return _Checked("unreadable image", f" ({error})")
     if min(size) < options.min_size:
         return _Checked("image too small", f" ({size[0]} x {size[1]})")
-    number = int.from_bytes(digest.digest(), "little", signed=True)
-    return _Checked(image=stored, size=size, resized=stored is not content, digest=number)
+    digest = hash64(content, repr(said).encode("utf-8", "surrogatepass"))
+    return _Checked(image=stored, size=size, resized=stored is not content, digest=digest)
+
+
+def hash64(*parts: bytes) -> int:
+    """A number of 64 bits, signed, that tells these bytes from others."""
+    digest = hashlib.blake2b(digest_size=8)
+    for part in parts:
+        digest.update(part)
+    return int.from_bytes(digest.digest(), "little", signed=True)
 
 
 def _names(plan: Plan) -> dict[str, list[str]]:
@@ -597,24 +600,19 @@ def _write(writer: pq.ParquetWriter, rows: list[tuple]) -> int:
     return written
 
 
-def _examples(part: pathlib.Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """The name and the TFDS example of each record of a part."""
-    with pq.ParquetFile(part) as file:
-        for batch in file.iter_batches(ROWS, columns=["name", "image", "fields"]):
-            for row in batch.to_pylist():
-                yield row["name"], {"image": row["image"], **json.loads(row["fields"])}
-
-
 def _rows(part: pathlib.Path) -> int:
     return pq.read_metadata(part).num_rows
 
 
 def _kept(piece: tuple[pathlib.Path, int, np.ndarray]) -> Iterator[tuple[int, dict[str, Any]]]:
     """Number and example of the records of a part, without those that are left out."""
-    part, first, left_out = piece
-    for row, (_, example) in enumerate(_examples(part)):
-        if not left_out[row]:
-            yield first + row, example
+    path, first, left_out = piece
+    with pq.ParquetFile(path) as part:
+        batches = part.iter_batches(ROWS, columns=["image", "fields"])
+        rows = itertools.chain.from_iterable(batch.to_pylist() for batch in batches)
+        for number, row in enumerate(rows):
+            if not left_out[number]:
+                yield first + number, {"image": row["image"], **json.loads(row["fields"])}
 
 
 def _first_names(parts: Sequence[pathlib.Path], chosen: Bool[np.ndarray, "_"]) -> list[str]:
@@ -643,7 +641,7 @@ def _quantiles(values: Int[np.ndarray, "_"]) -> dict[str, int]:
 
 
 def _repeated(parts: Sequence[pathlib.Path]) -> Bool[np.ndarray, "_"]:
-    """Which records, all parts in a row, have the image and the fields of an earlier one."""
+    """Which records, all parts in a row, have the digest of an earlier one."""
     digests = _column(parts, "digest")
     repeated = np.ones(len(digests), bool)
     repeated[np.unique(digests, return_index=True)[1]] = False

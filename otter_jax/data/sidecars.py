@@ -45,7 +45,7 @@ class Files(Span):
         name, members = clean(key), {}
         for file in files:
             path = self.root / self.folder / file
-            kind = webdataset.KINDS[path.suffix.lower()[1:]]
+            kind = webdataset.KINDS[_suffix(file)]
             if kind in members:
                 tally.dropped("second image or caption of a name", clean(str(path.name)))
                 continue
@@ -76,8 +76,9 @@ def plan(name: str, root: pathlib.Path, options: Options) -> Plan:
             for name in inner
             if not name.startswith(".") and os.path.realpath(os.path.join(folder, name)) not in seen
         )
-        files = len(_names(folder))
-        size += sum(os.stat(os.path.join(folder, name)).st_size for name in _names(folder))
+        paths = [os.path.join(folder, name) for name in _names(folder)]
+        size += sum(os.path.getsize(path) for path in paths if os.path.exists(path))  # a dead link
+        files = len(paths)
         relative = os.path.relpath(folder, root) if folder != str(root) else ""
         units += [Files(i, min(i + FILES, files), root, relative) for i in range(0, files, FILES)]
         number += files

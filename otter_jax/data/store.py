@@ -9,7 +9,6 @@ import math
 import operator
 import pathlib
 import re
-import shutil
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, SupportsIndex
 
@@ -68,6 +67,13 @@ class Source:
     def key(self, index: SupportsIndex) -> str:
         """What names the record: its key if the set has keys, else its number."""
         return self[index]["key"] if "key" in self.features else str(operator.index(index))
+
+    def check_has(self, feature: str) -> None:
+        """Raises UserError if the records do not have the feature."""
+        if feature not in self.features:
+            raise UserError(
+                f"{self.name} has no feature `{feature}`; it has {', '.join(self.features)}."
+            )
 
     def order(self, seed: int) -> grain.MapDataset:
         """The numbers of the records in an order that follows from the seed, another each epoch."""
@@ -209,12 +215,11 @@ def make(
     UserError if the set that is there was made of other files.
     """
     home = pathlib.Path(data_dir).expanduser() / plan.name / str(Prepared.VERSION)
-    if not home.exists():
-        with _lock(home.parent):
-            if not home.exists():
-                print(f"Building the data set {plan.name} in {home}", flush=True)
-                prepare(plan, home, workers=workers, beam=beam, done=done)
-                print(table(read_report(home)), flush=True)
+    with _first(home) as missing:
+        if missing:
+            print(f"Building the data set {plan.name} in {home}", flush=True)
+            prepare(plan, home, workers=workers, beam=beam, done=done)
+            print(table(read_report(home)), flush=True)
     check_same(home, plan)
     return home
 
@@ -235,18 +240,15 @@ def _ensure_built(
 ) -> pathlib.Path:
     """The folder of a set that its builder writes in one go, unless it is there."""
     home = sets / dataset / "1.0.0"
-    if not home.exists():
-        builder = make(data_dir=sets)
-        with _lock(home.parent):
-            if not home.exists():
-                _build(builder)
+    builder = None if home.exists() else make(data_dir=sets)  # its mistakes come before any wait
+    with _first(home) as missing:
+        if missing:
+            _build(builder)
     return home
 
 
 def _build(builder: tfds.core.DatasetBuilder) -> None:
     home = pathlib.Path(builder.data_dir)
-    for leftover in home.parent.glob("incomplete.*"):  # of a build that was killed
-        shutil.rmtree(leftover)
     print(f"Building the data set {builder.name} in {home}", flush=True)
     write(builder)
     sizes = ", ".join(
@@ -328,6 +330,16 @@ def _version_folder(data_dir: pathlib.Path, name: str, remedy: str = "") -> path
     return max(
         found, key=lambda folder: [int(number) for number in re.findall(r"\d+", folder.name)]
     )
+
+
+@contextlib.contextmanager
+def _first(home: pathlib.Path) -> Iterator[bool]:
+    """Whether the set is still to be made; if so nobody else makes it in this context."""
+    if home.exists():
+        yield False
+        return
+    with _lock(home.parent):
+        yield not home.exists()
 
 
 @contextlib.contextmanager

@@ -207,10 +207,7 @@ def lines_in(path: pathlib.Path, start: int = 0, stop: int = -1) -> Iterator[tup
     """Where each line of a text begins, "byte N", and the line; between two bytes of it."""
     with _open(path) as file:
         file.seek(start)
-        lines = _Lines(file, start, stop)
-        for place, line in _split(lines, "lines"):
-            if isinstance(line, str):
-                yield place, line
+        yield from _placed(_Lines(file, start, stop))
 
 
 class _Lines:
@@ -233,13 +230,17 @@ class _Lines:
             yield line.decode("utf-8", "replace")
 
 
+def _placed(lines: _Lines) -> Iterator[tuple[str, str]]:
+    place = f"byte {lines.position}"
+    for line in lines:
+        yield place, line
+        place = f"byte {lines.position}"
+
+
 def _split(lines: _Lines, kind: str) -> Iterator[tuple[str, str | list[str] | csv.Error]]:
     """Where each row begins and what it is: fields of CSV, the line of another, or an error."""
     if kind != "csv":
-        place = f"byte {lines.position}"
-        for line in lines:
-            yield place, line
-            place = f"byte {lines.position}"
+        yield from _placed(lines)
         return
     ends: list[int] = []  # of the lines of a row
 
