@@ -1,8 +1,10 @@
 """What the programs' command lines have in common: a config, and mistakes as one paragraph."""
 
 import json
+import os
 import pathlib
 import sys
+import traceback
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -11,12 +13,19 @@ from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
 from otter_jax import record
-from otter_jax.errors import UserError
+from otter_jax.errors import Stopped, UserError
 
 CONFIG = config_flags.DEFINE_config_file(
     "config", None, "Config file, :VARIANT after it if it takes one."
 )
 WORKDIR = flags.DEFINE_string("workdir", None, "Directory of the run, all that it needs to go on.")
+COORDINATOR = flags.DEFINE_string(
+    "coordinator", None, "HOST:PORT of process 0, where neither SLURM nor Open MPI tell it."
+)
+NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "How many processes the run has.")
+PROCESS_ID = flags.DEFINE_integer("process_id", None, "Which of them this is, from 0.")
+
+REQUEUE = 75  # EX_TEMPFAIL of sysexits.h: stopped and saved; the same command goes on
 
 
 def workdir() -> pathlib.Path:
@@ -47,6 +56,21 @@ def console() -> rich.console.Console:
     """Where programs say what they do."""
     # Keys, paths and regular expressions are printed as they are: not read as markup, not broken.
     return rich.console.Console(markup=False, highlight=False, soft_wrap=True)
+
+
+def join(config: ConfigDict, workdir: pathlib.Path) -> None:
+    """Joins the other processes of this run, if there are any; all but the first fall silent.
+
+    Raises UserError as `cluster.join` does, if they were not started alike, or `workdir` is not
+    one folder for all.
+    """
+    from otter_jax import cluster  # here: a mistake in the flags need not wait for JAX
+
+    cluster.join(COORDINATOR.value, NUM_PROCESSES.value, PROCESS_ID.value)
+    if not cluster.is_first():
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # what libraries print in C++, too
+    cluster.agree(record.versions() | flatten(json.loads(config.to_json())))
+    cluster.check_shared(workdir)
 
 
 def parse(argv: list[str]) -> list[str]:
@@ -96,10 +120,31 @@ def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def run(main: Callable[[list[str]], None]) -> None:
-    """`main` with a user's mistakes as one paragraph and exit status 2."""
+    """`main` with exit status 2 and one paragraph for a user's mistake, `REQUEUE` for a stop."""
     logging.set_verbosity(logging.ERROR)  # Orbax warns of what is meant
     try:
         app.run(main, flags_parser=parse)
+    except Stopped:
+        sys.exit(REQUEUE)
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+        _fail(error, 2)
+    except Exception as error:
+        _fail(error, 1)
+
+
+def _fail(error, status):
+    """Says what went wrong and ends, alone if it must be."""
+    jax = sys.modules.get("jax")
+    several = jax is not None and jax.distributed.is_initialized()
+    if not isinstance(error, UserError):
+        traceback.print_exception(error)
+    who = f" in process {jax.process_index()}" if several else ""
+    if several or isinstance(error, UserError):
+        print(f"error{who}: {error}", file=sys.stderr)
+    if several:
+        # At a usual exit JAX waits for the other processes, and these wait for this one in a
+        # computation. Instead they miss its signs of life, and end with a message that names it.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+    sys.exit(status)

@@ -1,12 +1,15 @@
 """What this process reads of a set, as a config says."""
 
-from collections.abc import Iterator
+import contextlib
+from collections.abc import Callable, Iterator
 
 import jax
 import numpy as np
 from jax.sharding import Mesh
+from jaxtyping import Array, Bool, Int
 from ml_collections import ConfigDict
 
+from otter_jax import cluster
 from otter_jax import mesh as meshes
 from otter_jax.data import pipeline, store
 
@@ -43,6 +46,32 @@ def eval_batches(config: ConfigDict, source: store.Source) -> Iterator[pipeline.
         host=jax.process_index(),
         num_hosts=jax.process_count(),
     )
+
+
+def over_all(
+    config: ConfigDict,
+    source: store.Source,
+    mesh: Mesh,
+    best_of: Callable[[Array], Int[Array, "B R"]],
+    *,
+    check: Callable[[], None],
+    advance: Callable[[int], None] = lambda count: None,
+) -> tuple[Int[np.ndarray, "N R"], Bool[np.ndarray, "N"]]:
+    """What `best_of` makes of each image of a set, and whether the image could be read.
+
+    Every process reads its rows, and gets the results of all. `best_of` is compiled, from rows on
+    their devices to a copy on each; `check` is called once a batch, and may raise to end it here;
+    `advance` hears how many records were done.
+    """
+    found, valid = [], np.zeros(len(source), bool)
+    with contextlib.closing(eval_batches(config, source)) as batches:
+        for number, batch in enumerate(batches):
+            check()
+            best = best_of(meshes.put_batch({"image": batch["image"]}, mesh)["image"])
+            found.append(np.asarray(best))
+            valid[batch["index"][batch["valid"]]] = True
+            advance(min(len(best), len(source) - number * len(best)))
+    return np.concatenate(found)[: len(source)], cluster.stack(valid).any(axis=0)
 
 
 def batch_shapes(

@@ -11,8 +11,9 @@ from jax.sharding import Mesh
 from jaxtyping import Int32, PyTree
 from ml_collections import ConfigDict
 
-from otter_jax import build, gates, step
+from otter_jax import build, cluster, gates, step
 from otter_jax import mesh as meshes
+from otter_jax.cluster import fingerprint
 from otter_jax.data import pipeline, store
 from otter_jax.data.captions import Tokenizer
 from otter_jax.data.packing import Packed
@@ -70,7 +71,8 @@ class Job:
         """
         mesh = meshes.make_mesh()
         check(config, mesh.size)
-        store.ensure(config.data.name, config.data.dir, config.data.tars)
+        with cluster.first_before_others():
+            store.ensure(config.data.name, config.data.dir, config.data.tars)
         source = store.open_dataset(config.data.dir, config.data.name, config.data.split)
         source.check_has("image")
         source.check_has(Tokenizer.feature)
@@ -83,6 +85,12 @@ class Job:
         tokenizer = Tokenizer(tokenizer_folder, config.data.max_tokens)
         build.check_sizes(config, model, tokenizer)
         captions = [source[i][Tokenizer.feature] for i in source.sample(SAMPLE)]
+        cluster.agree(
+            {
+                "data.name": f"{source.name}, {len(source)} pairs, {fingerprint(captions)}",
+                "model's weights": fingerprint(variables),
+            }
+        )
         lengths, target = tokenizer.lengths(captions), tokenizer
         if config.data.packed:
             target = Packed.of(

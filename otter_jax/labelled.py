@@ -1,6 +1,7 @@
 """Labelled pictures: what a network is transferred to, and how well it names them."""
 
 import dataclasses
+import functools
 from collections.abc import Callable
 
 import flax.linen as nn
@@ -12,7 +13,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int, PyTree, UInt8
 from ml_collections import ConfigDict
 
-from otter_jax import feed, gates
+from otter_jax import cluster, feed, gates
 from otter_jax import mesh as meshes
 from otter_jax.data import store
 from otter_jax.errors import UserError
@@ -60,7 +61,8 @@ def open_splits(config: ConfigDict) -> tuple[Labelled, Labelled]:
             "data.name is missing: the name of a set, for a folder of your own a new one with "
             "--config.data.folder=DIR."
         )
-    store.ensure(data.name, data.dir, folder=data.folder)
+    with cluster.first_before_others():
+        store.ensure(data.name, data.dir, folder=data.folder)
     train, validation = (Labelled.open(config, split) for split in (data.train, data.validation))
     counts = np.bincount(train.labels, minlength=len(train.names))
     there = np.bincount(validation.labels, minlength=len(validation.names))
@@ -95,42 +97,42 @@ class Validation:
         mesh: Mesh,
         console: rich.console.Console,
     ):
-        self.data = data
-        self._config, self._mesh, self._console = config, mesh, console
+        self.data, self.mesh = data, mesh
+        self._config, self._console = config, console
         self._named = False
         whole, rows = meshes.shardings(mesh)
         normalise = normaliser(config)
 
-        def ranked(params, batch_stats, image, valid):
+        def ranked(params, batch_stats, image):
             variables = {"params": gates.fold(params), "batch_stats": batch_stats}
             logits = model.apply(variables, normalise(image), train=False)
-            return jax.lax.top_k(logits, min(max(KS), logits.shape[1]))[1], valid
+            return jax.lax.top_k(logits, min(max(KS), logits.shape[1]))[1]
 
-        shardings = (whole, whole, rows, rows)
+        shardings = (whole, whole, rows)
         self._ranked = jax.jit(ranked, in_shardings=shardings, out_shardings=whole)
 
-    def __call__(self, params: PyTree, batch_stats: PyTree) -> dict[str, float]:
-        """{"top-1", "top-3"} of the gated network; unreadable images are left out, and named."""
-        found, valid, unreadable = [], [], []
-        for batch in feed.eval_batches(self._config, self.data.source):
-            on_device = meshes.put_batch(
-                {name: batch[name] for name in ("image", "valid")}, self._mesh
-            )
-            ranked, readable = self._ranked(
-                params, batch_stats, on_device["image"], on_device["valid"]
-            )
-            found.append(np.asarray(ranked))
-            valid.append(np.asarray(readable))
-            unreadable += [self.data.source.key(int(i)) for i in batch["unreadable"] if i >= 0]
-        if unreadable and not self._named:
+    def __call__(
+        self, params: PyTree, batch_stats: PyTree, check: Callable[[], None] = lambda: None
+    ) -> dict[str, float]:
+        """{"top-1", "top-3"} of the gated network; unreadable images are left out, and named.
+
+        `check` is called once a batch, and may raise to end it.
+        """
+        ranked, ok = feed.over_all(
+            self._config,
+            self.data.source,
+            self.mesh,
+            functools.partial(self._ranked, params, batch_stats),
+            check=check,
+        )
+        if not ok.all() and not self._named:
             self._named = True
+            some = ", ".join(self.data.source.key(int(i)) for i in np.flatnonzero(~ok)[:3])
             self._console.print(
-                f"{self.data.source.name}: {len(unreadable)} unreadable images are left out, such "
-                f"as {', '.join(unreadable[:3])}."
+                f"{self.data.source.name}: {(~ok).sum()} unreadable images are left out, such as "
+                f"{some}."
             )
-        size = len(self.data.labels)
-        ok = np.concatenate(valid)[:size]
-        hits = np.concatenate(found)[:size] == self.data.labels[:, None]
+        hits = ranked == self.data.labels[:, None]
         if not ok.any():
             raise UserError(f"No image of {self.data.source.name} is readable.")
         return {f"top-{k}": float(hits[ok, :k].any(axis=1).mean()) for k in KS}

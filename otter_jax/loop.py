@@ -3,9 +3,9 @@
 import collections
 import contextlib
 import dataclasses
+import json
 import math
 import pathlib
-import signal
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -15,11 +15,11 @@ import numpy as np
 import rich.console
 from jax.sharding import Mesh
 
+from otter_jax import cluster, record
 from otter_jax import mesh as meshes
-from otter_jax import record
 from otter_jax.checkpoint import Checkpoints
 from otter_jax.data.store import Source
-from otter_jax.errors import UserError
+from otter_jax.errors import Stopped, UserError
 
 NAMED = 10  # unreadable images
 
@@ -28,15 +28,16 @@ Metrics = dict[str, float]
 
 @dataclasses.dataclass
 class Loop:
-    """Trains, logs, evaluates and saves until the last step or the first signal.
+    """Trains, logs, evaluates and saves until the last step or a stop.
 
     Attributes:
+      stop: asked after every step, and by what evaluates.
       last: how many steps the whole run has.
       batch_size: of all devices; what is counted of it a second is called `unit`.
       evaluated, saved: whether a step is followed by an evaluation, or a checkpoint. The last step
         is followed by both, an evaluation always by a checkpoint.
       step_at: what makes step n = 1, 2, ... of a state and a batch.
-      evaluate: the metrics of the state after step n.
+      evaluate: the metrics of the state after step n. It may raise Stopped.
       numbers: what else is recorded of step n, such as its learning rate.
       line: a log line of step n from everything that is recorded of it.
       remedy: what usually helps when a number is not finite.
@@ -55,86 +56,105 @@ class Loop:
     line: Callable[[int, Metrics], str]
     remedy: str
     checkpoints: Checkpoints
-    scalars: record.Scalars
+    scalars: record.Scalars | None  # of the first process alone
+    stop: cluster.Stop
     source: Source
     mesh: Mesh
     console: rich.console.Console
 
     def run(self, start: int, state: Any, batches: Iterator[dict[str, np.ndarray]]) -> None:
-        """All steps after `start`. Raises UserError when a number is no longer finite."""
-        stop, last = Stop(), self.last
-        replaced: set[int] = set()
-        cut, told = 0, False
+        """All steps after `start`.
+
+        Raises Stopped when a stop was asked for and all is saved, UserError when a number is no
+        longer finite.
+        """
+        now, last, stopped = start, self.last, False
+        mishaps = Mishaps(self.source, self.console)
         clock = Clock(self.batch_size, self.unit)
         pending: collections.deque = collections.deque()  # metrics still being computed
-        with record.progress_bar(self.console) as bar, stop:
+        with record.progress_bar(self.console) as bar:
             task = bar.add_task("training", total=last, completed=start)
-            for now in range(start + 1, last + 1):
+            while now < last and not stopped:
+                try:
+                    with clock.waiting(), self.stop.interrupting():
+                        batch = next(batches)
+                except Stopped:
+                    stopped = True
+                    break
+                now += 1
+                mishaps.add(batch)
                 with clock.paused():  # a step of another kind may have to be compiled
                     train_step = self.step_at(now)
-                with clock.waiting():
-                    batch = next(batches)
-                self._name_replaced(batch.pop("replaced"), replaced)
-                cut += int(np.sum(batch.pop("cut", 0)))  # of packed captions
                 state, metrics = train_step(state, meshes.put_batch(batch, self.mesh))
                 pending.append((now, metrics))
-                # One step runs ahead of the numbers that are looked at: devices never wait for it.
-                stopping = stop.requested  # asked once: a signal may come at any line
-                milestone = self._is_evaluated(now) or self.saved(now) or bool(stopping)
+                stopped = self.stop.reached()  # once a step: all processes must ask equally often
+                milestone = self._is_evaluated(now) or self.saved(now)
                 log = now % self.log_every == 0 or now == last
+                # One step runs ahead of the numbers that are looked at: devices never wait for it.
                 while len(pending) > (0 if milestone or log else 1):
                     clock.add(self._finite(*pending.popleft()))
                 bar.update(task, completed=now)
                 if log:
-                    means = clock.period(now, last) | self.numbers(now)
-                    means["replaced"] = len(replaced)  # unreadable images so far, in this start
-                    means["cut"] = cut  # packed captions so far
-                    if cut and not told:
-                        self._tell_cut(cut, now)
-                        told = True
-                    self.scalars.write(now, means)
+                    means = clock.period(now, last) | self.numbers(now) | mishaps.counts()
+                    self._write(now, means)
                     self.console.print(self.line(now, means))
-                if milestone:
+                if milestone and not stopped:
                     bar.update(task, description="evaluating, saving")
                     with clock.paused():
-                        self._milestone(now, state, stopped=bool(stopping))
+                        stopped = self._milestone(now, state)
                     bar.update(task, description="training")
-                if stopping:
-                    break
+        for step in pending:
+            self._finite(*step)
+        if stopped and now > start:
+            # Whoever stops a run may give it seconds only: saved now, evaluated at the next start.
+            self.checkpoints.save(now, state)
         self.checkpoints.wait()
-        if replaced:
-            self.console.print(f"{len(replaced)} unreadable images were replaced in this start.")
-        if cut:
-            self._tell_cut(cut, now)
-        if stopping:
-            self.console.print(
-                f"Stopped by {stopping} after step {now} of {last}; saved. "
-                "The same command goes on from there."
-            )
+        mishaps.tell(pairs=(now - start) * self.batch_size)
+        if stopped:
+            self._tell_stop(now)
+            raise Stopped
 
     def make_up(self, start: int, state: Any) -> None:
         """Evaluates the checkpoint that a run goes on from, if a stop came before that."""
         done = record.results(self.workdir, start).exists()
-        if start and self._is_evaluated(start) and not done:
-            self._evaluate(start, state)
+        if start and self._is_evaluated(start) and not cluster.stack(np.array(done))[0]:
+            try:
+                self._evaluate(start, state)
+            except Stopped:
+                self._tell_stop(start)
+                raise
 
     def _is_evaluated(self, now: int) -> bool:
         return now == self.last or self.evaluated(now)
 
-    def _milestone(self, now: int, state: Any, stopped: bool) -> None:
+    def _milestone(self, now: int, state: Any) -> bool:
+        """Evaluates if that is due, and saves; whether a stop came in between."""
         metrics = {}
         try:
-            # Whoever stops a run may give it seconds only: saved now, evaluated at the next start.
-            if self._is_evaluated(now) and not stopped:
+            if self._is_evaluated(now):
                 metrics = self._evaluate(now, state)
+        except Stopped:
+            return True
         finally:
             self.checkpoints.save(now, state, metrics)
+        return False
 
     def _evaluate(self, now: int, state: Any) -> Metrics:
         metrics = self.evaluate(now, state)
         if metrics:
-            self.scalars.write(now, metrics)
+            self._write(now, metrics)
         return metrics
+
+    def _write(self, now: int, numbers: Metrics) -> None:
+        if self.scalars is not None:
+            self.scalars.write(now, numbers)
+
+    def _tell_stop(self, now: int) -> None:
+        by = self.stop.by or "a signal to one of the processes"
+        self.console.print(
+            f"Stopped by {by} after step {now} of {self.last}; saved. "
+            "The same command goes on from there."
+        )
 
     def _finite(self, now: int, metrics: dict[str, jax.Array]) -> Metrics:
         values = {name: float(value) for name, value in jax.device_get(metrics).items()}
@@ -151,22 +171,51 @@ class Loop:
             )
         return values
 
-    def _tell_cut(self, cut: int, now: int) -> None:
-        share = cut / (now * self.batch_size)
-        self.console.print(
-            f"{cut} captions ({share:.1e} of them) were cut to fit the rows they are packed in."
-        )
 
-    def _name_replaced(self, numbers: np.ndarray, known: set[int]) -> None:
-        for number in sorted({int(n) for n in numbers if n >= 0} - known):
-            known.add(number)
-            if len(known) <= NAMED:
-                self.console.print(
-                    f"Unreadable image {self.source.key(number)} in {self.source.name}: the next "
+class Mishaps:
+    """What was wrong with the data of this start: counted over all processes, and named."""
+
+    def __init__(self, source: Source, console: rich.console.Console):
+        self._source, self._console = source, console
+        self._replaced: set[int] = set()  # records whose image cannot be read
+        self._cut = 0  # packed captions that were
+        self._own: tuple[set[int], int] = (set(), 0)  # of this process, since the last `counts`
+
+    def add(self, batch: dict[str, np.ndarray]) -> None:
+        """Takes out of this process's batch what is not for the step."""
+        replaced, cut = self._own
+        replaced |= {int(n) for n in batch.pop("replaced") if n >= 0}
+        self._own = replaced, cut + int(np.sum(batch.pop("cut", 0)))
+
+    def counts(self) -> Metrics:
+        """Images replaced and captions cut so far; new ones are named. All processes call it."""
+        replaced, cut = self._own
+        self._own = set(), 0
+        told = [json.loads(text) for text in cluster.gather(json.dumps([sorted(replaced), cut]))]
+        for number in sorted({n for numbers, _ in told for n in numbers} - self._replaced):
+            self._replaced.add(number)
+            if len(self._replaced) <= NAMED:
+                self._console.print(
+                    f"Unreadable image {self._source.key(number)} in {self._source.name}: the next "
                     "readable record takes its place."
                 )
-            if len(known) == NAMED:
-                self.console.print("Further unreadable images are counted, not named.")
+            if len(self._replaced) == NAMED:
+                self._console.print("Further unreadable images are counted, not named.")
+        self._cut += sum(cut for _, cut in told)
+        return {"replaced": len(self._replaced), "cut": self._cut}
+
+    def tell(self, pairs: int) -> None:
+        """Says how many they were of so many pairs. All processes call it."""
+        self.counts()
+        if self._replaced:
+            self._console.print(
+                f"{len(self._replaced)} unreadable images were replaced in this start."
+            )
+        if self._cut:
+            self._console.print(
+                f"{self._cut} captions ({self._cut / pairs:.1e} of them) were cut to fit the rows "
+                "they are packed in."
+            )
 
 
 def every(*periods: int) -> Callable[[int], bool]:
@@ -216,27 +265,6 @@ class Clock:
         }
         self._reset()
         return means | rates
-
-
-class Stop:
-    """Context in which SIGTERM and Ctrl-C ask for a stop; a second one has its usual effect."""
-
-    def __init__(self):
-        self.requested = ""
-        self._before: dict[int, Any] = {}
-
-    def __enter__(self):
-        for number in (signal.SIGTERM, signal.SIGINT):
-            self._before[number] = signal.signal(number, self._ask)
-        return self
-
-    def __exit__(self, *_):
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-
-    def _ask(self, number, _frame):
-        self.requested = signal.Signals(number).name
-        signal.signal(number, self._before[number])
 
 
 def compiled(jitted: Any, *shapes: Any, name: str, console: rich.console.Console) -> Any:

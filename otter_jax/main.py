@@ -31,8 +31,10 @@ def main(_: list[str]) -> None:
         released.run(config, pathlib.Path(CHECKPOINT.value).expanduser(), workdir, console=console)
         return
     if MODE.value == "eval":
+        command.join(config, workdir)
         zeroshot.run(config, workdir, console=console)
         return
+    command.join(config, workdir)
     command.say_differences(workdir, config, console)
     train.run(
         config,

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jaxtyping import PyTree
 
 from otter_jax.errors import UserError
 
@@ -30,6 +31,12 @@ def put_batch(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Arra
     """The global batch on the devices, from the rows that this process has read."""
     put = functools.partial(jax.make_array_from_process_local_data, NamedSharding(mesh, ROWS))
     return {name: put(rows) for name, rows in batch.items()}
+
+
+def put_whole(tree: PyTree, mesh: Mesh) -> PyTree:
+    """A copy on every device, from what each process has whole."""
+    put = functools.partial(jax.make_array_from_process_local_data, NamedSharding(mesh, WHOLE))
+    return jax.tree.map(lambda x: put(np.asarray(x)), tree)
 
 
 def check_divides(key: str, batch_size: int, devices: int) -> None:

@@ -1,5 +1,6 @@
 """What a run leaves behind for people: how it was started, its numbers, its results."""
 
+import hashlib
 import json
 import os
 import pathlib
@@ -65,12 +66,24 @@ def describe(workdir: pathlib.Path, config: Mapping[str, Any]) -> None:
     starts.append(
         {
             "command": sys.argv,
-            "python": sys.version.split()[0],
-            "versions": {name: metadata.version(name) for name in PACKAGES},
             "git": git,
+            **versions(),
         }
     )
     write_text(path, json.dumps(starts, indent=2))
+
+
+def versions() -> dict[str, Any]:
+    """What computes: Python, the packages, and this package as it lies on disk."""
+    here = pathlib.Path(__file__).parent
+    code = hashlib.sha256()
+    for path in sorted(here.rglob("*.py")):
+        code.update(path.read_bytes())
+    return {
+        "python": sys.version.split()[0],
+        "versions": {name: metadata.version(name) for name in PACKAGES},
+        "otter_jax": code.hexdigest()[:12],
+    }
 
 
 def config_of(workdir: pathlib.Path, *, needs: str = "objective") -> ConfigDict:

@@ -15,7 +15,7 @@ from jax.sharding import Mesh
 from jaxtyping import PyTree
 from ml_collections import ConfigDict
 
-from otter_jax import build, feed, gates, loop, record, step
+from otter_jax import build, cluster, feed, gates, loop, record, step
 from otter_jax import mesh as meshes
 from otter_jax.checkpoint import Checkpoints, restore_best
 from otter_jax.data.captions import Tokenizer
@@ -23,8 +23,9 @@ from otter_jax.errors import UserError
 from otter_jax.job import Job
 from otter_jax.objective import Objective
 
-# What evaluates, made once, called with a step and {"student": variables, "ema": variables}.
-Evaluate = Callable[[int, dict[str, PyTree]], dict[str, float]]
+# What evaluates, made once, called with a step, {"student": variables, "ema": variables}, and what
+# raises Stopped if a stop was asked for.
+Evaluate = Callable[[int, dict[str, PyTree], Callable[[], None]], dict[str, float]]
 MakeEvaluate = Callable[[ConfigDict, nn.Module, Tokenizer, Mesh, pathlib.Path], Evaluate]
 
 
@@ -37,9 +38,9 @@ def run(
 ) -> None:
     """Trains to the last step of `config`, from the newest checkpoint in `workdir` if there is one.
 
-    SIGTERM or Ctrl-C saves and returns after the step that is running. Raises UserError for what
-    the config or the data get wrong, before anything is compiled, and when a number is no longer
-    finite.
+    SIGTERM or Ctrl-C saves after the step that is running, and raises Stopped. Raises UserError for
+    what the config or the data get wrong, before anything is compiled, and when a number is no
+    longer finite.
     """
     job = Job.of(config)
     evaluate = make_evaluate(config, job.model, job.tokenizer, job.mesh, workdir)
@@ -57,9 +58,10 @@ def run(
         start = checkpoints.latest or 0
         if checkpoints.latest is not None:
             state = checkpoints.restore(start, state, whole)
-        elif config.teacher.checkpoint:
-            state = state.replace(teacher=fixed_teacher(config, job.variables))
-        state = jax.device_put(state, whole)
+        else:
+            if config.teacher.checkpoint:
+                state = state.replace(teacher=fixed_teacher(config, job.variables))
+            state = meshes.put_whole(state, job.mesh)
         job.variables = None  # they are in the state now
         batches = closing(feed.train_batches(config, job.source, job.target, start))
 
@@ -67,8 +69,13 @@ def run(
             found = {"student": {"params": state.params, "batch_stats": state.batch_stats}}
             return found | ({} if config.teacher.checkpoint else {"ema": state.teacher})
 
-        # Only now: a start that was refused above leaves the run's description as it was.
-        record.describe(workdir, json.loads(config.to_json()))
+        cluster.agree({"latest checkpoint": checkpoints.latest})
+        scalars = None
+        if cluster.is_first():
+            # Only now: a start that was refused above leaves the run's description as it was.
+            record.describe(workdir, json.loads(config.to_json()))
+            scalars = closing(record.Scalars(workdir, start))
+        stop = stack.enter_context(cluster.Stop())
         training = loop.Loop(
             workdir=workdir,
             last=length.steps,
@@ -78,7 +85,7 @@ def run(
             evaluated=loop.every(config.eval.every),
             saved=loop.every(config.checkpoint.every, config.checkpoint.keep_every),
             step_at=lambda _: compiled,
-            evaluate=lambda now, state: evaluate(now, weights_of(state)),
+            evaluate=lambda now, state: evaluate(now, weights_of(state), stop.check),
             numbers=lambda now: {
                 "learning_rate": float(job.schedule(now - 1)),
                 "epoch": now * config.train.batch_size / length.pairs,
@@ -86,7 +93,8 @@ def run(
             line=functools.partial(log_line, steps=length.steps),
             remedy="A lower optim.learning_rate, a longer optim.warmup_steps or optim.clip_norm=1",
             checkpoints=checkpoints,
-            scalars=closing(record.Scalars(workdir, start)),
+            scalars=scalars,
+            stop=stop,
             source=job.source,
             mesh=job.mesh,
             console=console,

@@ -29,6 +29,7 @@ from ml_collections import ConfigDict
 
 from otter_jax import (
     build,
+    cluster,
     command,
     feed,
     filters,
@@ -100,9 +101,9 @@ def network(config: ConfigDict, classes: int) -> tuple[nn.Module, PyTree, PyTree
 def run(config: ConfigDict, workdir: pathlib.Path, *, console: rich.console.Console) -> None:
     """Trains through all phases, from the newest checkpoint in `workdir` if there is one.
 
-    Validates and saves after each phase; at the end writes the report. SIGTERM or Ctrl-C saves and
-    returns after the step that is running. Raises UserError for what the config or the data get
-    wrong, before anything is compiled, and when a number is no longer finite.
+    Validates and saves after each phase; at the end writes the report. SIGTERM or Ctrl-C saves
+    after the step that is running, and raises Stopped. Raises UserError for what the config or the
+    data get wrong, before anything is compiled, and when a number is no longer finite.
     """
     mesh = meshes.make_mesh()
     check(config, mesh.size)
@@ -110,6 +111,12 @@ def run(config: ConfigDict, workdir: pathlib.Path, *, console: rich.console.Cons
     train, validation = labelled.open_splits(config)
     ends = phase_ends(len(phases), len(train.labels), config.train.batch_size)
     model, params, batch_stats = network(config, len(train.names))
+    cluster.agree(
+        {
+            "data.name": cluster.fingerprint((train.labels, validation.labels)),
+            "model's weights": cluster.fingerprint((params, batch_stats)),
+        }
+    )
     build.check_image_size(config.data.image_size, model, config.model.arch)
     state = phased.create_state(params, batch_stats, phases, model)
     whole, rows = meshes.shardings(mesh)
@@ -131,16 +138,18 @@ def run(config: ConfigDict, workdir: pathlib.Path, *, console: rich.console.Cons
             )
         if checkpoints.latest is not None:
             state = checkpoints.restore(start, state, whole)
-        state = jax.device_put(state, whole)
+        else:
+            state = meshes.put_whole(state, mesh)
         like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), state)
         labels = pipeline.Labels(config.data.label)
         batches = closing(feed.train_batches(config, train.source, labels, start))
 
         def evaluate(now, state):
-            measured = validate(state.params, state.batch_stats)
+            measured = validate(state.params, state.batch_stats, stop.check)
             phase = bisect.bisect_left(ends, now)
             result = {"step": now, "epoch": phase + 1, "phase": phases[phase], **measured}
-            record.write_json(record.results(workdir, now), result)
+            if cluster.is_first():
+                record.write_json(record.results(workdir, now), result)
             shown = ", ".join(f"{name} {value:.3f}" for name, value in measured.items())
             of = f"{phase + 1}/{len(phases)} ({phases[phase]})"
             console.print(f"epoch {of} | validation {shown}")
@@ -164,7 +173,12 @@ def run(config: ConfigDict, workdir: pathlib.Path, *, console: rich.console.Cons
             shapes = feed.batch_shapes(config, labels, mesh)
             return loop.compiled(jitted, like, shapes, name=f"phase {groups}", console=console)
 
-        record.describe(workdir, json.loads(config.to_json()))
+        cluster.agree({"latest checkpoint": checkpoints.latest})
+        scalars = None
+        if cluster.is_first():
+            record.describe(workdir, json.loads(config.to_json()))
+            scalars = closing(record.Scalars(workdir, start))
+        stop = stack.enter_context(cluster.Stop())
         training = loop.Loop(
             workdir=workdir,
             last=ends[-1],
@@ -182,7 +196,8 @@ def run(config: ConfigDict, workdir: pathlib.Path, *, console: rich.console.Cons
             line=functools.partial(log_line, phases=phases, ends=ends),
             remedy="A lower optim.learning_rate or gates.strength",
             checkpoints=checkpoints,
-            scalars=closing(record.Scalars(workdir, start)),
+            scalars=scalars,
+            stop=stop,
             source=train.source,
             mesh=mesh,
             console=console,
@@ -190,14 +205,14 @@ def run(config: ConfigDict, workdir: pathlib.Path, *, console: rich.console.Cons
         training.make_up(start, state)
         del params, batch_stats
         if start < ends[-1]:
-            (workdir / "report.html").unlink(missing_ok=True)  # of fewer phases
+            if cluster.is_first():
+                (workdir / "report.html").unlink(missing_ok=True)  # of fewer phases
             console.print(summary(config, state, model, train, validation, ends, mesh, start))
             training.run(start, state, batches)
         else:
             console.print(f"Done already: {start} of {ends[-1]} steps are in {workdir}.")
-        # A stop at the very last step leaves its validation to the next start.
-        finished = record.results(workdir, ends[-1]).exists() and checkpoints.latest == ends[-1]
-    if config.report and finished and not (workdir / "report.html").exists():
+    reported = cluster.stack(np.array((workdir / "report.html").exists()))[0]
+    if config.report and not reported:
         report(config, workdir, validate, console=console)
         console.print(f"The report is in {workdir / 'report.html'}.")
 
@@ -306,12 +321,13 @@ def report(
         ("What was trained", [{"group": phased.GROUPS[g], "values": groups[g]} for g in used]),
     ]
     attention = attention_of(params)
+    results: dict[str, Any] = {}
     if attention:
-        record.write_json(workdir / "filters.json", filters.ranking(attention))
+        results["filters.json"] = filters.ranking(attention)
         variables = {"params": gates.fold(params), "batch_stats": batch_stats}
         figures["Attention per convolution"] = filters.plot_histograms(attention)
         points = prune_points(config, model, variables, attention, validate, console)
-        record.write_json(workdir / "pruning.json", points)
+        results["pruning.json"] = points
         if points:
             figures["Pruning"] = filters.plot_pruning(points)
             parts.append(("Pruning", points))
@@ -324,6 +340,10 @@ def report(
             batch_size=config.eval.batch_size,
         )
         figures["What excites the most and least attended filters"] = filters.plot_excitement(shown)
+    if not cluster.is_first():  # it has helped to measure
+        return
+    for name, result in results.items():
+        record.write_json(workdir / name, result)
     folder = workdir / "report"
     folder.mkdir(exist_ok=True)
     for number, (heading, figure) in enumerate(figures.items()):
@@ -365,7 +385,7 @@ def prune_points(
     whole = pruning.forward(model, variables, images)
 
     def measure(keep):
-        masked = pruning.mask(variables, keep, model)
+        masked = meshes.put_whole(pruning.mask(variables, keep, model), validate.mesh)
         return validate(masked["params"], masked["batch_stats"])
 
     random = np.random.default_rng(config.seed)
@@ -439,6 +459,7 @@ def main(_: list[str]) -> None:
         if SHARE.value:
             raise UserError("--share goes with --export.")
         config = command.config(saved_in=None, needs="phases")
+        command.join(config, workdir)
         command.say_differences(workdir, config, console)
         run(config, workdir, console=console)
         return

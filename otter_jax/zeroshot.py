@@ -5,6 +5,7 @@ classes are those with the largest cosine. FH@K, flat hit, is the share of image
 their labels among the K best classes.
 """
 
+import functools
 import math
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
@@ -20,7 +21,7 @@ from jax.sharding import Mesh
 from jaxtyping import Float, Int, PyTree
 from ml_collections import ConfigDict
 
-from otter_jax import build, feed, gates, record
+from otter_jax import build, cluster, feed, gates, record
 from otter_jax import mesh as meshes
 from otter_jax.data.captions import Tokenizer
 from otter_jax.errors import UserError
@@ -132,18 +133,24 @@ class Evaluator:
         def texts(variables, token_ids, mask):
             return model.apply(folded(variables), token_ids, mask, method=model.embed_texts)
 
-        def best_classes(variables, image, bank):
+        def best_classes(variables, bank, image):
             img = model.apply(folded(variables), image, method=model.embed_images)
             scores = jnp.matmul(img, bank.T, precision=jax.lax.Precision.HIGHEST)
             return jax.lax.top_k(scores, min(max(KS), bank.shape[0]))[1]
 
         self._texts = jax.jit(texts, in_shardings=(whole, rows, rows), out_shardings=whole)
-        self._best = jax.jit(best_classes, in_shardings=(whole, rows, whole), out_shardings=whole)
+        self._best = jax.jit(best_classes, in_shardings=(whole, whole, rows), out_shardings=whole)
 
-    def __call__(self, step: int, weights_of: Mapping[str, PyTree]) -> dict[str, float]:
+    def __call__(
+        self,
+        step: int,
+        weights_of: Mapping[str, PyTree],
+        check: Callable[[], None] = lambda: None,
+    ) -> dict[str, float]:
         """FH@K of every set by every weights, as {"SET/WEIGHTS/FH@K": value}.
 
         Prints them as a table with the baselines beside, and writes WORKDIR/results/step_N.json.
+        `check` is called once a batch, and may raise to end it.
         """
         if not self.sets:
             return {}
@@ -157,11 +164,18 @@ class Evaluator:
                     bar.update(task, description=f"evaluating {s.name}, {weights}")
                     prompt_key = (tuple(s.names), s.templates)
                     if prompt_key not in banks:
-                        banks[prompt_key] = self._bank(variables, *prompt_key)
-                    results[s.name] |= self._evaluate(
-                        s, weights, variables, banks[prompt_key], lambda n: bar.advance(task, n)
+                        banks[prompt_key] = self._bank(variables, *prompt_key, check)
+                    ranked, valid = feed.over_all(
+                        self._config,
+                        s.source,
+                        self._mesh,
+                        functools.partial(self._best, variables, banks[prompt_key]),
+                        check=check,
+                        advance=lambda count: bar.advance(task, count),
                     )
-        record.write_json(record.results(self._workdir, step), {"step": step, "sets": results})
+                    results[s.name] |= self._result(s, weights, ranked, valid)
+        if cluster.is_first():
+            record.write_json(record.results(self._workdir, step), {"step": step, "sets": results})
         self._console.print(table(step, results))
         return {
             f"{name}/{weights}/{metric}": value
@@ -170,12 +184,13 @@ class Evaluator:
             for metric, value in result[weights].items()
         }
 
-    def _bank(self, variables, names, templates):
+    def _bank(self, variables, names, templates, check):
         B = self._config.eval.batch_size
 
         def embed(captions):
             chunks = []
             for start in range(0, len(captions), B):
+                check()
                 part = captions[start : start + B]
                 ids, mask = self._tokenizer.encode(part + [""] * (B - len(part)))
                 rows = meshes.put_batch(_own_rows({"ids": ids, "mask": mask}), self._mesh)
@@ -185,21 +200,8 @@ class Evaluator:
 
         return class_bank(embed, names, templates)
 
-    def _evaluate(self, s, weights, variables, bank, advance):
-        ranked = np.full((len(s.source), min(max(KS), len(s.names))), -1, np.int32)
-        valid = np.zeros(len(s.source), bool)
-        unreadable = []
-        batches = feed.eval_batches(self._config, s.source)
-        for number, batch in enumerate(batches):
-            rows = meshes.put_batch({"image": batch["image"]}, self._mesh)
-            best = np.asarray(self._best(variables, rows["image"], bank))
-            first = number * len(best)
-            here = slice(first, min(first + len(best), len(s.source)))
-            ranked[here] = best[: here.stop - first]
-            own = batch["index"] >= 0
-            valid[batch["index"][own]] = batch["valid"][own]
-            unreadable += [s.source.key(int(i)) for i in batch["unreadable"] if i >= 0]
-            advance(here.stop - first)
+    def _result(self, s, weights, ranked, valid):
+        unreadable = [s.source.key(int(i)) for i in np.flatnonzero(~valid)]
         if unreadable:
             self._console.print(
                 f"{s.source.name}: {len(unreadable)} unreadable images are left out, such as "
@@ -260,7 +262,8 @@ def run(config: ConfigDict, workdir: pathlib.Path, *, console: rich.console.Cons
     tokenizer = Tokenizer(tokenizer_folder, config.data.max_tokens)
     build.check_sizes(config, model, tokenizer)
     evaluator = Evaluator(config, model, tokenizer, mesh, workdir, console)
-    evaluator(step, weights_of)
+    with cluster.Stop() as stop:
+        evaluator(step, weights_of, stop.check)
 
 
 def _by_name(hits):

@@ -6,8 +6,9 @@ import sys
 
 import pytest
 from PIL import Image
-from test_main import REPO, environment, tiny, world  # noqa: F401
+from test_main import tiny, world  # noqa: F401
 from test_webdataset import write_tar
+from world import REPO, environment
 
 from otter_jax import doctor
 from otter_jax.job import Job

@@ -10,7 +10,7 @@ FLOORS = {  # module or folder -> floor; 0 mathematics, ..., 5 the door
     "errors": 0, "ot": 0, "objective": 0, "gates": 0, "mesh": 0,
     "models": 1,
     "tensors": 2, "names": 2, "weights": 2, "build": 2, "data": 2, "record": 2,
-    "checkpoint": 2, "pruning": 2, "filters": 2, "page": 2,
+    "checkpoint": 2, "pruning": 2, "filters": 2, "page": 2, "cluster": 2,
     "step": 3, "phased": 3, "labelled": 3, "loop": 3, "command": 3, "feed": 3, "job": 3,
     "evalset": 3,
     "train": 4, "zeroshot": 4, "released": 4, "export": 4, "transfer": 4,
