@@ -24,14 +24,17 @@ from jax.experimental import topologies
 from jax.sharding import AxisType, Mesh
 from matplotlib.figure import Figure
 
-from otter_jax import loop
+from otter_jax import build, loop
 from otter_jax import mesh as meshes
+from otter_jax.models.bert import Bert, BertConfig
+from otter_jax.models.resnet import RESNETS, ResNet
+from otter_jax.models.towers import Towers
 from otter_jax.objective import METHODS, health, targets_of
 
 D = 768
+VOCABULARY = 31_090  # of DeCLUTR-Sci-base
 OTTER = METHODS["otter"]
 BATCHES = (512, 4096, 32768, 131072)
-MOST = 64  # virtual devices
 BY = "formula", "compiled", "released"
 
 # By formula -------------------------------------------------------------------------------------
@@ -66,6 +69,15 @@ def sent(B: float, P: int) -> float:
 def sent_released(B: float, P: int) -> float:
     """The same of the released code, which gathers both costs; its gradient stays where it is."""
     return 4 * (2 * 2 * B * D + 2 * B * B) * (P - 1) / P
+
+
+def sent_of_encoders(params: int, channels: int, P: int) -> tuple[float, float]:
+    """Bytes that one of P devices sends a step for gradients, and for sums of batch norm.
+
+    Two sums a channel: forwards of student and teacher, backwards of the student.
+    """
+    twice = 2 * (P - 1) / P  # a sum is scattered, then gathered
+    return 4 * params * twice, 4 * 6 * channels * twice
 
 
 # As compiled ------------------------------------------------------------------------------------
@@ -154,6 +166,21 @@ def devices_of(P: int, target: str) -> Sequence[jax.Device]:
     return topologies.get_topology_desc("", "cuda", topology=shape, target_config=target).devices
 
 
+def sizes() -> tuple[int, int]:
+    """Parameters of ResNet-50 with BERT-base, and channels that batch norm normalises."""
+    model = Towers(
+        img=ResNet(**RESNETS["resnet50"]),
+        txt=Bert(BertConfig(vocab_size=VOCABULARY)),
+        dim=D,
+        txt_width=D,
+        mean=(0.0,) * 3,
+        std=(1.0,) * 3,
+    )
+    like = jax.eval_shape(lambda: build.initialise(model, jax.random.key(0)))
+    count = {name: sum(x.size for x in jax.tree.leaves(tree)) for name, tree in like.items()}
+    return count["params"], count["batch_stats"] // 2  # a mean and a variance each
+
+
 # The page ---------------------------------------------------------------------------------------
 
 
@@ -174,23 +201,26 @@ def plot(measured: dict[tuple[int, int], tuple[int, float]], out: pathlib.Path) 
     colours = {"released": "tab:red", "here": "tab:blue"}
     titles = "held by a device", "sent by a device, a step"
     formulas = {"released": (held_released, sent_released), "here": (held, sent)}
+    looks = dict(zip(sorted({P for _, P in measured}), ("-o", "--s", ":^"), strict=False))
     for i, (ax, title) in enumerate(zip(axes, titles, strict=True)):
         for who, both in formulas.items():
-            for P, line in ((8, "-"), (64, "--")):
+            for P, look in looks.items():
                 label = f"{who}, {P} GPUs"
-                ax.plot(B, both[i](B, P), line, color=colours[who], label=label)
-        for P, marker in ((8, "o"), (64, "s")):
-            points = [(size, both[i]) for (size, devices), both in measured.items() if devices == P]
-            ax.plot(*zip(*points, strict=True), marker, color=colours["here"], mfc="white")
+                ax.plot(B, both[i](B, P), look[:-1], color=colours[who], label=label)
+        for P, look in looks.items():
+            points = {size: both[i] for (size, devices), both in measured.items() if devices == P}
+            colour, label = colours["here"], f"as compiled, {P} GPUs"
+            ax.plot([*points], [*points.values()], look[-1], color=colour, mfc="white", label=label)
         ax.set_xscale("log", base=2)
         ax.set_yscale("log")
         ax.set_ylim(3e5, 3e13)
         ticks = [2**n for n in range(9, 20, 2)]
         ax.set_xticks(ticks, [f"{n // 1024}k" if n >= 1024 else f"{n}" for n in ticks])
         ax.set_yticks([1e6, 1e9, 1e12], ["1 MB", "1 GB", "1 TB"])
+        ax.set_yticks([10**n for n in range(6, 14)], [], minor=True)
         ax.set_xlabel("batch size")
         ax.set_title(f"OTTER's objective: bytes {title}", fontsize=11)
-        ax.grid(alpha=0.3)
+        ax.grid(alpha=0.3, which="both")
     for memory in (80, 141):
         axes[0].axhline(memory * 1e9, color="grey", lw=0.8)
         axes[0].text(260, memory * 1.1e9, f"{memory} GB", color="grey", fontsize=8)
@@ -204,11 +234,11 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     parser.add_argument("--batch", type=int, nargs="+", default=BATCHES)
-    parser.add_argument("--devices", type=int, nargs="+", default=(8, MOST))
+    parser.add_argument("--devices", type=int, nargs="+", default=(8, 64))
     parser.add_argument("--target", type=pathlib.Path, help="a GPU to compile for")
     parser.add_argument("--out", type=pathlib.Path, help="a plot")
     options = parser.parse_args()
-    jax.config.update("jax_num_cpu_devices", MOST)
+    jax.config.update("jax_num_cpu_devices", max(options.devices))
     target = options.target.read_text() if options.target else ""
     columns = "devices", "B", *(f"{what} {by}" for what in ("held:", "sent:") for by in BY)
     print(f"| {' | '.join(columns)} |")
@@ -226,6 +256,11 @@ def main() -> None:
             )
             cells = f"{P}", f"{B:,}", *(amount(n) for three in numbers for n in three)
             print(f"| {' | '.join(cells)} |", flush=True)
+    params, channels = sizes()
+    print(f"\n{params:,} parameters, batch norm of {channels:,} channels; sent a step:")
+    for P in options.devices:
+        gradients, sums = (amount(n) for n in sent_of_encoders(params, channels, P))
+        print(f"{P} devices: {gradients} for gradients, {sums} for batch norm")
     if options.out:
         plot(measured, options.out)
 
