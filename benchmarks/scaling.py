@@ -13,9 +13,8 @@ scattered, then gathered.
 
 import argparse
 import pathlib
-import re
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -24,6 +23,7 @@ from jax.experimental import topologies
 from jax.sharding import AxisType, Mesh
 from matplotlib.figure import Figure
 
+from benchmarks.hlo import collectives
 from otter_jax import build, loop
 from otter_jax import mesh as meshes
 from otter_jax.models.bert import Bert, BertConfig
@@ -81,46 +81,6 @@ def sent_of_encoders(params: int, channels: int, P: int) -> tuple[float, float]:
 
 
 # As compiled ------------------------------------------------------------------------------------
-
-
-class Collective(NamedTuple):
-    """Something that the devices do together: what each gets of it, and how often in a program."""
-
-    kind: str
-    shapes: list[tuple[int, ...]]
-    bytes: int
-    times: int
-
-    def sent(self, P: int) -> float:
-        """Bytes that one of P devices sends."""
-        share = {"all-gather": (P - 1) / P, "reduce-scatter": P - 1, "all-reduce": 2 * (P - 1) / P}
-        return share[self.kind] * self.bytes * self.times
-
-
-COMPUTATION = re.compile(r"^(?:ENTRY )?%([\w.-]+) [^\n]*\{\n(.*?)^\}", re.MULTILINE | re.DOTALL)
-COLLECTIVE = re.compile(
-    r"= (.*?) ((?:ragged-)?all-to-all|all-gather|all-reduce|reduce-scatter"
-    r"|collective-permute|collective-broadcast)(-start)?\("
-)
-LOOP = re.compile(r"body=%([\w.-]+).*?known_trip_count\D+(\d+)")
-
-
-def collectives(text: str) -> list[Collective]:
-    """Every collective of a compiled program."""
-    trips = dict(LOOP.findall(text))
-    found = []
-    for name, computation in COMPUTATION.findall(text):
-        for result, kind, start in COLLECTIVE.findall(computation):
-            arrays = re.findall(r"[a-z]+(\d+)\w*\[([\d,]*)\]", result)
-            if start and kind != "all-reduce":  # (what goes in, what comes out)
-                arrays = arrays[len(arrays) // 2 :]
-            shapes = [tuple(int(n) for n in axes.split(",") if n) for _, axes in arrays]
-            size = sum(
-                int(bits) // 8 * int(np.prod(shape))
-                for (bits, _), shape in zip(arrays, shapes, strict=True)
-            )
-            found.append(Collective(kind, shapes, size, int(trips.get(name, 1))))
-    return found
 
 
 def objective_part(mesh: Mesh) -> Any:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from scipy.optimize import linear_sum_assignment
 
-from benchmarks import scaling
+from benchmarks import hlo
 from otter_jax import mesh as meshes
 from otter_jax import ot
 
@@ -91,7 +91,7 @@ def test_an_iteration_sums_one_vector_for_both_directions(cost):
     )
     program = jax.jit(per_device).lower(jnp.stack([cost, -cost])).compile()
     vector = "all-reduce", [(2, 1, 24)], 2 * 24 * 4
-    found = sorted(scaling.collectives(program.as_text()))
+    found = sorted(hlo.collectives(program.as_text()))
     assert found == [(*vector, 1), (*vector, 1), (*vector, 6)]
 
 

@@ -3,13 +3,13 @@
 import jax
 import pytest
 
-from benchmarks import scaling
+from benchmarks import hlo, scaling
 
 
 @pytest.mark.parametrize(("B", "P"), [(64, 2), (64, 8), (512, 8)])
 def test_the_program_sends_what_the_formula_says(B, P):
     text = scaling.compiled(B, jax.devices()[:P]).as_text()
-    more = sum(c.sent(P) for c in scaling.collectives(text)) - scaling.sent(B, P)
+    more = sum(c.sent(P) for c in hlo.collectives(text)) - scaling.sent(B, P)
     assert 0 <= more < 100  # scalars
 
 
@@ -27,7 +27,7 @@ ENTRY %main (p: f32[8,24]) -> f32[8,24] {
   %r = ((f32[64,24]{1,0}), f32[8,24]{1,0}) reduce-scatter-start(%y), dimensions={0}
 }
 """
-    assert scaling.collectives(text) == [
+    assert hlo.collectives(text) == [
         ("all-reduce", [(2, 1, 64)], 512, 4),
         ("all-gather", [(64, 24)], 6144, 1),
         ("reduce-scatter", [(8, 24)], 768, 1),

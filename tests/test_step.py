@@ -12,7 +12,7 @@ import pytest
 import tiny
 from flax import traverse_util
 
-from benchmarks import scaling
+from benchmarks import hlo
 from otter_jax import gates, step
 from otter_jax.errors import UserError
 from otter_jax.objective import METHODS, Objective
@@ -47,7 +47,7 @@ def test_eight_devices_do_what_one_does(method):
 def test_a_step_sends_embeddings_once_short_vectors_and_gradients(method):
     """That is all: teacher's and student's embeddings, the gradient of the student's, sums."""
     found = collections.defaultdict(list)
-    for collective in scaling.collectives(tiny.compiled(method, 8)[0].as_text()):
+    for collective in hlo.collectives(tiny.compiled(method, 8)[0].as_text()):
         found[collective.kind] += collective.shapes * collective.times
     objective, dim = METHODS[method], tiny.towers().dim
     assert found.pop("all-gather") == [(B, 2 * dim)] * (1 + (objective.teacher != "none"))
