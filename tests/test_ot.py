@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from scipy.optimize import linear_sum_assignment
 
+from benchmarks import hlo
 from otter_jax import mesh as meshes
 from otter_jax import ot
 
@@ -78,6 +79,20 @@ def test_sharded_rows_are_the_whole(cost, devices):
         out_specs=meshes.ROWS,
     )
     np.testing.assert_allclose(jax.jit(per_device)(cost), f(cost), rtol=2e-5, atol=1e-9)
+
+
+def test_an_iteration_sums_one_vector_for_both_directions(cost):
+    """2 N floats in each; besides, before the first one, the largest entry of each column."""
+    per_device = jax.shard_map(
+        functools.partial(ot.sinkhorn, epsilon=0.05, num_iters=7, axis_name=meshes.AXIS),
+        mesh=meshes.make_mesh(8),
+        in_specs=jax.P(None, meshes.AXIS),
+        out_specs=jax.P(None, meshes.AXIS),
+    )
+    program = jax.jit(per_device).lower(jnp.stack([cost, -cost])).compile()
+    vector = "all-reduce", [(2, 1, 24)], 2 * 24 * 4
+    found = sorted(hlo.collectives(program.as_text()))
+    assert found == [(*vector, 1), (*vector, 1), (*vector, 6)]
 
 
 TAGS = ("plain_8", "rd_8", "rect_none", "b3_none")

@@ -1,5 +1,6 @@
 """The training step: the same on any number of devices, and piece by piece as released."""
 
+import collections
 import functools
 import re
 
@@ -11,6 +12,7 @@ import pytest
 import tiny
 from flax import traverse_util
 
+from benchmarks import hlo
 from otter_jax import gates, step
 from otter_jax.errors import UserError
 from otter_jax.objective import METHODS, Objective
@@ -41,36 +43,29 @@ def test_eight_devices_do_what_one_does(method):
     jax.tree.map(agree, one_step(method, 1), one_step(method, 8))
 
 
-COLLECTIVE = re.compile(
-    r"= (.*?) (all-gather|all-reduce|all-to-all|collective-permute|reduce-scatter)(?:-start)?\("
-)
-
-
-@functools.cache
-def collectives(method):
-    """(kind, shape) of everything that the compiled 8-device step sends."""
-    text = tiny.compiled(method, 8)[0].as_text()
-    return [
-        (kind, tuple(int(n) for n in shape.split(",") if n))
-        for result, kind in COLLECTIVE.findall(text)
-        for shape in re.findall(r"\w+\[([\d,]*)\]", result)
-    ]
+@pytest.mark.parametrize("method", METHODS)
+def test_a_step_sends_embeddings_once_short_vectors_and_gradients(method):
+    """That is all: teacher's and student's embeddings, the gradient of the student's, sums."""
+    found = collections.defaultdict(list)
+    for collective in hlo.collectives(tiny.compiled(method, 8)[0].as_text()):
+        found[collective.kind] += collective.shapes * collective.times
+    objective, dim = METHODS[method], tiny.towers().dim
+    assert found.pop("all-gather") == [(B, 2 * dim)] * (1 + (objective.teacher != "none"))
+    assert found.pop("reduce-scatter") == [(B // 8, 2 * dim)]
+    summed = found.pop("all-reduce")
+    assert not found
+    vectors = objective.num_iters + 1 if objective.teacher == "transport" else 0
+    assert summed.count((2, 1, B)) == vectors
+    # The rest are gradients and sums of batch norm: no axis of the model is as long as B.
+    assert {shape for shape in summed if B in shape} <= {(2, 1, B)}
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_no_similarity_matrix_crosses_devices(method):
-    found = collectives(method)
-    assert any(kind == "all-gather" for kind, _ in found)  # the pattern does match
-    for kind, shape in found:
-        assert shape.count(B) < 2, (kind, shape)
-        if kind != "all-reduce":  # sums of gradients may be large, nothing else
-            assert np.prod(shape) < B * B, (kind, shape)
-
-
-def test_a_sinkhorn_iteration_sums_one_vector_a_direction():
-    """First iteration, loop body: 2 B floats each, one sum for both directions."""
-    vectors = [shape for kind, shape in collectives("otter") if sorted(shape) == [1, 2, B]]
-    assert len(vectors) == 3  # those two, and the largest entry of each column beforehand
+def test_no_device_makes_a_whole_similarity_matrix(method):
+    text = tiny.compiled(method, 8)[0].as_text()
+    shapes = {tuple(axes.split(",")) for axes in re.findall(r"\w\[([\d,]+)\]", text)}
+    assert (str(B // 8), str(B)) in shapes
+    assert not [axes for axes in shapes if axes.count(str(B)) > 1]
 
 
 @pytest.mark.parametrize("method", METHODS)
