@@ -30,7 +30,7 @@ SlurmUser={user}
 SlurmdUser={user}
 AuthType=auth/munge
 CredType=cred/munge
-AuthInfo=socket={home}/munge/socket,cred_expire=3
+AuthInfo=socket={home}/munge/socket,cred_expire=5
 StateSaveLocation={home}/state
 SlurmdSpoolDir={home}/spool
 SlurmctldPidFile={home}/slurmctld.pid
@@ -48,7 +48,10 @@ ReturnToService=2
 KillWait=30
 GresTypes=gpu
 NodeName=localhost NodeAddr=127.0.0.1 CPUs=64 Gres=gpu:{gpus}
-PartitionName=all Nodes=localhost Default=YES
+PreemptType=preempt/partition_prio
+PreemptMode=REQUEUE
+PartitionName=low Nodes=localhost Default=YES PriorityTier=1 GraceTime=60
+PartitionName=high Nodes=localhost PriorityTier=2
 """
 
 
@@ -97,6 +100,15 @@ def program(name: str) -> str:
     return path
 
 
+def free_ports(count: int) -> list[int]:
+    """Ports of this machine that nobody listens at."""
+    with contextlib.ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for each in sockets:
+            each.bind(("127.0.0.1", 0))
+        return [each.getsockname()[1] for each in sockets]
+
+
 def _start(home: pathlib.Path, daemons: list[subprocess.Popen]) -> Cluster:
     for name in ("munge", "state", "spool"):
         (home / name).mkdir(mode=0o755)
@@ -104,7 +116,7 @@ def _start(home: pathlib.Path, daemons: list[subprocess.Popen]) -> Cluster:
     for i in range(GPUS):
         (home / f"gpu{i}").touch()
     (home / "gres.conf").write_text(f"Name=gpu File={home}/gpu[0-{GPUS - 1}]\n")
-    controller_port, node_port = _free_ports(2)
+    controller_port, node_port = free_ports(2)
     (home / "slurm.conf").write_text(
         CONF.format(
             home=home,
@@ -169,11 +181,3 @@ def _stop(daemon: subprocess.Popen) -> None:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(daemon.pid, signal.SIGKILL)
         daemon.wait()
-
-
-def _free_ports(count: int) -> list[int]:
-    with contextlib.ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for each in sockets:
-            each.bind(("127.0.0.1", 0))
-        return [each.getsockname()[1] for each in sockets]
