@@ -94,8 +94,8 @@ def program(name: str) -> str:
     """The path of one of the tools. Raises AssertionError that says what to install."""
     path = shutil.which(name, path=f"{os.environ['PATH']}:/usr/sbin:/sbin")
     assert path, (
-        f"There is no {name} on this machine. On Debian and Ubuntu, `bash .ci/clusters.sh` installs "
-        'what these tests need; without it: pytest -m "not cluster".'
+        f"There is no {name} on this machine. On Debian and Ubuntu `bash .ci/clusters.sh` installs "
+        'what these tests need; to leave them out: -m "not cluster".'
     )
     return path
 
