@@ -7,7 +7,7 @@ set -euo pipefail
 source "$(dirname "$0")/env.sh"
 set -m # process groups of their own: Ctrl-C reaches the processes once, from here
 
-n="$1"
+n="${1:?the number of processes}"
 shift
 # Above the ports that systems give to clients.
 until port=$((RANDOM % 4096 + 61440)) && ! (: <"/dev/tcp/127.0.0.1/$port") 2>/dev/null; do :; done
@@ -15,8 +15,8 @@ until port=$((RANDOM % 4096 + 61440)) && ! (: <"/dev/tcp/127.0.0.1/$port") 2>/de
 declare -A running=()
 trap 'kill -TERM "${!running[@]}" 2>/dev/null || true' TERM INT HUP
 for ((i = 0; i < n; i++)); do
-  # Not CUDA_VISIBLE_DEVICES: NCCL copies directly only between GPUs that a process can see, and
-  # numbers count within a CUDA_VISIBLE_DEVICES of yours. Without GPUs it has no effect.
+  # Not CUDA_VISIBLE_DEVICES: that may be yours, and these numbers count within it. JAX reads them
+  # where it does the same under SLURM and Open MPI; without GPUs they have no effect.
   JAX_LOCAL_DEVICE_IDS=$i "$@" \
     --coordinator="127.0.0.1:$port" --num_processes="$n" --process_id="$i" &
   running[$!]=$i
@@ -25,8 +25,8 @@ done
 code=0
 while ((${#running[@]})); do
   wait -n -p ended "${!running[@]}" || code=$?
-  if [ -z "${ended:-}" ]; then code=0 && continue; fi # a signal came, and was passed on
-  unset "running[$ended]"
+  if [ -z "${ended:-}" ] && ((code > 128)); then code=0 && continue; fi # a signal was passed on
+  unset "running[${ended:-none}]"
   if ((code)); then break; fi
 done
 

@@ -5,7 +5,7 @@
 set -euo pipefail
 source "$(dirname "$0")/env.sh"
 
-n="$1"
+n="${1:?the number of processes}"
 shift
 
 # After a SIGTERM or Ctrl-C mpirun kills its processes within two seconds. SIGUSR1 it passes on to

@@ -48,10 +48,7 @@ ReturnToService=2
 KillWait=30
 GresTypes=gpu
 NodeName=localhost NodeAddr=127.0.0.1 CPUs=64 Gres=gpu:{gpus}
-PreemptType=preempt/partition_prio
-PreemptMode=REQUEUE
-PartitionName=low Nodes=localhost Default=YES PriorityTier=1 GraceTime=60
-PartitionName=high Nodes=localhost PriorityTier=2
+PartitionName=all Nodes=localhost Default=YES
 """
 
 

@@ -25,18 +25,31 @@ import yaml
 LAUNCH = world.REPO / "launch"
 STEPS = 20
 SAVED = 75  # the status of a run that was asked to stop, and can go on
-# All runs have one length, so that all but the first find their step compiled; a checkpoint after
-# each step makes it slow enough to be stopped half way.
-LENGTH = ("--config.train.epochs=8", "--config.train.log_every=1", "--config.checkpoint.every=1")
+# All runs have one length, so that all but the first find their step compiled.
+LENGTH = ("--config.train.epochs=8", "--config.train.log_every=1", "--config.checkpoint.every=0")
+# A config is a Python file. This one gives a fifth of a second to each step, in which to stop it.
+SLOWLY = """
+import time
+from otter_jax import record
+
+def slowly(*args, write=record.Scalars.write):
+    time.sleep(0.2)
+    write(*args)
+
+record.Scalars.write = slowly
+"""
 
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory):
-    return world.make(tmp_path_factory.mktemp("launch"))
+    """A folder with all that the program needs for a run of `STEPS` steps."""
+    home = world.make(tmp_path_factory.mktemp("launch"))
+    with (home / "config.py").open("a") as file:
+        file.write(SLOWLY)
+    return home
 
 
 def program(home, workdir):
-    """A command line of the program that takes `STEPS` steps."""
     return world.command(home, "--workdir", str(workdir), *LENGTH, config=":infonce")
 
 
