@@ -108,33 +108,40 @@ def steps(workdir):
 
 
 def test_a_run_on_this_machine_stops_goes_on_and_ends(home):
-    stops_goes_on_and_ends(home, ["bash", LAUNCH / "local.sh", 2], home / "local")
+    workdir = home / "local"
+    command = ["bash", LAUNCH / "local.sh", 2, *program(home, workdir)]
+    stopped = stop(home, command, workdir)
+    with started(home, *command) as process:
+        status, out = end(process)
+    assert status == 0, out
+    assert f"going on from step {stopped}" in out
+    assert steps(workdir) == list(range(1, STEPS + 1))
 
 
 @pytest.mark.cluster
-def test_a_run_by_open_mpi_stops_goes_on_and_ends(home):
+def test_open_mpi_passes_signals_on_and_statuses_back(home):
+    mpirun = ["bash", LAUNCH / "mpirun.sh", 2]
+    as_root = {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
+    variables = {"OMPI_MCA_rmaps_base_oversubscribe": "1", **as_root}
     slurm.program("mpirun")
-    variables = {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
-    variables |= {"OMPI_MCA_rmaps_base_oversubscribe": "1"}
-    stops_goes_on_and_ends(home, ["bash", LAUNCH / "mpirun.sh", 2], home / "mpi", **variables)
+    for status in (0, 3):
+        with started(home, *mpirun, "bash", "-c", f"exit {status}", **variables) as process:
+            assert end(process)[0] == status
+    stop(home, [*mpirun, *program(home, home / "mpi")], home / "mpi", **variables)
 
 
-def stops_goes_on_and_ends(home, launcher, workdir, **variables):
-    command = [*launcher, *program(home, workdir)]
+def stop(home, command, workdir, **variables):
+    """Starts the command, and asks it to stop half way: the step that it has saved."""
     with started(home, *command, **variables) as process:
         wait_for(lambda: steps(workdir), process)
         process.send_signal(signal.SIGTERM)
         status, out = end(process)
     assert status == SAVED, out
-    assert "saved" in out
+    assert "over 2 devices" in out
     stopped = steps(workdir)[-1]
     assert stopped < STEPS
-    with started(home, *command, **variables) as process:
-        status, out = end(process)
-    assert status == 0, out
-    assert f"going on from step {stopped}" in out
-    assert steps(workdir) == list(range(1, STEPS + 1))
-    assert "over 2 devices" in out
+    assert f"after step {stopped} of {STEPS}; saved" in out
+    return stopped
 
 
 def test_if_one_process_is_killed_the_others_end_too_and_soon(home):
