@@ -1,7 +1,13 @@
 """Eight devices on any machine, and every jaxtyping signature of the package checked."""
 
+import atexit
 import os
+import shutil
+import tempfile
 
+if "TESTS_CACHE" not in os.environ:  # of compiled programs, for all that these tests start
+    os.environ["TESTS_CACHE"] = tempfile.mkdtemp(prefix="otter_jax_tests")
+    atexit.register(shutil.rmtree, os.environ["TESTS_CACHE"], ignore_errors=True)
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # The tests compile much and run little: without optimisation a step compiles in a third.
 os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")

@@ -53,7 +53,7 @@ class Group:
             subprocess.Popen(
                 command(world, "--workdir", str(workdir), *settings, *more),
                 cwd=REPO,
-                env=environment(world, 2),
+                env=environment(world),
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
                 text=True,
@@ -157,7 +157,7 @@ def harness(
     home: pathlib.Path, *, kills: int, processes: int, seed: int
 ) -> tuple[list[str], list[str]]:
     """What was killed, and the arrays of the last state that are not those of the other run."""
-    rng, steps, world = random.Random(seed), 8 + 3 * kills, make(home)
+    rng, steps, world = random.Random(seed), 10 + 2 * kills, make(home)
     undisturbed, workdir, done = world / "undisturbed", world / "killed", []
     finish(world, undisturbed, steps, processes)
     for number in range(kills):

@@ -51,7 +51,7 @@ def end_all(processes, timeout=240):
     return [(p.returncode, *t) for p, t in zip(processes, told, strict=True)]
 
 
-def programs(world, *arguments, own=((), ()), devices=(2, 2)):
+def programs(world, *arguments, own=((), ()), devices=(1, 1)):
     """Starts `otter_jax.main` in as many processes; `own` are more arguments of each."""
     address = f"127.0.0.1:{free_port()}"
     commands = [

@@ -99,7 +99,7 @@ def environment(world, devices=1):
         "PYTHONPATH": os.pathsep.join((str(world / "site"), str(REPO))),
         "JAX_PLATFORMS": "cpu",
         "JAX_NUM_CPU_DEVICES": str(devices),
-        "JAX_COMPILATION_CACHE_DIR": str(world / "cache"),
+        "JAX_COMPILATION_CACHE_DIR": os.environ.get("TESTS_CACHE", str(world / "cache")),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.2",
         "XLA_FLAGS": "--xla_backend_optimization_level=0",
     }
