@@ -5,7 +5,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 
 import numpy as np
 import pickles
@@ -171,31 +170,6 @@ def test_a_finished_run_says_so(world, whole):
     assert result.returncode == 0
     assert "Done already: 16 of 16 steps" in result.stdout
     assert "Building" not in result.stdout
-
-
-def test_killed_and_started_again_ends_bit_for_bit_as_undisturbed(world, whole):
-    workdir = world / "killed"
-    process = start(world, "--workdir", str(workdir))
-    deadline = time.monotonic() + 240
-    while time.monotonic() < deadline and process.poll() is None:
-        if (workdir / "checkpoints" / "8").exists():
-            break
-        time.sleep(0.02)
-    process.kill()
-    process.wait()
-    process.stdout.close()
-    assert process.returncode == -signal.SIGKILL
-    assert (workdir / "checkpoints" / "8").exists()
-    result = run(world, "--workdir", str(workdir))
-    assert result.returncode == 0, result.stderr[-3000:]
-    assert "going on from step" in result.stdout
-    ours, theirs = state_of(workdir, 16), state_of(whole[0], 16)
-    assert ours.keys() == theirs.keys()
-    for name in ours:
-        np.testing.assert_array_equal(ours[name], theirs[name], err_msg=name)
-    lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
-    steps = [line["step"] for line in lines if "loss" in line]
-    assert steps == sorted(set(steps))
 
 
 def test_sigterm_saves_and_asks_to_be_started_again(world):
