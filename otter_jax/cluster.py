@@ -28,7 +28,7 @@ from otter_jax.errors import Stopped, UserError
 JOIN = 300  # seconds in which all processes have to come
 HEARTBEAT = 60  # seconds without a sign of life after which a process counts as dead
 SEEN = 60  # seconds after which a network's file system shows what another machine wrote
-PREPARE = 7 * 24 * 3600  # seconds that the others wait for the first to make a data set
+LONG = 7 * 24 * 3600  # seconds; for what may take its time, such as making a data set
 
 
 def launcher() -> str:
@@ -188,10 +188,15 @@ def check_shared(workdir: pathlib.Path) -> None:
 def first_before_others() -> Iterator[None]:
     """Context that the other processes enter when the first has left it."""
     if not is_first():
-        ocp.multihost.sync_global_processes("first_before_others", timeout=PREPARE)
+        meet("first_before_others")
     yield
     if is_first():
-        ocp.multihost.sync_global_processes("first_before_others", timeout=PREPARE)
+        meet("first_before_others")
+
+
+def meet(where: str) -> None:
+    """Returns when all processes have come to this place; a computation would wait less long."""
+    ocp.multihost.sync_global_processes(where, timeout=LONG)
 
 
 class Stop:

@@ -56,7 +56,8 @@ def findings(config: ConfigDict, *, step: bool) -> Iterator[Finding]:
         yield Finding("error", "config", str(error))
         return
     B = config.train.batch_size
-    yield Finding("ok", "config", f"{B} pairs on {job.mesh.size} devices, {job.length.steps} steps")
+    devices = f"{job.mesh.size} device{'s' * (job.mesh.size > 1)}"
+    yield Finding("ok", "config", f"{B} pairs on {devices}, {job.length.steps} steps")
     yield from look_at_images(job)
     yield from look_at_captions(job)
     for name, spec in config.eval.sets.items():
@@ -210,7 +211,7 @@ def run(config: ConfigDict, *, step: bool, console: rich.console.Console) -> boo
     """Prints what is found; whether nothing is wrong."""
     good = True
     for finding in findings(config, step=step):
-        console.print(f"{finding.level:8}{finding.what:12}{finding.text}")
+        console.print(f"{finding.level:8}{finding.what:15} {finding.text}")
         good &= finding.level != "error"
     return good
 

@@ -273,6 +273,7 @@ def compiled(jitted: Any, *shapes: Any, name: str, console: rich.console.Console
         began = time.monotonic()
         program = jitted.lower(*shapes).compile()
         seconds = time.monotonic() - began
+        cluster.meet("compiled")  # on CPUs, a computation waits half a minute for the others
     console.print(f"compiled    {name} in {seconds:.0f} s; it needs {memory(program)}")
     return program
 
