@@ -15,6 +15,12 @@ from otter_jax.errors import UserError
 _policy = ocp.checkpoint_managers.preservation_policy
 
 
+class _Manager(ocp.CheckpointManager):
+    def reached_preemption(self, step: int) -> bool:
+        """No: to ask JAX moves a counter that is `cluster.Stop`'s."""
+        return False
+
+
 class Checkpoints:
     """The checkpoints of one run, in WORKDIR/checkpoints/STEP.
 
@@ -38,7 +44,7 @@ class Checkpoints:
         if keep_every:
             keep.append(_policy.EveryNSteps(keep_every))
         self._best = best
-        self._manager = ocp.CheckpointManager(
+        self._manager = _Manager(
             self._folder,
             item_handlers={"state": ocp.PyTreeCheckpointHandler()},
             options=ocp.CheckpointManagerOptions(

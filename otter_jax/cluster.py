@@ -5,6 +5,7 @@ wrong into words. With one process every function is there and costs nothing.
 """
 
 import contextlib
+import itertools
 import json
 import os
 import pathlib
@@ -174,6 +175,7 @@ def check_shared(workdir: pathlib.Path) -> None:
         if time.monotonic() > deadline:
             break
         time.sleep(0.5)
+    meet("check_shared")
     blind = [number for number, ok in enumerate(stack(np.array(seen))) if not ok]
     if is_first():
         path.unlink()
@@ -196,7 +198,11 @@ def first_before_others() -> Iterator[None]:
 
 def meet(where: str) -> None:
     """Returns when all processes have come to this place; a computation would wait less long."""
-    ocp.multihost.sync_global_processes(where, timeout=LONG)
+    barrier = ocp.multihost.get_barrier_sync_fn()  # of the coordinator, not of the devices
+    barrier(key=f"{where} {next(_meetings)}", timeout_ms=LONG * 1000)
+
+
+_meetings = itertools.count()  # a barrier needs a name of its own
 
 
 class Stop:

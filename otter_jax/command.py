@@ -4,6 +4,7 @@ import json
 import os
 import pathlib
 import sys
+import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -130,6 +131,8 @@ def run(main: Callable[[list[str]], None]) -> None:
         _fail(error, 2)
     except Exception as error:
         _fail(error, 1)
+    except KeyboardInterrupt as error:
+        _fail(error, 130)
 
 
 def _fail(error, status):
@@ -146,5 +149,7 @@ def _fail(error, status):
         # computation. Instead they miss its signs of life, and end with a message that names it.
         sys.stdout.flush()
         sys.stderr.flush()
+        if jax.process_index() == 0:  # without the coordinator JAX ends the others with a dump:
+            time.sleep(2)  # time for the same error to end them by themselves
         os._exit(status)
     sys.exit(status)

@@ -129,15 +129,18 @@ class Loop:
 
     def _milestone(self, now: int, state: Any) -> bool:
         """Evaluates if that is due, and saves; whether a stop came in between."""
-        metrics = {}
+        metrics, stopped = {}, False
         try:
             if self._is_evaluated(now):
                 metrics = self._evaluate(now, state)
         except Stopped:
-            return True
-        finally:
-            self.checkpoints.save(now, state, metrics)
-        return False
+            stopped = True
+        except Exception:
+            if jax.process_count() == 1:  # of several, the others may not be here to save with
+                self.checkpoints.save(now, state)
+            raise
+        self.checkpoints.save(now, state, metrics)
+        return stopped
 
     def _evaluate(self, now: int, state: Any) -> Metrics:
         metrics = self.evaluate(now, state)
@@ -152,7 +155,7 @@ class Loop:
     def _tell_stop(self, now: int) -> None:
         by = self.stop.by or "a signal to one of the processes"
         self.console.print(
-            f"Stopped by {by} after step {now} of {self.last}; saved. "
+            f"Stopped by {by} after step {now} of {self.last}{'; saved' * (now > 0)}. "
             "The same command goes on from there."
         )
 

@@ -23,7 +23,8 @@ PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "nump
 class Scalars:
     """Numbers over steps, in metrics.jsonl (one object a line) and as TensorBoard events.
 
-    A run that goes on from step `start` first drops the lines that it will write again.
+    A run that goes on from step `start` first drops the lines, and the results, that it will write
+    again.
     """
 
     def __init__(self, workdir: pathlib.Path, start: int = 0):
@@ -31,6 +32,9 @@ class Scalars:
         if path.exists():
             lines = [line for line in path.read_text().splitlines() if _step_of(line) <= start]
             write_text(path, "".join(line + "\n" for line in lines))
+        for path_of_result in (workdir / "results").glob("step_*.json"):
+            if int(path_of_result.stem.removeprefix("step_")) > start:
+                path_of_result.unlink()
         self._lines = path.open("a", buffering=1)
         self._events = tensorboardX.SummaryWriter(
             str(workdir / "tensorboard"), purge_step=start + 1

@@ -56,6 +56,7 @@ def run(
         checkpoints = closing(Checkpoints(workdir, best=config.eval.best, keep_every=keep_every))
         state = job.state()
         start = checkpoints.latest or 0
+        cluster.agree({"latest checkpoint": start})
         if checkpoints.latest is not None:
             state = checkpoints.restore(start, state, whole)
         else:
@@ -69,7 +70,6 @@ def run(
             found = {"student": {"params": state.params, "batch_stats": state.batch_stats}}
             return found | ({} if config.teacher.checkpoint else {"ema": state.teacher})
 
-        cluster.agree({"latest checkpoint": checkpoints.latest})
         scalars = None
         if cluster.is_first():
             # Only now: a start that was refused above leaves the run's description as it was.

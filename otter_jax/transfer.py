@@ -131,6 +131,7 @@ def run(config: ConfigDict, workdir: pathlib.Path, *, console: rich.console.Cons
         keep_every = config.checkpoint.keep_every
         checkpoints = closing(Checkpoints(workdir, best=config.eval.best, keep_every=keep_every))
         start = checkpoints.latest or 0
+        cluster.agree({"latest checkpoint": start})
         if start > ends[-1]:
             raise UserError(
                 f"{workdir} is at step {start}, but {config.phases!r} end at step {ends[-1]}: give "
@@ -173,7 +174,6 @@ def run(config: ConfigDict, workdir: pathlib.Path, *, console: rich.console.Cons
             shapes = feed.batch_shapes(config, labels, mesh)
             return loop.compiled(jitted, like, shapes, name=f"phase {groups}", console=console)
 
-        cluster.agree({"latest checkpoint": checkpoints.latest})
         scalars = None
         if cluster.is_first():
             record.describe(workdir, json.loads(config.to_json()))
@@ -354,9 +354,11 @@ def report(
 
 
 def some_images(config: ConfigDict, data: labelled.Labelled) -> UInt8[np.ndarray, "N S S 3"]:
-    """The first pictures of a split, as the network sees them."""
+    """The first pictures of a split, as the network sees them; the same in every process."""
     found = []
-    with contextlib.closing(feed.eval_batches(config, data.source)) as batches:
+    sizes = {"image_size": config.data.image_size, "resize": config.data.resize}
+    every = pipeline.eval_batches(data.source, batch_size=config.eval.batch_size, **sizes)
+    with contextlib.closing(every) as batches:
         for batch in batches:
             found += list(batch["image"][batch["valid"]])
             if len(found) >= SHOWN:

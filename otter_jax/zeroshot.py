@@ -23,8 +23,9 @@ from ml_collections import ConfigDict
 
 from otter_jax import build, cluster, feed, gates, record
 from otter_jax import mesh as meshes
+from otter_jax.data import store
 from otter_jax.data.captions import Tokenizer
-from otter_jax.errors import UserError
+from otter_jax.errors import Stopped, UserError
 from otter_jax.evalset import EvalSet
 
 KS = (1, 2, 5, 10)
@@ -109,6 +110,9 @@ class Evaluator:
         self._config, self._tokenizer, self._mesh = config, tokenizer, mesh
         self._workdir, self._console = workdir, console
         meshes.check_divides("eval.batch_size", config.eval.batch_size, mesh.size)
+        with cluster.first_before_others():
+            for spec in config.eval.sets.values():
+                store.ensure(spec.data, config.data.dir, spec.tars)
         self.sets = [
             EvalSet.open(name, spec, config.data.dir) for name, spec in config.eval.sets.items()
         ]
@@ -263,7 +267,11 @@ def run(config: ConfigDict, workdir: pathlib.Path, *, console: rich.console.Cons
     build.check_sizes(config, model, tokenizer)
     evaluator = Evaluator(config, model, tokenizer, mesh, workdir, console)
     with cluster.Stop() as stop:
-        evaluator(step, weights_of, stop.check)
+        try:
+            evaluator(step, weights_of, stop.check)
+        except Stopped:
+            console.print("Stopped before the end of the evaluation; nothing of it is kept.")
+            raise
 
 
 def _by_name(hits):

@@ -96,15 +96,16 @@ class Group:
 def reach(group: Group, phase: str, workdir: pathlib.Path, wanted: int) -> bool:
     """Waits until the run is in this phase, at step `wanted` or later; False if it ended before."""
     deadline = time.monotonic() + LIMIT
-    checkpoints = workdir / "checkpoints"
+    begun = False  # a step was made: what a former kill left half written is gone
     while time.monotonic() < deadline:
         line = group.next_line(0.002)
         if line is None:
             if group.ended():
                 return False
-            if phase == "save" and any("tmp" in p.name for p in checkpoints.glob("*")):
+            if phase == "save" and begun and list(workdir.glob("checkpoints/*tmp*")):
                 return True
             continue
+        begun = begun or line.startswith("step ")
         if phase == "preparation" and line.startswith("Building"):
             return True
         if phase in ("step", "evaluation") and line.startswith("step "):
