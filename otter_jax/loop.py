@@ -190,7 +190,7 @@ class Mishaps:
         replaced |= {int(n) for n in batch.pop("replaced") if n >= 0}
         self._own = replaced, cut + int(np.sum(batch.pop("cut", 0)))
 
-    def counts(self) -> Metrics:
+    def counts(self) -> dict[str, int]:
         """Images replaced and captions cut so far; new ones are named. All processes call it."""
         replaced, cut = self._own
         self._own = set(), 0

@@ -88,30 +88,34 @@ class Group:
         """Their exit statuses; raises subprocess.TimeoutExpired after `LIMIT` seconds."""
         deadline = time.monotonic() + LIMIT
         statuses = [p.wait(max(1.0, deadline - time.monotonic())) for p in self.processes]
-        for reader in self._readers:
-            reader.join()
         return statuses
+
+    def close(self) -> None:
+        """Ends what still runs."""
+        for process, reader in zip(self.processes, self._readers, strict=True):
+            process.kill()
+            process.wait()
+            reader.join()
+            process.stdout.close()
 
 
 def reach(group: Group, phase: str, workdir: pathlib.Path, wanted: int) -> bool:
     """Waits until the run is in this phase, at step `wanted` or later; False if it ended before."""
-    deadline = time.monotonic() + LIMIT
-    begun = False  # a step was made: what a former kill left half written is gone
+    deadline, now = time.monotonic() + LIMIT, 0
     while time.monotonic() < deadline:
-        line = group.next_line(0.002)
-        if line is None:
-            if group.ended():
-                return False
-            if phase == "save" and begun and list(workdir.glob("checkpoints/*tmp*")):
-                return True
-            continue
-        begun = begun or line.startswith("step ")
+        line = group.next_line(0.002) or ""
+        if not line and group.ended():
+            return False
         if phase == "preparation" and line.startswith("Building"):
             return True
-        if phase in ("step", "evaluation") and line.startswith("step "):
+        if line.startswith("step "):
             now = int(line.split()[1].split("/")[0])
-            if now >= wanted and (phase == "step" or now % EVALUATED == 0):
+            if now >= wanted and (
+                phase == "step" or (phase == "evaluation" and now % EVALUATED == 0)
+            ):
                 return True
+        if phase == "save" and now >= wanted and list(workdir.glob("checkpoints/*tmp*")):
+            return True
     raise TimeoutError("".join(group.told[0]))
 
 
@@ -129,27 +133,27 @@ def kill(
     began = time.monotonic()
     group = Group(world, workdir, steps, count)
     try:
-        saved = [int(p.name) for p in (workdir / "checkpoints").glob("*") if p.name.isdigit()]
-        if not reach(group, phase, workdir, max(saved, default=0) + rng.randint(1, 3)):
+        there = [int(p.name) for p in (workdir / "checkpoints").glob("*") if p.name.isdigit()]
+        saved = max(there, default=0)
+        if not reach(group, phase, workdir, saved + rng.randint(1, 5)):
             raise RuntimeError("It ended before it was killed: " + "".join(group.told[0]))
         time.sleep(rng.uniform(0, 0.4 if phase in ("step", "evaluation") else 0.1))
         victim = rng.randrange(count)
         group.processes[victim].send_signal(signal.SIGKILL)
         group.wait()
     finally:
-        for process in group.processes:
-            process.kill()
+        group.close()
     last = [line for line in group.told[0] if line.startswith(("step ", "Building"))]
     return (
-        f"{phase}, {time.monotonic() - began:.0f} s after the start, process {victim}, "
-        f"after {last[-1].split('|')[0].strip() if last else 'no step'}"
+        f"{phase}, process {victim}, {time.monotonic() - began:.0f} s after a start from step "
+        f"{saved}; last line: {last[-1].split(' epoch')[0].split(' in ')[0].strip()}"
     )
 
 
 def finish(world: pathlib.Path, workdir: pathlib.Path, steps: int, count: int) -> None:
     """Starts a run and waits for its end."""
-    group = Group(world, workdir, steps, count)
-    statuses = group.wait()
+    with contextlib.closing(Group(world, workdir, steps, count)) as group:
+        statuses = group.wait()
     if any(statuses):
         raise RuntimeError("".join(line for told in group.told for line in told))
 
@@ -158,7 +162,7 @@ def harness(
     home: pathlib.Path, *, kills: int, processes: int, seed: int
 ) -> tuple[list[str], list[str]]:
     """What was killed, and the arrays of the last state that are not those of the other run."""
-    rng, steps, world = random.Random(seed), 10 + 2 * kills, make(home)
+    rng, steps, world = random.Random(seed), 16 + 4 * max(0, kills - 3), make(home)
     undisturbed, workdir, done = world / "undisturbed", world / "killed", []
     finish(world, undisturbed, steps, processes)
     for number in range(kills):
