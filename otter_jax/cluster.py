@@ -15,7 +15,7 @@ import time
 import uuid
 import zlib
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -134,11 +134,14 @@ def gather(text: str) -> list[str]:
     return [bytes(row[:n]).decode() for row, n in zip(stack(padded), sizes, strict=True)]
 
 
-def agree(facts: Mapping[str, Any]) -> None:
-    """Raises UserError, on all processes, that names what they do not have in common."""
+def agree(facts: Callable[[], Mapping[str, Any]]) -> None:
+    """Raises UserError, on all processes, that names what they do not have in common.
+
+    `facts` may take time to collect: a process that is alone does not.
+    """
     if jax.process_count() == 1:
         return
-    first, *others = (json.loads(text) for text in gather(json.dumps(facts, default=str)))
+    first, *others = (json.loads(text) for text in gather(json.dumps(facts(), default=str)))
     told = [
         f"{name} is {first.get(name)!r} in process 0 and {other.get(name)!r} in process {number}"
         for number, other in enumerate(others, start=1)
@@ -217,9 +220,8 @@ class Stop:
         self._before: dict[int, Any] = {}
 
     def __enter__(self):
-        # Of several, JAX has taken SIGTERM for itself.
-        numbers = (signal.SIGINT,) if jax.distributed.is_initialized() else _SIGNALS
-        for number in numbers:
+        several = jax.distributed.is_initialized()  # then JAX has taken SIGTERM for itself
+        for number in (signal.SIGINT,) if several else (signal.SIGINT, signal.SIGTERM):
             self._before[number] = signal.signal(number, self._ask)
         return self
 
@@ -259,6 +261,3 @@ class Stop:
             os.kill(os.getpid(), signal.SIGTERM)  # to all processes
         if self._interrupts:
             raise Stopped
-
-
-_SIGNALS = (signal.SIGTERM, signal.SIGINT)

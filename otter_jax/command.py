@@ -70,7 +70,7 @@ def join(config: ConfigDict, workdir: pathlib.Path) -> None:
     cluster.join(COORDINATOR.value, NUM_PROCESSES.value, PROCESS_ID.value)
     if not cluster.is_first():
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # what libraries print in C++, too
-    cluster.agree(record.versions() | flatten(json.loads(config.to_json())))
+    cluster.agree(lambda: record.versions() | flatten(json.loads(config.to_json())))
     cluster.check_shared(workdir)
 
 

@@ -7,6 +7,7 @@ import pathlib
 import numpy as np
 from ml_collections import ConfigDict
 
+from otter_jax import feed
 from otter_jax.data import store
 from otter_jax.errors import UserError
 
@@ -30,7 +31,7 @@ class EvalSet:
         of a class feature, else all labels that occur. A label is a class if it is spelled the
         same; a class with synonyms is one name, "tench,or Tinca tinca".
         """
-        store.ensure(spec.data, data_dir, spec.tars)
+        feed.ensure(spec.data, data_dir, spec.tars)
         source = store.open_dataset(data_dir, spec.data, spec.split)
         feature, _, field = spec.label.partition(".")
         if feature not in source.features:

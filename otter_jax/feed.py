@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator
 
 import jax
 import numpy as np
+import rich.console
 from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Int
 from ml_collections import ConfigDict
@@ -12,6 +13,7 @@ from ml_collections import ConfigDict
 from otter_jax import cluster
 from otter_jax import mesh as meshes
 from otter_jax.data import pipeline, store
+from otter_jax.data.webdataset import Tars
 
 
 def train_batches(
@@ -48,6 +50,12 @@ def eval_batches(config: ConfigDict, source: store.Source) -> Iterator[pipeline.
     )
 
 
+def ensure(dataset: str, data_dir: str, tars: Tars = (), folder: str = "") -> None:
+    """As `store.ensure`; of several processes the first makes the set, and the others find it."""
+    with cluster.first_before_others():
+        store.ensure(dataset, data_dir, tars, folder)
+
+
 def over_all(
     config: ConfigDict,
     source: store.Source,
@@ -72,6 +80,19 @@ def over_all(
             valid[batch["index"][batch["valid"]]] = True
             advance(min(len(best), len(source) - number * len(best)))
     return np.concatenate(found)[: len(source)], cluster.stack(valid).any(axis=0)
+
+
+def name_unreadable(
+    source: store.Source, valid: Bool[np.ndarray, "N"], console: rich.console.Console
+) -> list[str]:
+    """The keys of the images that could not be read, of which it says that they are left out."""
+    keys = [source.key(int(i)) for i in np.flatnonzero(~valid)]
+    if keys:
+        console.print(
+            f"{source.name}: {len(keys)} unreadable images are left out, such as "
+            f"{', '.join(keys[:3])}."
+        )
+    return keys
 
 
 def batch_shapes(

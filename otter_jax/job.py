@@ -11,7 +11,7 @@ from jax.sharding import Mesh
 from jaxtyping import Int32, PyTree
 from ml_collections import ConfigDict
 
-from otter_jax import build, cluster, gates, step
+from otter_jax import build, cluster, feed, gates, step
 from otter_jax import mesh as meshes
 from otter_jax.cluster import fingerprint
 from otter_jax.data import pipeline, store
@@ -71,8 +71,7 @@ class Job:
         """
         mesh = meshes.make_mesh()
         check(config, mesh.size)
-        with cluster.first_before_others():
-            store.ensure(config.data.name, config.data.dir, config.data.tars)
+        feed.ensure(config.data.name, config.data.dir, config.data.tars)
         source = store.open_dataset(config.data.dir, config.data.name, config.data.split)
         source.check_has("image")
         source.check_has(Tokenizer.feature)
@@ -86,7 +85,7 @@ class Job:
         build.check_sizes(config, model, tokenizer)
         captions = [source[i][Tokenizer.feature] for i in source.sample(SAMPLE)]
         cluster.agree(
-            {
+            lambda: {
                 "data.name": f"{source.name}, {len(source)} pairs, {fingerprint(captions)}",
                 "model's weights": fingerprint(variables),
             }

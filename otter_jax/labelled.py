@@ -13,7 +13,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int, PyTree, UInt8
 from ml_collections import ConfigDict
 
-from otter_jax import cluster, feed, gates
+from otter_jax import feed, gates
 from otter_jax import mesh as meshes
 from otter_jax.data import store
 from otter_jax.errors import UserError
@@ -61,8 +61,7 @@ def open_splits(config: ConfigDict) -> tuple[Labelled, Labelled]:
             "data.name is missing: the name of a set, for a folder of your own a new one with "
             "--config.data.folder=DIR."
         )
-    with cluster.first_before_others():
-        store.ensure(data.name, data.dir, folder=data.folder)
+    feed.ensure(data.name, data.dir, folder=data.folder)
     train, validation = (Labelled.open(config, split) for split in (data.train, data.validation))
     counts = np.bincount(train.labels, minlength=len(train.names))
     there = np.bincount(validation.labels, minlength=len(validation.names))
@@ -125,13 +124,9 @@ class Validation:
             functools.partial(self._ranked, params, batch_stats),
             check=check,
         )
-        if not ok.all() and not self._named:
+        if not self._named:
+            feed.name_unreadable(self.data.source, ok, self._console)
             self._named = True
-            some = ", ".join(self.data.source.key(int(i)) for i in np.flatnonzero(~ok)[:3])
-            self._console.print(
-                f"{self.data.source.name}: {(~ok).sum()} unreadable images are left out, such as "
-                f"{some}."
-            )
         hits = ranked == self.data.labels[:, None]
         if not ok.any():
             raise UserError(f"No image of {self.data.source.name} is readable.")

@@ -14,6 +14,7 @@ import jax
 import numpy as np
 import rich.console
 from jax.sharding import Mesh
+from ml_collections import ConfigDict
 
 from otter_jax import cluster, record
 from otter_jax import mesh as meshes
@@ -175,6 +176,19 @@ class Loop:
         return values
 
 
+@contextlib.contextmanager
+def recorded(
+    workdir: pathlib.Path, config: ConfigDict, start: int
+) -> Iterator[record.Scalars | None]:
+    """Describes a start from step `start` in `workdir`, for which the first process has Scalars."""
+    if not cluster.is_first():
+        yield None
+        return
+    record.describe(workdir, json.loads(config.to_json()))
+    with contextlib.closing(record.Scalars(workdir, start)) as scalars:
+        yield scalars
+
+
 class Mishaps:
     """What was wrong with the data of this start: counted over all processes, and named."""
 
@@ -182,19 +196,19 @@ class Mishaps:
         self._source, self._console = source, console
         self._replaced: set[int] = set()  # records whose image cannot be read
         self._cut = 0  # packed captions that were
-        self._own: tuple[set[int], int] = (set(), 0)  # of this process, since the last `counts`
+        self._own_replaced: set[int] = set()  # of this process, since the last `counts`
+        self._own_cut = 0
 
     def add(self, batch: dict[str, np.ndarray]) -> None:
         """Takes out of this process's batch what is not for the step."""
-        replaced, cut = self._own
-        replaced |= {int(n) for n in batch.pop("replaced") if n >= 0}
-        self._own = replaced, cut + int(np.sum(batch.pop("cut", 0)))
+        self._own_replaced |= {int(n) for n in batch.pop("replaced") if n >= 0}
+        self._own_cut += int(np.sum(batch.pop("cut", 0)))
 
     def counts(self) -> dict[str, int]:
         """Images replaced and captions cut so far; new ones are named. All processes call it."""
-        replaced, cut = self._own
-        self._own = set(), 0
-        told = [json.loads(text) for text in cluster.gather(json.dumps([sorted(replaced), cut]))]
+        own = json.dumps([sorted(self._own_replaced), self._own_cut])
+        self._own_replaced, self._own_cut = set(), 0
+        told = [json.loads(text) for text in cluster.gather(own)]
         for number in sorted({n for numbers, _ in told for n in numbers} - self._replaced):
             self._replaced.add(number)
             if len(self._replaced) <= NAMED:

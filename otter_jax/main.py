@@ -30,11 +30,10 @@ def main(_: list[str]) -> None:
     if MODE.value == "convert":
         released.run(config, pathlib.Path(CHECKPOINT.value).expanduser(), workdir, console=console)
         return
+    command.join(config, workdir)
     if MODE.value == "eval":
-        command.join(config, workdir)
         zeroshot.run(config, workdir, console=console)
         return
-    command.join(config, workdir)
     command.say_differences(workdir, config, console)
     train.run(
         config,

@@ -2,7 +2,6 @@
 
 import contextlib
 import functools
-import json
 import math
 import pathlib
 from collections.abc import Callable
@@ -56,7 +55,7 @@ def run(
         checkpoints = closing(Checkpoints(workdir, best=config.eval.best, keep_every=keep_every))
         state = job.state()
         start = checkpoints.latest or 0
-        cluster.agree({"latest checkpoint": start})
+        cluster.agree(lambda: {"latest checkpoint": start})
         if checkpoints.latest is not None:
             state = checkpoints.restore(start, state, whole)
         else:
@@ -70,11 +69,8 @@ def run(
             found = {"student": {"params": state.params, "batch_stats": state.batch_stats}}
             return found | ({} if config.teacher.checkpoint else {"ema": state.teacher})
 
-        scalars = None
-        if cluster.is_first():
-            # Only now: a start that was refused above leaves the run's description as it was.
-            record.describe(workdir, json.loads(config.to_json()))
-            scalars = closing(record.Scalars(workdir, start))
+        # Only now: a start that was refused above leaves the run's description as it was.
+        scalars = stack.enter_context(loop.recorded(workdir, config, start))
         stop = stack.enter_context(cluster.Stop())
         training = loop.Loop(
             workdir=workdir,

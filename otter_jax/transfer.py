@@ -112,7 +112,7 @@ def run(config: ConfigDict, workdir: pathlib.Path, *, console: rich.console.Cons
     ends = phase_ends(len(phases), len(train.labels), config.train.batch_size)
     model, params, batch_stats = network(config, len(train.names))
     cluster.agree(
-        {
+        lambda: {
             "data.name": cluster.fingerprint((train.labels, validation.labels)),
             "model's weights": cluster.fingerprint((params, batch_stats)),
         }
@@ -131,7 +131,7 @@ def run(config: ConfigDict, workdir: pathlib.Path, *, console: rich.console.Cons
         keep_every = config.checkpoint.keep_every
         checkpoints = closing(Checkpoints(workdir, best=config.eval.best, keep_every=keep_every))
         start = checkpoints.latest or 0
-        cluster.agree({"latest checkpoint": start})
+        cluster.agree(lambda: {"latest checkpoint": start})
         if start > ends[-1]:
             raise UserError(
                 f"{workdir} is at step {start}, but {config.phases!r} end at step {ends[-1]}: give "
@@ -174,10 +174,7 @@ def run(config: ConfigDict, workdir: pathlib.Path, *, console: rich.console.Cons
             shapes = feed.batch_shapes(config, labels, mesh)
             return loop.compiled(jitted, like, shapes, name=f"phase {groups}", console=console)
 
-        scalars = None
-        if cluster.is_first():
-            record.describe(workdir, json.loads(config.to_json()))
-            scalars = closing(record.Scalars(workdir, start))
+        scalars = stack.enter_context(loop.recorded(workdir, config, start))
         stop = stack.enter_context(cluster.Stop())
         training = loop.Loop(
             workdir=workdir,

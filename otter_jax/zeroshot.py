@@ -23,7 +23,6 @@ from ml_collections import ConfigDict
 
 from otter_jax import build, cluster, feed, gates, record
 from otter_jax import mesh as meshes
-from otter_jax.data import store
 from otter_jax.data.captions import Tokenizer
 from otter_jax.errors import Stopped, UserError
 from otter_jax.evalset import EvalSet
@@ -110,9 +109,6 @@ class Evaluator:
         self._config, self._tokenizer, self._mesh = config, tokenizer, mesh
         self._workdir, self._console = workdir, console
         meshes.check_divides("eval.batch_size", config.eval.batch_size, mesh.size)
-        with cluster.first_before_others():
-            for spec in config.eval.sets.values():
-                store.ensure(spec.data, config.data.dir, spec.tars)
         self.sets = [
             EvalSet.open(name, spec, config.data.dir) for name, spec in config.eval.sets.items()
         ]
@@ -205,12 +201,7 @@ class Evaluator:
         return class_bank(embed, names, templates)
 
     def _result(self, s, weights, ranked, valid):
-        unreadable = [s.source.key(int(i)) for i in np.flatnonzero(~valid)]
-        if unreadable:
-            self._console.print(
-                f"{s.source.name}: {len(unreadable)} unreadable images are left out, such as "
-                f"{', '.join(unreadable[:3])}."
-            )
+        unreadable = feed.name_unreadable(s.source, valid, self._console)
         labelled = (s.labels >= 0).any(axis=1)
         counted = valid & labelled
         if not counted.any():

@@ -16,7 +16,6 @@ import queue
 import random
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -24,7 +23,7 @@ import threading
 import time
 
 import numpy as np
-from world import REPO, command, environment, make, state_of
+from world import REPO, command, environment, make, several, state_of
 
 PHASES = ("preparation", "step", "save", "evaluation")
 LIMIT = 300  # seconds in which a start must get to its phase, or a killed group end
@@ -35,13 +34,6 @@ class Group:
     """The processes of one start, and the lines of the first."""
 
     def __init__(self, world: pathlib.Path, workdir: pathlib.Path, steps: int, count: int):
-        with socket.socket() as s:
-            s.bind(("127.0.0.1", 0))
-            address = f"127.0.0.1:{s.getsockname()[1]}"
-        own = [
-            [f"--coordinator={address}", f"--num_processes={count}", f"--process_id={i}"]
-            for i in range(count if count > 1 else 0)
-        ] or [[]]
         settings = [
             f"--config.data.dir={workdir / 'data'}",
             f"--config.train.epochs={steps * 16 / 40}",
@@ -58,12 +50,12 @@ class Group:
                 stderr=subprocess.STDOUT,
                 text=True,
             )
-            for more in own
+            for more in several(count)
         ]
         self.lines: queue.Queue[str] = queue.Queue()
         self.told: list[list[str]] = [[] for _ in self.processes]
         self._readers = [
-            threading.Thread(target=self._read, args=(i,), daemon=True) for i in range(len(own))
+            threading.Thread(target=self._read, args=(i,), daemon=True) for i in range(count)
         ]
         for reader in self._readers:
             reader.start()

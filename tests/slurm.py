@@ -12,11 +12,12 @@ import pathlib
 import random
 import shutil
 import signal
-import socket
 import subprocess
 import tempfile
 import time
 from collections.abc import Iterator
+
+import world
 
 GPUS = 4
 # No cgroups, accounting or prologues. cred_expire is also how long a requeued job waits, two
@@ -97,15 +98,6 @@ def program(name: str) -> str:
     return path
 
 
-def free_ports(count: int) -> list[int]:
-    """Ports of this machine that nobody listens at."""
-    with contextlib.ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for each in sockets:
-            each.bind(("127.0.0.1", 0))
-        return [each.getsockname()[1] for each in sockets]
-
-
 def _start(home: pathlib.Path, daemons: list[subprocess.Popen]) -> Cluster:
     for name in ("munge", "state", "spool"):
         (home / name).mkdir(mode=0o755)
@@ -113,7 +105,7 @@ def _start(home: pathlib.Path, daemons: list[subprocess.Popen]) -> Cluster:
     for i in range(GPUS):
         (home / f"gpu{i}").touch()
     (home / "gres.conf").write_text(f"Name=gpu File={home}/gpu[0-{GPUS - 1}]\n")
-    controller_port, node_port = free_ports(2)
+    controller_port, node_port = world.free_ports(2)
     (home / "slurm.conf").write_text(
         CONF.format(
             home=home,

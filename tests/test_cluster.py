@@ -4,7 +4,6 @@ import functools
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -14,7 +13,7 @@ import kills
 import numpy as np
 import pytest
 import together
-from world import REPO, command, environment, make, run, state_of
+from world import REPO, command, environment, free_ports, make, run, several, state_of
 
 from otter_jax.objective import METHODS
 
@@ -25,12 +24,6 @@ LIMIT = 1e-9  # of a number's magnitude; asked for is 1e-5
 @pytest.fixture(scope="module")
 def world(tmp_path_factory):
     return make(tmp_path_factory.mktemp("world"))
-
-
-def free_port():
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return s.getsockname()[1]
 
 
 def start_all(commands, environments):
@@ -55,13 +48,9 @@ def end_all(processes, timeout=240):
 
 def programs(world, *arguments, own=((), ()), devices=(1, 1)):
     """Starts `otter_jax.main` in as many processes; `own` are more arguments of each."""
-    address = f"127.0.0.1:{free_port()}"
     commands = [
-        [
-            *command(world, *arguments, *more),
-            *(f"--coordinator={address}", f"--num_processes={len(own)}", f"--process_id={i}"),
-        ]
-        for i, more in enumerate(own)
+        [*command(world, *arguments, *more), *flags]
+        for more, flags in zip(own, several(len(own)), strict=True)
     ]
     return start_all(commands, [environment(world, count) for count in devices])
 
@@ -83,7 +72,7 @@ def assert_same_state(ours, theirs):
 @pytest.mark.parametrize(("count", "devices"), [(2, 4), (4, 2)])
 def test_any_number_of_processes_trains_alike(tmp_path, count, devices):
     """Metrics of every step and the whole state after the last, as of one process and device."""
-    address = f"127.0.0.1:{free_port()}"
+    address = f"127.0.0.1:{free_ports(1)[0]}"
     script = [sys.executable, "-u", "tests/together.py", str(tmp_path), str(STEPS)]
     commands = [[*script, address, str(count), str(i)] for i in range(count)]
     paths = os.pathsep.join((str(REPO), str(REPO / "tests")))
@@ -221,7 +210,7 @@ def test_a_coordinator_that_does_not_answer_is_an_error_in_bounded_time(monkeypa
     monkeypatch.setattr(cluster, "JOIN", 2)
     began = time.monotonic()
     with pytest.raises(UserError, match="nobody answered in 2 s"):
-        cluster.join(f"127.0.0.1:{free_port()}", 2, 1)
+        cluster.join(f"127.0.0.1:{free_ports(1)[0]}", 2, 1)
     assert time.monotonic() - began < 10
 
 
@@ -241,7 +230,7 @@ def main(words):
 command.parse = lambda argv: flags.FLAGS(argv[:1]) + argv[1:]
 command.run(main)
 """
-    address = f"127.0.0.1:{free_port()}"
+    address = f"127.0.0.1:{free_ports(1)[0]}"
     commands = [
         [sys.executable, "-c", script, str(tmp_path / name), address, "2", str(i)]
         for i, name in enumerate(("mine", "yours"))

@@ -199,7 +199,7 @@ def test_evaluation_marks_and_names_an_unreadable_image():
     source = data.Source("made:test", records(bad={7}), features())
     batch = joined(list(data.eval_batches(source, batch_size=8, image_size=SIZE, resize=10)))
     assert np.flatnonzero(~batch["valid"]).tolist() == [7]
-    assert batch["unreadable"][batch["unreadable"] >= 0].tolist() == [7]
+    assert batch["index"][~batch["valid"]].tolist() == [7]
     assert batch["index"].tolist() == list(range(N))
 
 

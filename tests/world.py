@@ -1,9 +1,11 @@
 """A small world to run the program in: 40 squares with captions, tiny encoders, a config."""
 
+import contextlib
 import io
 import json
 import os
 import pathlib
+import socket
 import subprocess
 import sys
 import tarfile
@@ -126,6 +128,22 @@ def start(world, *arguments):
         stderr=subprocess.STDOUT,
         text=True,
     )
+
+
+def free_ports(count: int) -> list[int]:
+    """Ports of this machine that nobody listens at."""
+    with contextlib.ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for each in sockets:
+            each.bind(("127.0.0.1", 0))
+        return [each.getsockname()[1] for each in sockets]
+
+
+def several(count: int) -> list[list[str]]:
+    """The flags of each of so many processes of one run; none for one."""
+    (port,) = free_ports(1)
+    who = [f"--coordinator=127.0.0.1:{port}", f"--num_processes={count}"]
+    return [[*who, f"--process_id={i}"] for i in range(count)] if count > 1 else [[]]
 
 
 def state_of(workdir, step):

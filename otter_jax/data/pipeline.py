@@ -135,10 +135,9 @@ def eval_batches(
 ) -> Iterator[Batch]:
     """This host's rows of every record once, in order: resized, and cropped in the middle.
 
-    A batch is image uint8 [b, S, S, 3], index int32 [b], valid bool [b] and unreadable int32 [b],
-    b = batch_size / num_hosts. Every host gets the same number of batches: rows past the end have
-    index -1 and are not valid. Neither is an image that cannot be read; `unreadable` holds its
-    number (-1 elsewhere). The pixels of both are 0.
+    A batch is image uint8 [b, S, S, 3], index int32 [b] and valid bool [b], b = batch_size /
+    num_hosts. Every host gets the same number of batches: rows past the end have
+    index -1 and are not valid. Neither is an image that cannot be read. The pixels of both are 0.
     """
     rows = _rows_per_host(source, batch_size, num_hosts, image_size, resize)
     steps = -(-len(source) // batch_size)
@@ -193,7 +192,6 @@ class _EvalRow(grain.transforms.Map):
             "image": np.zeros((self.image_size, self.image_size, 3), np.uint8),
             "index": np.int32(-1),
             "valid": np.bool_(False),
-            "unreadable": np.int32(-1),
         }
         if index >= len(self.source):
             return row
@@ -201,7 +199,7 @@ class _EvalRow(grain.transforms.Map):
         try:
             whole = images.decode(self.source[index]["image"])
         except images.UnreadableImage:
-            return {**row, "unreadable": np.int32(index)}
+            return row
         return {
             **row,
             "image": images.center_crop(whole, self.resize, self.image_size),
