@@ -2,6 +2,11 @@
 
 import io
 import itertools
+import os
+import pathlib
+import signal
+import subprocess
+import sys
 import threading
 
 import numpy as np
@@ -108,6 +113,40 @@ def test_the_batches_do_not_depend_on_the_number_of_workers(source, tokenizer):
     batches = take(source, tokenizer, 5, num_workers=2)
     assert_same(take(source, tokenizer, 5), batches)
     assert all(type(array) is np.ndarray for batch in batches for array in batch.values())
+
+
+PARENT = """
+import multiprocessing, os, signal, sys
+from otter_jax import data
+from test_pipeline import SETTINGS, TOKENS, features, records
+
+source = data.Source("made:train", records(), features())
+tokenizer = data.Tokenizer(sys.argv[1], TOKENS)
+batches = data.train_batches(source, tokenizer, start_step=0, num_workers=1, **SETTINGS)
+next(batches)
+(child,) = multiprocessing.active_children()
+for number in (signal.SIGINT, signal.SIGTERM):
+    os.kill(child.pid, number)
+for _ in range(20):  # more than were made ahead
+    next(batches)
+print("alive", flush=True)
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_a_worker_leaves_signals_to_its_parent_and_ends_with_it(tmp_path):
+    """A cluster signals all processes; only the parent knows what must be saved before the end."""
+    (tmp_path / "vocab.txt").write_text("\n".join(WORDS))
+    here = pathlib.Path(__file__).parent
+    parent = subprocess.run(  # returns when the worker, too, has let go of its output
+        [sys.executable, "-c", PARENT, str(tmp_path)],
+        env=os.environ | {"PYTHONPATH": os.pathsep.join((str(here.parent), str(here)))},
+        stdout=subprocess.PIPE,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert (parent.returncode, parent.stdout) == (-signal.SIGKILL, "alive\n")
 
 
 def test_each_epoch_shows_everything_once_in_a_new_order_with_new_crops(source, tokenizer):

@@ -15,7 +15,7 @@ import grain
 import numpy as np
 from absl import flags
 
-from otter_jax.data import images
+from otter_jax.data import images, worker
 from otter_jax.data.store import Source
 from otter_jax.errors import UserError
 
@@ -228,7 +228,8 @@ def _run(ds: grain.MapDataset, batch_bytes: int, num_workers: int) -> Iterator[B
     if num_workers:
         if not flags.FLAGS.is_parsed():
             flags.FLAGS.mark_as_parsed()  # grain's workers copy the flags; a library has none
-        batches = batches.mp_prefetch(grain.MultiprocessingOptions(num_workers=num_workers))
+        options = grain.MultiprocessingOptions(num_workers=num_workers)
+        batches = batches.mp_prefetch(options, worker_init_fn=worker.begin)
     iterator = iter(batches)
     try:
         for batch in iterator:

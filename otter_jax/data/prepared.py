@@ -18,13 +18,10 @@ import itertools
 import json
 import lzma
 import multiprocessing
-import multiprocessing.connection
 import os
 import pathlib
 import shlex
 import shutil
-import signal
-import threading
 import time
 import uuid
 import zlib
@@ -37,7 +34,7 @@ import pyarrow.parquet as pq
 import tensorflow_datasets as tfds
 from jaxtyping import Bool, Int
 
-from otter_jax.data import images
+from otter_jax.data import images, worker
 from otter_jax.data.captions import clean
 from otter_jax.data.features import check_name, write
 from otter_jax.data.tally import NAMED, Tally, read_report, table, write_report
@@ -509,7 +506,7 @@ def _run(
     with concurrent.futures.ProcessPoolExecutor(
         min(workers, len(missing)),
         mp_context=multiprocessing.get_context("spawn"),
-        initializer=_end_with_parent,
+        initializer=worker.begin,
     ) as pool:
         units = {pool.submit(make, unit, path): unit for unit, path in missing}
         try:
@@ -518,20 +515,8 @@ def _run(
         except BaseException:  # now, not when the units under way are through
             pool.shutdown(wait=False, cancel_futures=True)
             for child in multiprocessing.active_children():
-                child.terminate()
+                child.kill()
             raise
-
-
-def _end_with_parent() -> None:
-    """A worker ends when the program does, however that ends, and leaves Ctrl-C to it."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    parent = multiprocessing.parent_process().sentinel
-
-    def wait():
-        multiprocessing.connection.wait([parent])
-        os._exit(1)
-
-    threading.Thread(target=wait, daemon=True).start()
 
 
 def make_part(unit: Unit, path: pathlib.Path, *, options: Options) -> int:
