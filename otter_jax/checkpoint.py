@@ -82,6 +82,19 @@ class Checkpoints:
             metrics=dict(metrics) if metrics else None,
         )
 
+    def is_rated(self, step: int) -> bool:
+        """Whether the metric `best` of this checkpoint is known, as it must be if there is one."""
+        return not self._best or self._best in (self._manager.metrics(step) or {})
+
+    def rate(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Adds the metrics of a checkpoint that was saved before it was evaluated."""
+        if not self._best or not metrics:
+            return
+        with ocp.Checkpointer(ocp.JsonCheckpointHandler("metrics")) as writer:
+            folder = self._folder / str(step) / "metrics"
+            writer.save(folder, args=ocp.args.JsonSave(dict(metrics)), force=True)
+        self._manager.reload()
+
     def restore(self, step: int, like: PyTree, sharding: Sharding) -> PyTree:
         """The state of `step` on the devices of `sharding`, whatever devices saved it.
 

@@ -117,10 +117,12 @@ class Loop:
 
     def make_up(self, start: int, state: Any) -> None:
         """Evaluates the checkpoint that a run goes on from, if a stop came before that."""
-        done = record.results(self.workdir, start).exists()
-        if start and self._is_evaluated(start) and not cluster.stack(np.array(done))[0]:
+        if not start or not self._is_evaluated(start):
+            return
+        done = record.results(self.workdir, start).exists() and self.checkpoints.is_rated(start)
+        if not cluster.stack(np.array(done))[0]:
             try:
-                self._evaluate(start, state)
+                self.checkpoints.rate(start, self._evaluate(start, state))
             except Stopped:
                 self._tell_stop(start)
                 raise

@@ -50,6 +50,29 @@ def test_the_latest_and_the_best_are_kept(tmp_path, state):
     checkpoints.close()
 
 
+def test_a_checkpoint_evaluated_later_can_be_the_best(tmp_path, state):
+    saved(tmp_path, state, [(1, 0.1), (2, None)], best="score").close()
+    checkpoints = Checkpoints(tmp_path, best="score")
+    assert checkpoints.best == 1
+    assert not checkpoints.is_rated(2)
+    for score in (0.4, 0.5):  # a second time, too
+        checkpoints.rate(2, {"score": score})
+    assert checkpoints.is_rated(2)
+    checkpoints.save(3, state, {"score": 0.3})
+    checkpoints.wait()
+    assert checkpoints.best == 2
+    assert sorted(int(p.name) for p in (tmp_path / "checkpoints").iterdir()) == [2, 3]
+    checkpoints.close()
+
+
+def test_without_a_best_no_checkpoint_waits_for_its_metrics(tmp_path, state):
+    checkpoints = saved(tmp_path, state, [(1, None)])
+    assert checkpoints.is_rated(1)
+    checkpoints.rate(1, {"score": 0.4})
+    assert not (tmp_path / "checkpoints" / "1" / "metrics").exists()
+    checkpoints.close()
+
+
 def test_every_nth_is_kept_beside_the_latest(tmp_path, state):
     checkpoints = saved(tmp_path, state, [(n, None) for n in range(1, 8)], keep_every=3)
     assert sorted(int(p.name) for p in (tmp_path / "checkpoints").iterdir()) == [3, 6, 7]

@@ -21,6 +21,7 @@ from pictures import coloured
 from PIL import Image
 
 from otter_jax import gates, phased, pruning, transfer, weights
+from otter_jax.checkpoint import Checkpoints
 from otter_jax.errors import Stopped, UserError
 from otter_jax.models.efficientnet import EfficientNet
 from otter_jax.models.resnet import ResNet
@@ -250,7 +251,7 @@ def test_a_stopped_run_goes_on_to_the_same_numbers(
     finished, config, tmp_path, monkeypatch, stopped_at
 ):
     at_the_end = config.report = stopped_at == 18  # in its validation
-    config.train.log_every = 3
+    config.train.log_every, config.eval.best = 3, "top-1"
     say = transfer.log_line
 
     def stop(now, *args, **kwargs):
@@ -266,9 +267,13 @@ def test_a_stopped_run_goes_on_to_the_same_numbers(
     second = run(config, tmp_path / "run")
     assert at_the_end == ("The report is in " in second)
     assert at_the_end or f"going on from step {stopped_at}" in second
+    assert "Done already: 18 of 18 steps" in run(config, tmp_path / "run")
+    reader = Checkpoints(tmp_path / "run", best="top-1", read_only=True)
+    assert reader.is_rated(18)
+    reader.close()
+    config.eval.best = ""  # the last
     whole, again = final(finished[1], finished[0]), final(config, tmp_path / "run")
     jax.tree.map(np.testing.assert_array_equal, whole, again)
-    assert "Done already: 18 of 18 steps" in run(config, tmp_path / "run")
 
 
 def test_an_exported_network_computes_what_the_gated_one_does(finished, tmp_path):
