@@ -28,7 +28,6 @@ REPO = pathlib.Path(__file__).parent.parent
 GROUPS = {"smileys": 0, "animals": 3, "travel": 5, "objects": 7}  # Unicode's groups of emoji
 RATES = (1e-3, 3e-3, 1e-2)
 LOWER = (1e-4, 3e-4, 1e-3, 3e-3)  # where kernels move, too
-EPOCHS = 12
 METHODS = {  # name: (variant of configs/transfer.py, what is set besides)
     "from scratch": ("scratch", {}),
     "classifier only": ("classifier", {}),
@@ -38,8 +37,6 @@ METHODS = {  # name: (variant of configs/transfer.py, what is set besides)
     "per filter, l1": ("filter", {"gates.penalty": "l1"}),
     "per slice, l2": ("slice", {}),
     "per slice, l1": ("slice", {"gates.penalty": "l1"}),
-    "per filter and classifier": ("filter", {"phases": "FF" + "[af]" * (EPOCHS - 2)}),
-    "per slice and classifier": ("slice", {"phases": "FF" + "[af]" * (EPOCHS - 2)}),
 }
 
 
