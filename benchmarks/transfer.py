@@ -151,18 +151,18 @@ def table(rows: list[dict]) -> str:
 def plot(rows: list[dict]) -> Figure:
     """A panel a group, a line a method, a point a seed."""
     groups = list(dict.fromkeys(row["group"] for row in rows))
+    there = [name for name in METHODS if any(row["method"] == name for row in rows)]
     figure = Figure(figsize=(10, 3.2), layout="constrained")
     panels = figure.subplots(1, len(groups), sharey=True, squeeze=False)[0]
     for panel, group in zip(panels, groups, strict=True):
         for row in (row for row in rows if row["group"] == group):
-            place = -list(METHODS).index(row["method"])
+            place = -there.index(row["method"])
             found = [100 * run["top-1"] for run in row["runs"]]
             panel.plot([statistics.mean(found)], [place], "|", color="black", markersize=14)
             panel.plot(found, [place] * len(found), "o", alpha=0.6, markersize=5)
         panel.set(title=f"{group}, {row['classes']} classes", xlabel="top-1, %", xlim=(0, None))
         panel.grid(axis="x", linewidth=0.3)
-    there = [name for name in METHODS if any(row["method"] == name for row in rows)]
-    panels[0].set_yticks([-list(METHODS).index(name) for name in there], there)
+    panels[0].set_yticks([-place for place in range(len(there))], there)
     return figure
 
 
