@@ -26,7 +26,7 @@ from otter_jax import phased, record, transfer
 
 REPO = pathlib.Path(__file__).parent.parent
 GROUPS = {"smileys": 0, "animals": 3, "travel": 5, "objects": 7}  # Unicode's groups of emoji
-RATES = (1e-3, 3e-3, 1e-2)
+RATES = (1e-3, 3e-3, 1e-2, 3e-2)
 LOWER = (1e-4, 3e-4, 1e-3, 3e-3)  # where kernels move, too
 METHODS = {  # name: (variant of configs/transfer.py, what is set besides)
     "from scratch": ("scratch", {}),

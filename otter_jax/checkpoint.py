@@ -64,9 +64,9 @@ class Checkpoints:
     @property
     def best(self) -> int | None:
         """Step of the checkpoint with the largest metric; the latest if none has that metric."""
-        scores = {step: self._manager.metrics(step) or {} for step in self._manager.all_steps()}
-        scores = {step: m[self._best] for step, m in scores.items() if self._best in m}
-        return max(scores, key=scores.get) if scores else self.latest
+        scores = {step: self._metrics(step).get(self._best) for step in self._manager.all_steps()}
+        scores = {step: score for step, score in scores.items() if score is not None}
+        return max(scores, key=scores.get, default=self.latest)
 
     def entries(self, step: int) -> set[str]:
         """What the state of `step` holds: "params", "teacher", ..."""
@@ -84,7 +84,7 @@ class Checkpoints:
 
     def is_rated(self, step: int) -> bool:
         """Whether the metric `best` of this checkpoint is known, as it must be if there is one."""
-        return not self._best or self._best in (self._manager.metrics(step) or {})
+        return not self._best or self._best in self._metrics(step)
 
     def rate(self, step: int, metrics: Mapping[str, float]) -> None:
         """Adds the metrics of a checkpoint that was saved before it was evaluated."""
@@ -114,6 +114,9 @@ class Checkpoints:
     def close(self) -> None:
         """Waits for what is being written, then lets go."""
         self._manager.close()
+
+    def _metrics(self, step):
+        return self._manager.metrics(step) or {}
 
     def _restore(self, step, like, sharding, partial):
         target = jax.tree.map(

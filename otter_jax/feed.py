@@ -38,15 +38,20 @@ def train_batches(
     )
 
 
-def eval_batches(config: ConfigDict, source: store.Source) -> Iterator[pipeline.Batch]:
-    """Its rows of every record once, in order, as `pipeline.eval_batches` has them."""
+def eval_batches(
+    config: ConfigDict, source: store.Source, *, shared: bool = True
+) -> Iterator[pipeline.Batch]:
+    """Its rows of every record once, in order, as `pipeline.eval_batches` has them.
+
+    Not `shared` with the other processes, all rows in each of them.
+    """
     return pipeline.eval_batches(
         source,
         batch_size=config.eval.batch_size,
         image_size=config.data.image_size,
         resize=config.data.resize,
-        host=jax.process_index(),
-        num_hosts=jax.process_count(),
+        host=jax.process_index() if shared else 0,
+        num_hosts=jax.process_count() if shared else 1,
     )
 
 

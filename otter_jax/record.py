@@ -32,9 +32,9 @@ class Scalars:
         if path.exists():
             lines = [line for line in path.read_text().splitlines() if _step_of(line) <= start]
             write_text(path, "".join(line + "\n" for line in lines))
-        for path_of_result in (workdir / "results").glob("step_*.json"):
-            if int(path_of_result.stem.removeprefix("step_")) > start:
-                path_of_result.unlink()
+        for result in (workdir / "results").glob("step_*.json"):
+            if int(result.stem.removeprefix("step_")) > start:
+                result.unlink()
         self._lines = path.open("a", buffering=1)
         self._events = tensorboardX.SummaryWriter(
             str(workdir / "tensorboard"), purge_step=start + 1

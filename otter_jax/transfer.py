@@ -353,9 +353,7 @@ def report(
 def some_images(config: ConfigDict, data: labelled.Labelled) -> UInt8[np.ndarray, "N S S 3"]:
     """The first pictures of a split, as the network sees them; the same in every process."""
     found = []
-    sizes = {"image_size": config.data.image_size, "resize": config.data.resize}
-    every = pipeline.eval_batches(data.source, batch_size=config.eval.batch_size, **sizes)
-    with contextlib.closing(every) as batches:
+    with contextlib.closing(feed.eval_batches(config, data.source, shared=False)) as batches:
         for batch in batches:
             found += list(batch["image"][batch["valid"]])
             if len(found) >= SHOWN:

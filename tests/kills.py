@@ -79,8 +79,7 @@ class Group:
     def wait(self) -> list[int]:
         """Their exit statuses; raises subprocess.TimeoutExpired after `LIMIT` seconds."""
         deadline = time.monotonic() + LIMIT
-        statuses = [p.wait(max(1.0, deadline - time.monotonic())) for p in self.processes]
-        return statuses
+        return [p.wait(max(1.0, deadline - time.monotonic())) for p in self.processes]
 
     def close(self) -> None:
         """Ends what still runs."""

@@ -106,13 +106,15 @@ def steps(workdir):
     return [line["step"] for line in lines if "loss" in line]
 
 
-def test_a_run_on_this_machine_hears_a_signal(home):
-    """That what was stopped goes on, `test_cluster` shows, and SLURM's job below."""
+def test_a_run_on_this_machine_stops_goes_on_and_ends(home):
     workdir = home / "local"
-    stop(home, ["bash", LAUNCH / "local.sh", 2, *program(home, workdir)], workdir)
-    for status in (0, 3):
-        with started(home, "bash", LAUNCH / "local.sh", 2, "bash", "-c", f"exit {status}") as run:
-            assert end(run)[0] == status
+    command = ["bash", LAUNCH / "local.sh", 2, *program(home, workdir)]
+    stopped = stop(home, command, workdir)
+    with started(home, *command) as process:
+        status, out = end(process)
+    assert status == 0, out
+    assert f"going on from step {stopped}" in out
+    assert steps(workdir) == list(range(1, STEPS + 1))
 
 
 @pytest.mark.cluster
@@ -128,7 +130,7 @@ def test_open_mpi_passes_signals_on_and_statuses_back(home):
 
 
 def stop(home, command, workdir, **variables):
-    """Starts the command, and asks it to stop half way: it does, and has saved."""
+    """Starts the command, and asks it to stop half way: the step that it has saved."""
     with started(home, *command, **variables) as process:
         wait_for(lambda: steps(workdir), process)
         process.send_signal(signal.SIGTERM)
@@ -138,6 +140,7 @@ def stop(home, command, workdir, **variables):
     stopped = steps(workdir)[-1]
     assert stopped < STEPS
     assert f"after step {stopped} of {STEPS}; saved" in out
+    return stopped
 
 
 def test_if_one_process_fails_the_others_end_too_and_soon(home):

@@ -136,8 +136,8 @@ def eval_batches(
     """This host's rows of every record once, in order: resized, and cropped in the middle.
 
     A batch is image uint8 [b, S, S, 3], index int32 [b] and valid bool [b], b = batch_size /
-    num_hosts. Every host gets the same number of batches: rows past the end have
-    index -1 and are not valid. Neither is an image that cannot be read. The pixels of both are 0.
+    num_hosts. Every host gets the same number of batches: rows past the end have index -1 and are
+    not valid. Neither is an image that cannot be read. The pixels of both are 0.
     """
     rows = _rows_per_host(source, batch_size, num_hosts, image_size, resize)
     steps = -(-len(source) // batch_size)
