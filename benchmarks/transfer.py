@@ -13,12 +13,12 @@ is printed, and stands in OUT: table.md, transfer.png, results.json.
 import argparse
 import collections
 import json
+import math
 import pathlib
 import statistics
 import subprocess
 import sys
 import tarfile
-import time
 
 from matplotlib.figure import Figure
 
@@ -38,6 +38,9 @@ METHODS = {  # name: (variant of configs/transfer.py, what is set besides)
     "per slice, l2": ("slice", {}),
     "per slice, l1": ("slice", {"gates.penalty": "l1"}),
 }
+
+# The other penalty has the rate of the first: it hardly changes a step.
+SHARED = {"per filter, l1": "per filter, l2", "per slice, l1": "per slice, l2"}
 
 
 def make_tree(pictures: pathlib.Path, root: pathlib.Path, group: int, held_out: str = "") -> None:
@@ -73,38 +76,60 @@ def make_tree(pictures: pathlib.Path, root: pathlib.Path, group: int, held_out: 
     scratch.replace(root)
 
 
-def train(out: pathlib.Path, tree: pathlib.Path, method: str, seed: int, settings: dict) -> dict:
-    """Runs the program once, unless it has; its last validation, and how long it took."""
-    variant, own = METHODS[method]
-    rate = f"{settings['optim.learning_rate']:g}"
-    workdir = out / tree.name / method.replace(", ", "_").replace(" ", "_") / f"{rate}_{seed}"
-    seconds = workdir / "seconds"
-    if not seconds.exists():
-        values = {
-            "data.name": tree.name,
-            "data.folder": tree,
-            "data.dir": out / "sets",
-            "seed": seed,
-            **own,
-            **settings,
-        }
+def common(out: pathlib.Path, tree: pathlib.Path, size: int) -> dict:
+    """What all runs on a tree set in the config."""
+    return {
+        "data.name": tree.name,
+        "data.folder": tree,
+        "data.dir": out / "sets",
+        "data.image_size": size,
+        "data.resize": size * 9 // 8,
+        "report": False,
+    }
+
+
+def train(workdir: pathlib.Path, variant: str, settings: dict) -> dict:
+    """Runs the program once, unless it has; its last validation, and how fast it was."""
+    done = workdir / "done"
+    if not done.exists():
         command = [sys.executable, "-m", "otter_jax.transfer", "--workdir", str(workdir)]
         command += ["--config", f"configs/transfer.py:{variant}"]
-        command += [f"--config.{key}={value}" for key, value in values.items()]
+        command += [f"--config.{key}={value}" for key, value in settings.items()]
         workdir.mkdir(parents=True, exist_ok=True)
-        began = time.monotonic()
         with open(workdir / "log", "a") as log:
             subprocess.run(command, cwd=REPO, check=True, stdout=log, stderr=log)
-        seconds.write_text(f"{time.monotonic() - began:.1f}")
+        done.touch()
     last = json.loads(sorted((workdir / "results").glob("*.json"))[-1].read_text())
+    return last | {"images_per_second": speed(workdir), "workdir": str(workdir)}
+
+
+def run(
+    out: pathlib.Path, tree: pathlib.Path, method: str, rate: float, seed: int, size: int
+) -> dict:
+    """`train` of a method, in a directory of its own."""
+    variant, own = METHODS[method]
+    name = method.replace(", ", "_").replace(" ", "_")
+    settings = common(out, tree, size) | {"seed": seed, "optim.learning_rate": rate} | own
+    return train(out / tree.name / name / f"{rate:g}_{seed}", variant, settings)
+
+
+def speed(workdir: pathlib.Path) -> float:
+    """Images a second in the phase that a run has most of; the fastest stretch between two logs.
+
+    What else a machine does only slows. Stretches that reach into another phase do not count.
+    """
+    config = record.config_of(workdir, needs="phases")
+    phases = phased.parse(config.phases)
+    ((own, _),) = collections.Counter(phases).most_common(1)
     rows = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
-    # The first two epochs may be the classifier's; of the others the fastest stretch, since what
-    # else a machine does only slows.
-    speeds = [row["images_per_second"] for row in rows if row.get("epoch", 0) > 2]
-    return last | {
-        "images_per_second": max(speeds),
-        "workdir": str(workdir.relative_to(out)),
-    }
+    speeds = []
+    for row in rows:
+        if "images_per_second" in row:
+            end = row["epoch"]
+            start = end * (row["step"] - config.train.log_every) / row["step"]
+            if set(phases[int(start) : math.ceil(end)]) == {own}:
+                speeds.append(row["images_per_second"])
+    return max(speeds)
 
 
 def trainable(workdir: pathlib.Path) -> int:
@@ -122,12 +147,12 @@ def table(rows: list[dict]) -> str:
     by = {(row["group"], row["method"]): row for row in rows}
     methods = [m for m in METHODS if all((group, m) in by for group in groups)]
 
-    def speed(method):
+    def fastest(method):
         return max(
             run["images_per_second"] for group in groups for run in by[group, method]["runs"]
         )
 
-    fastest = max(map(speed, methods))
+    best = max(map(fastest, methods))
     lines = [
         f"| method | rate | {' | '.join(groups)} | mean top-1 | mean top-3 | trained values | "
         "time an epoch (fastest: 1) |",
@@ -143,7 +168,7 @@ def table(rows: list[dict]) -> str:
             cells.append(f"{100 * means['top-1'][-1]:.1f} ± {100 * spread:.1f}")
         cells += [f"{100 * statistics.mean(found):.1f}" for found in means.values()]
         cells.append(record.millions(by[groups[0], method]["trainable"]))
-        cells.append(f"{fastest / speed(method):.1f}")
+        cells.append(f"{best / fastest(method):.1f}")
         lines.append(f"| {method} | {by[groups[0], method]['rate']:g} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
@@ -181,19 +206,16 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=64, help="of the images, pixels")
     options = parser.parse_args()
     out = options.out.expanduser().absolute()
-    common = {"data.image_size": options.size, "data.resize": options.size * 9 // 8}
-    common["report"] = False
     rates_file = out / "rates.json"
     rates = json.loads(rates_file.read_text()) if rates_file.exists() else {}
     if options.tune:
         tree = out / "trees" / f"{options.groups[0]}_tuning"
         make_tree(options.pictures, tree, GROUPS[options.groups[0]], options.tuned_on)
-        for method in options.methods:
+        for method in (method for method in options.methods if method not in SHARED):
             found = {}
             for rate in LOWER if METHODS[method][0] in ("full", "scratch") else RATES:
-                run = train(out, tree, method, 0, common | {"optim.learning_rate": rate})
-                found[rate] = run["top-1"]
-                print(f"{method}, rate {rate:g}: top-1 {run['top-1']:.3f}", flush=True)
+                found[rate] = run(out, tree, method, rate, 0, options.size)["top-1"]
+                print(f"{method}, rate {rate:g}: top-1 {found[rate]:.3f}", flush=True)
             # Of equal ones the smallest: it moves least away from what was given.
             rates[method] = {"rate": max(found, key=found.get), "tried": found}
             rates_file.write_text(json.dumps(rates, indent=2))
@@ -204,14 +226,13 @@ def main() -> None:
         make_tree(options.pictures, tree, GROUPS[group])
         classes = len(list((tree / "train").iterdir()))
         for method in options.methods:
-            # The other penalty has the rate of the first: it hardly changes a step.
-            rate = rates[method.replace(", l1", ", l2")]["rate"]
+            rate = rates[SHARED.get(method, method)]["rate"]
             runs = []
             for seed in range(options.seeds):
-                runs.append(train(out, tree, method, seed, common | {"optim.learning_rate": rate}))
+                runs.append(run(out, tree, method, rate, seed, options.size))
                 print(f"{group}, {method}, seed {seed}: top-1 {runs[-1]['top-1']:.3f}", flush=True)
             about = {"group": group, "method": method, "rate": rate, "classes": classes}
-            about["trainable"] = trainable(out / runs[0]["workdir"])
+            about["trainable"] = trainable(pathlib.Path(runs[0]["workdir"]))
             rows.append(about | {"runs": runs})
     (out / "results.json").write_text(json.dumps(rows, indent=2))
     (out / "table.md").write_text(table(rows) + "\n")

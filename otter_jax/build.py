@@ -142,6 +142,7 @@ def image_encoder(
         if ema:
             raise UserError(f"model.ema is for the weights of a run, and {source!r} is none.")
         found = weights.load_image(source, arch=arch, dtype=DTYPES[dtype])
+        weights.check_pixels(source, mean, std)
         return found.module, found.variables
     config = record.config_of(folder)
     theirs = config.model.img
@@ -172,6 +173,8 @@ def join(
     image = weights.load_image(
         img["weights"], arch=img["arch"], dtype=DTYPES[dtype], pretrained=pretrained
     )
+    if pretrained:
+        weights.check_pixels(img["weights"], img["mean"], img["std"])
     text = weights.load_text(
         txt["weights"], dropout=txt["dropout"], dtype=DTYPES[dtype], pretrained=txt["pretrained"]
     )

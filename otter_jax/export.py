@@ -32,7 +32,6 @@ from otter_jax.data.captions import Tokenizer
 from otter_jax.errors import UserError
 from otter_jax.models.bert import Bert
 from otter_jax.models.towers import Towers
-from otter_jax.models.vit import ViT
 from otter_jax.tensors import Tensors
 
 CAPTIONS = ("a photo of a sea otter.", "two people on one bicycle", "café au lait", "1, 2, 3")
@@ -112,22 +111,16 @@ def write_image(
     folder: pathlib.Path, config: ConfigDict, model: Towers, variables: dict[str, Any]
 ) -> None:
     """A folder that timm opens as "local-dir:FOLDER"."""
-    size, arguments = config.data.image_size, {}
-    if isinstance(model.img, ViT):
-        arguments["img_size"] = size  # timm resamples the position embeddings as it loads them
-        if model.img.pool == "mean":
-            arguments |= {"global_pool": "avg", "fc_norm": False}
     weights.write_timm(
         folder,
         image_tensors(model, variables),
         model.img,
-        arch=config.model.img.arch.removesuffix("_mean"),
+        arch=config.model.img.arch,
         classes=model.dim,
-        size=size,
+        size=config.data.image_size,
         resize=config.data.resize,
         mean=model.mean,
         std=model.std,
-        model_args=arguments,
     )
 
 

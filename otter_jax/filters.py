@@ -44,6 +44,23 @@ def ranking(attention: Attention) -> dict[str, dict[str, list]]:
     return ranked
 
 
+def extremes(attention: Attention) -> list[dict[str, Any]]:
+    """The ends of the ranking, a row a convolution: its most and least attended filters."""
+
+    def some(filters, values):
+        return ", ".join(f"{n} ({value:.2f})" for n, value in zip(filters, values, strict=True))
+
+    return [
+        {
+            "convolution": path,
+            "filters": len(ranked["filters"]),
+            "most attended (mean |A|)": some(*(values[:FILTERS] for values in ranked.values())),
+            "least attended": some(*(values[: -FILTERS - 1 : -1] for values in ranked.values())),
+        }
+        for path, ranked in ranking(attention).items()
+    ]
+
+
 def telling(attention: Attention) -> list[Path]:
     """The convolutions whose filters differ most in attention, in the order given."""
     spread = sorted(attention, key=lambda path: -float(np.std(attention[path])))
@@ -97,25 +114,25 @@ def excite(
     return shown
 
 
-def plot_histograms(attention: Attention) -> Figure:
-    """How attention is spread over the filters of each convolution."""
-    columns = min(7, len(attention))
-    rows = -(-len(attention) // columns)
+def plot_histograms(gates: Mapping[Path, Float[np.ndarray, "..."]]) -> Figure:
+    """How the gates A of each convolution are spread, by its path."""
+    columns = min(7, len(gates))
+    rows = -(-len(gates) // columns)
     figure = Figure(figsize=(WIDTH, 0.5 + 0.85 * rows), layout="constrained")
     axes = figure.subplots(rows, columns, sharex=True, squeeze=False).flat
-    everything = np.concatenate([np.asarray(values) for values in attention.values()])
+    everything = np.concatenate([values.ravel() for values in gates.values()])
     low, high = np.quantile(everything, (0.001, 0.999))
     bins = np.linspace(min(low, 0.99), max(high, 1.01), 31)
     for axis in axes:
         axis.axis("off")
-    for axis, (path, values) in zip(figure.axes, attention.items(), strict=False):
+    for axis, (path, values) in zip(figure.axes, gates.items(), strict=False):
         axis.axis("on")
-        axis.hist(np.clip(values, bins[0], bins[-1]), bins=bins, color="C0")
+        axis.hist(np.clip(values.ravel(), bins[0], bins[-1]), bins=bins, color="C0")
         axis.axvline(1, color="black", linewidth=0.6)
         axis.set_yticks([])
         axis.tick_params(labelsize=5)
         axis.set_title("/".join(path), fontsize=5, pad=2)
-    figure.suptitle("Attention A of the filters, per convolution (the line: 1, the start)", size=8)
+    figure.suptitle("The gates A of each convolution (the line: 1, the start)", size=8)
     return figure
 
 
@@ -125,7 +142,7 @@ def plot_excitement(shown: Sequence[Excitement]) -> Figure:
     axes = figure.subplots(len(shown), PICTURES + 1, squeeze=False)
     for row, one in zip(axes, shown, strict=True):
         place = f"most {one.rank + 1}" if one.rank >= 0 else f"least {-one.rank}"
-        text = f"{'/'.join(one.layer)}\nfilter {one.filter}, {place}\nA = {one.attention:.3f}"
+        text = f"{'/'.join(one.layer)}\nfilter {one.filter}, {place}\n|A| = {one.attention:.3f}"
         row[0].text(1, 0.5, text, ha="right", va="center", fontsize=6)
         for axis in row:
             axis.axis("off")
@@ -148,11 +165,15 @@ def plot_epochs(epochs: Sequence[Mapping[str, Any]]) -> Figure:
 
 
 def plot_pruning(points: Sequence[Mapping[str, Any]]) -> Figure:
-    """By the share of filters pruned: accuracy, by attention and at random; size and speed."""
+    """By the share of filters pruned: accuracy, by what goes first; size and speed."""
     figure = Figure(figsize=(WIDTH, 3), layout="constrained")
     accuracy, cost = figure.subplots(1, 2)
     shares = [point["share"] for point in points]
-    for key, label in (("top-1", "least attention first"), ("random", "at random")):
+    for key, label in (
+        ("top-1", "least attention first"),
+        ("magnitude", "smallest kernel first"),
+        ("random", "at random"),
+    ):
         accuracy.plot(shares, [point[key] for point in points], "o-", label=label)
     size = [point["values"] / points[0]["values"] for point in points]
     cost.plot(shares, size, "o-", label="values")

@@ -19,6 +19,10 @@ from otter_jax.data import store
 from otter_jax.errors import UserError
 
 KS = (1, 3)  # of top-K
+REMEDY = (
+    "data.train and data.validation name the splits; to divide one: "
+    "--config.data.train='train[20%:]' --config.data.validation='train[:20%]'."
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,10 +34,13 @@ class Labelled:
     names: tuple[str, ...]
 
     @classmethod
-    def open(cls, config: ConfigDict, split: str) -> "Labelled":
-        """The split of config.data; UserError if it has no classes, or a record has none."""
+    def open(cls, config: ConfigDict, which: str) -> "Labelled":
+        """The "train" or "validation" of config.data.
+
+        Raises UserError if there is none, it has no classes, or a record has none.
+        """
         data = config.data
-        source = store.open_dataset(data.dir, data.name, split)
+        source = store.open_dataset(data.dir, data.name, data[which], remedy=REMEDY)
         if data.label not in source.features or source.classes(data.label) is None:
             raise UserError(
                 f"data.label={data.label!r} is not a feature of {source.name} that holds classes; "
@@ -54,7 +61,10 @@ class Labelled:
 
 
 def open_splits(config: ConfigDict) -> tuple[Labelled, Labelled]:
-    """What is trained on, and what is validated on. Raises UserError if classes do not agree."""
+    """What is trained on, and what is validated on.
+
+    Raises UserError if a record is in both, or a class in one alone.
+    """
     data = config.data
     if not data.name:
         raise UserError(
@@ -62,7 +72,13 @@ def open_splits(config: ConfigDict) -> tuple[Labelled, Labelled]:
             "--config.data.folder=DIR."
         )
     feed.ensure(data.name, data.dir, folder=data.folder)
-    train, validation = (Labelled.open(config, split) for split in (data.train, data.validation))
+    train, validation = Labelled.open(config, "train"), Labelled.open(config, "validation")
+    both = store.in_both(data.dir, data.name, data.train, data.validation)
+    if both:
+        raise UserError(
+            f"{both:,} of the {len(validation.labels):,} pictures of "
+            f"data.validation={data.validation!r} are in data.train={data.train!r}, too. {REMEDY}"
+        )
     counts = np.bincount(train.labels, minlength=len(train.names))
     there = np.bincount(validation.labels, minlength=len(validation.names))
     for what, split, empty in (

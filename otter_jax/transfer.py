@@ -23,6 +23,7 @@ import numpy as np
 import optax
 import rich.console
 from absl import flags
+from flax import traverse_util
 from jax.sharding import Mesh
 from jaxtyping import Array, PyTree, UInt8
 from ml_collections import ConfigDict
@@ -93,9 +94,15 @@ def network(config: ConfigDict, classes: int) -> tuple[nn.Module, PyTree, PyTree
     image, key = jnp.zeros((1, 64, 64, 3)), jax.random.key(config.seed)
     variables = build.complete(given, lambda: module.init(key, image, train=False))
     params = variables["params"]
+    batch_stats = variables.get("batch_stats", {})
+    if batch_stats and not m.weights and config.train.stored_statistics:
+        raise UserError(
+            "model.weights is empty, so that the batch norms have no statistics to normalise by: "
+            "set --config.train.stored_statistics=False, or give weights."
+        )
     if config.gates.shape:
         params = params | {"gates": gates.create(params, config.gates.shape)}
-    return module, params, variables.get("batch_stats", {})
+    return module, params, batch_stats
 
 
 def run(config: ConfigDict, workdir: pathlib.Path, *, console: rich.console.Console) -> None:
@@ -294,6 +301,12 @@ def trained(
     return model, found["params"], found["batch_stats"], step
 
 
+def gates_of(params: PyTree) -> dict[filters.Path, np.ndarray]:
+    """The gates A, by the path of their convolution; {} without gates."""
+    flat = traverse_util.flatten_dict(params.get("gates", {}))
+    return {path[:-1]: np.asarray(gate) for path, gate in flat.items()}
+
+
 def attention_of(params: PyTree) -> dict[filters.Path, np.ndarray]:
     """The attention to each filter, by the path of its convolution; {} without gates."""
     found = gates.attention(params.get("gates", {}))
@@ -321,8 +334,11 @@ def report(
     results: dict[str, Any] = {}
     if attention:
         results["filters.json"] = filters.ranking(attention)
+        parts.append(
+            ("The filters ranked (all of them: filters.json)", filters.extremes(attention))
+        )
         variables = {"params": gates.fold(params), "batch_stats": batch_stats}
-        figures["Attention per convolution"] = filters.plot_histograms(attention)
+        figures["Gates"] = filters.plot_histograms(gates_of(params))
         points = prune_points(config, model, variables, attention, validate, console)
         results["pruning.json"] = points
         if points:
@@ -371,9 +387,10 @@ def prune_points(
 ) -> list[dict[str, Any]]:
     """Accuracy in validation, size and speed of the network, by the share of its filters pruned.
 
-    Beside it the accuracy when as many filters go at random: what the ranking is worth. `values`
-    are those of the smaller network, `speed` how many times as fast it is as the whole one, here
-    and on a batch of training.
+    Nothing is trained in between. Beside it the accuracy when those with the smallest folded kernel
+    go first ("magnitude"), and when as many go at random: what the ranking is worth. `values` are
+    those of the smaller network, `speed` how many times as fast it is as the whole one, here and on
+    a batch of training.
     """
     if not pruning.norms(model):
         return []
@@ -385,19 +402,22 @@ def prune_points(
         masked = meshes.put_whole(pruning.mask(variables, keep, model), validate.mesh)
         return validate(masked["params"], masked["batch_stats"])
 
-    random = np.random.default_rng(config.seed)
-    chance = {path: random.random(len(values)) for path, values in attention.items()}
+    by = rankings(attention, variables["params"], config.seed)
     points = []
     with record.progress_bar(console) as bar:
         for share in bar.track((0.0, *SHARES), description="pruning"):
-            keep = pruning.lowest(attention, share, model, variables["params"])
-            by_chance = pruning.lowest(chance, share, model, variables["params"])
-            small, fewer = pruning.smaller(model, variables, keep)
+            keeps = {
+                name: pruning.lowest(ranked, share, model, variables["params"])
+                for name, ranked in by.items()
+            }
+            measured = {name: measure(keep) for name, keep in keeps.items()}
+            small, fewer = pruning.smaller(model, variables, keeps["attention"])
             points.append(
                 {
                     "share": share,
-                    **measure(keep),
-                    "random": measure(by_chance)["top-1"],
+                    **measured["attention"],
+                    "magnitude": measured["magnitude"]["top-1"],
+                    "random": measured["random"]["top-1"],
                     "values": sum(leaf.size for leaf in jax.tree.leaves(fewer["params"])),
                     "speed": pruning.faster(whole, pruning.forward(small, fewer, images)),
                 }
@@ -405,14 +425,36 @@ def prune_points(
     return points
 
 
+def rankings(
+    attention: filters.Attention, params: PyTree, seed: int
+) -> dict[str, filters.Attention]:
+    """What filters can be ranked by for pruning: attention, size of the folded kernel, chance."""
+    random = np.random.default_rng(seed)
+    kernels = traverse_util.flatten_dict(params)
+    return {
+        "attention": attention,
+        "magnitude": {
+            path: np.linalg.norm(kernels[*path, "kernel"].reshape(-1, len(values)), axis=0)
+            for path, values in attention.items()
+        },
+        "random": {path: random.random(len(values)) for path, values in attention.items()},
+    }
+
+
 def export(
-    config: ConfigDict, workdir: pathlib.Path, out: pathlib.Path, *, share: float
+    config: ConfigDict,
+    workdir: pathlib.Path,
+    out: pathlib.Path,
+    *,
+    share: float,
+    console: rich.console.Console,
 ) -> list[pathlib.Path]:
     """Writes the trained network into the new folder `out`, gates folded into its filters.
 
     out/network is for timm, as large as its architecture; with share > 0, out/smaller is the same
-    function with fewer channels, for this project (`--config.model.weights=out/smaller`). Returns
-    the folders. Raises UserError if `out` is there, or for a share of a network without gates.
+    function with fewer channels, for this project (`--config.model.weights=out/smaller`), and what
+    that costs in validation is printed. Returns the folders. Raises UserError if `out` is there, or
+    for a share of a network without gates.
     """
     if out.exists():
         raise UserError(f"--export {out} is there already; give a new folder.")
@@ -427,26 +469,49 @@ def export(
         if not attention:
             raise UserError("--share ranks filters by their gates, and this network has none.")
         keep = pruning.lowest(attention, share, model, variables["params"])
-        networks["network"] = (model, pruning.mask(variables, keep, model))
+        masked = pruning.mask(variables, keep, model)
+        networks["network"] = (model, masked)
         networks["smaller"] = pruning.smaller(model, variables, keep)
+        mesh = meshes.make_mesh(1)
+        held_out = labelled.Labelled.open(config, "validation")
+        validate = labelled.Validation(config, model, held_out, mesh, console)
+        before, after = (validate(**meshes.put_whole(tree, mesh)) for tree in (variables, masked))
+        console.print(
+            f"{share:.0%} of the filters pruned: validation top-1 {before['top-1']:.3f} before, "
+            f"{after['top-1']:.3f} after, and nothing trained since. To train on: "
+            f"--config.model.weights={out / 'smaller'}"
+        )
     scratch = out.with_name(out.name + ".tmp")  # so that `out` is never half an export
     shutil.rmtree(scratch, ignore_errors=True)
     for name, (network_, variables_) in networks.items():
-        weights.write_timm(
-            scratch / name,
-            names.export(jax.device_get(variables_), names.families(network_)[0]),
-            network_,
-            arch=config.model.arch,
-            classes=len(names_of),
-            size=config.data.image_size,
-            resize=config.data.resize,
-            mean=config.model.mean,
-            std=config.model.std,
-            label_names=names_of,
-            step=step,
-        )
+        write(scratch / name, network_, variables_, config, label_names=names_of, step=step)
     scratch.replace(out)
     return [out / name for name in networks]
+
+
+def write(
+    folder: pathlib.Path,
+    model: nn.Module,
+    variables: PyTree,
+    config: ConfigDict,
+    *,
+    label_names: list[str],
+    **more: Any,
+) -> None:
+    """A network without gates as timm's folder; `more` goes into its config.json."""
+    weights.write_timm(
+        folder,
+        names.export(jax.device_get(variables), names.families(model)[0]),
+        model,
+        arch=config.model.arch,
+        classes=len(label_names),
+        size=config.data.image_size,
+        resize=config.data.resize,
+        mean=config.model.mean,
+        std=config.model.std,
+        label_names=label_names,
+        **more,
+    )
 
 
 def main(_: list[str]) -> None:
@@ -462,7 +527,7 @@ def main(_: list[str]) -> None:
         return
     config = command.config(saved_in=workdir, needs="phases")
     out = pathlib.Path(EXPORT.value).expanduser()
-    for folder in export(config, workdir, out, share=SHARE.value):
+    for folder in export(config, workdir, out, share=SHARE.value, console=console):
         console.print(f"Written: {folder}")
 
 

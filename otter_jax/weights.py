@@ -13,6 +13,7 @@ import huggingface_hub
 import huggingface_hub.errors as hub_errors
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
 
 from otter_jax import names, pruning, record, tensors
@@ -273,6 +274,28 @@ def check_architecture(folder: Path, arch: str, module: nn.Module) -> None:
         )
 
 
+def check_pixels(weights: str, mean: Sequence[float], std: Sequence[float]) -> None:
+    """Raises UserError if the config of a folder of weights names another mean or deviation.
+
+    Both are per channel, in 0..255; a folder from timm says what its weights are used to.
+    """
+    if not weights:
+        return
+    try:
+        about = json.loads((locate(weights) / "config.json").read_text("utf-8"))
+        theirs = about["pretrained_cfg"]
+        theirs = {key: [255 * float(x) for x in theirs[key]] for key in ("mean", "std")}
+    except (OSError, ValueError, KeyError, TypeError):
+        return  # it does not say
+    for key, ours in (("mean", mean), ("std", std)):
+        if not np.allclose(theirs[key], ours, rtol=0, atol=1):
+            there = "(" + ", ".join(f"{x:.6g}" for x in theirs[key]) + ")"
+            raise UserError(
+                f"The weights in {weights} are used to pixels of {key} {there}, but the config has "
+                f"{tuple(ours)}. Set the encoder's {key} to theirs."
+            )
+
+
 def with_pruned(module: nn.Module, folder: Path) -> nn.Module:
     """The module with the channels that a folder's config says, if it is of a pruned network."""
     try:
@@ -303,8 +326,14 @@ def write_timm(
     """
     folder.mkdir(parents=True)
     tensors.write(folder / "model.safetensors", values)
+    arguments: dict[str, Any] = {}
+    if isinstance(module, ViT):
+        arguments["img_size"] = size  # timm resamples the position embeddings as it loads them
+        if module.pool == "mean":
+            arguments |= {"global_pool": "avg", "fc_norm": False}
     about = {
-        "architecture": arch,
+        "architecture": arch.removesuffix("_mean"),
+        "model_args": arguments,
         "num_classes": classes,
         "num_features": module.width,
         "pruned": dict(pruning.kept(module)),

@@ -224,13 +224,25 @@ def test_a_set_is_found_again_and_another_folder_needs_another_name(tmp_path, ca
     ):
         data.ensure("mine", str(tmp_path), folder=str(other))
     (root / "cat" / "1.jpg").write_bytes(noise() + b"\0")
-    with pytest.raises(UserError, match="by number or size"):
+    with pytest.raises(UserError, match="by number, size or class"):
         data.ensure("mine", str(tmp_path), folder=str(root))
     shutil.rmtree(root)
     data.ensure("mine", str(tmp_path), folder=str(root))  # built, and the pictures cleaned away
     root.mkdir()
     data.ensure("mine", str(tmp_path), folder=str(root))  # a disk that is not mounted
     assert capsys.readouterr().out == ""
+
+
+def test_a_picture_moved_to_another_class_makes_another_folder(tmp_path):
+    root = build(tmp_path, [*CATS_AND_DOGS, "cat/3.jpg"])
+    (root / "cat" / "3.jpg").rename(root / "dog" / "3.jpg")
+    with pytest.raises(UserError, match="another folder .* by number, size or class"):
+        data.ensure("mine", str(tmp_path), folder=str(root))
+    path = tmp_path / "mine" / "1.0.0" / "report.json"  # as sets were written at first
+    old = json.loads(path.read_text("utf-8"))
+    del old["train"]["folder"]["digest"]
+    path.write_text(json.dumps(old))
+    data.ensure("mine", str(tmp_path), folder=str(root))
 
 
 def test_the_same_pictures_in_other_splits_are_another_folder(tmp_path):

@@ -9,7 +9,8 @@ import sys
 import numpy as np
 import pickles
 import pytest
-from world import REPO, TINY, command, environment, make, run, start, state_of
+from pictures import coloured
+from world import COLOURS, REPO, TINY, command, environment, make, run, start, state_of
 
 from configs.common import CLIP_MEAN, CLIP_STD
 
@@ -105,6 +106,24 @@ def test_a_transfer_starts_from_the_image_tower_of_a_run_with_its_gates_folded_i
         assert (gate != 1).any()
         np.testing.assert_array_equal(tower["params"]["conv1"]["kernel"], stem * gate)
         assert jax.tree.structure(tower) == jax.tree.structure(towers[0])
+    from test_transfer import configs
+    from test_transfer import run as transfer
+
+    tree = world / "tree"
+    for i, name in enumerate(sorted(COLOURS) * 6):
+        folder = tree / ("validation" if i < 8 else "train") / name
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / f"{i}.png").write_bytes(coloured(COLOURS[name], i))
+    config = configs()
+    config.update_from_flattened_dict(
+        {"phases": "fa", "model.arch": arch, "model.weights": str(workdir), "model.mean": mean}
+        | {"model.std": std, "data.dir": str(world / "sets"), "data.name": "tree"}
+        | {"data.folder": str(tree), "data.resize": 36, "data.image_size": 32}
+        | {"train.batch_size": 8, "eval.batch_size": 8}
+    )
+    out = transfer(config, world / "transferred")
+    assert "The report is in" in out
+    assert (world / "transferred" / "pruning.json").exists()
     for changes, words in (
         ({"arch": "resnet18"}, "model.arch='resnet18', but the run in"),
         ({"mean": (127.0,) * 3}, "model.mean=(127.0, 127.0, 127.0), but the run in"),

@@ -68,7 +68,8 @@ def make_config(squares):
     config.data.name, config.data.folder = "squares", str(squares)
     config.data.resize, config.data.image_size = 36, 32
     config.train.batch_size, config.train.log_every = 8, 3
-    config.optim.learning_rate = 1e-2
+    config.train.stored_statistics = False  # there are none
+    config.optim.learning_rate = 3e-2
     config.eval.batch_size = 8
     return config
 
@@ -93,6 +94,10 @@ def finished(squares, tmp_path_factory):
         patch.setitem(weights.IMAGE_ENCODERS, "tiny", TINY)
         made, workdir = make_config(squares), tmp_path_factory.mktemp("runs") / "whole"
         return workdir, made, run(made, workdir)
+
+
+def quiet():
+    return rich.console.Console(file=io.StringIO())
 
 
 def final(config, workdir):
@@ -231,6 +236,10 @@ def test_the_report_has_the_ranking_the_pictures_and_the_pruning(finished):
         with Image.open(workdir / "report" / f"{number}.png") as plot:
             assert plot.width > 500
     ranking = json.loads((workdir / "filters.json").read_text())
+    for layer, ranked in ranking.items():
+        assert f"<td>{layer}</td>" in page
+        for end in (0, -1):
+            assert f"{ranked['filters'][end]} ({ranked['attention'][end]:.2f})" in page
     assert sorted(ranking["conv1"]["filters"]) == list(range(64))
     assert ranking["conv1"]["attention"] == sorted(ranking["conv1"]["attention"], reverse=True)
     points = json.loads((workdir / "pruning.json").read_text())
@@ -238,6 +247,7 @@ def test_the_report_has_the_ranking_the_pictures_and_the_pruning(finished):
     assert (
         points[0]["top-1"]
         == points[0]["random"]
+        == points[0]["magnitude"]
         == json.loads(sorted((workdir / "results").glob("*.json"))[-1].read_text())["top-1"]
     )
     sizes = [point["values"] for point in points]
@@ -278,7 +288,7 @@ def test_a_stopped_run_goes_on_to_the_same_numbers(
 
 def test_an_exported_network_computes_what_the_gated_one_does(finished, tmp_path):
     workdir, config, _ = finished
-    (folder,) = transfer.export(config, workdir, tmp_path / "out", share=0.0)
+    (folder,) = transfer.export(config, workdir, tmp_path / "out", share=0.0, console=quiet())
     model, params, batch_stats, _ = transfer.trained(config, workdir, 3)
     assert any((gate != 1).any() for gate in jax.tree.leaves(params["gates"]))
     read = weights.load_image(str(folder / "model.safetensors"), arch="tiny", classifier=True)
@@ -293,12 +303,17 @@ def test_an_exported_network_computes_what_the_gated_one_does(finished, tmp_path
     assert about["label_names"] == sorted(COLOURS)
     assert about["num_classes"] == 3
     with pytest.raises(UserError, match="is there already"):
-        transfer.export(config, workdir, tmp_path / "out", share=0.0)
+        transfer.export(config, workdir, tmp_path / "out", share=0.0, console=quiet())
 
 
 def test_a_pruned_export_is_smaller_and_computes_the_same(finished, tmp_path):
     workdir, config, _ = finished
-    whole, smaller = transfer.export(config, workdir, tmp_path / "out", share=0.5)
+    printed = io.StringIO()
+    console = rich.console.Console(file=printed, width=200)
+    whole, smaller = transfer.export(config, workdir, tmp_path / "out", share=0.5, console=console)
+    points = {p["share"]: p for p in json.loads((workdir / "pruning.json").read_text())}
+    before, after = (points[share]["top-1"] for share in (0.0, 0.5))
+    assert f"validation top-1 {before:.3f} before, {after:.3f} after" in printed.getvalue()
     images = jax.random.normal(jax.random.key(0), (2, 32, 32, 3))
     for folder in (whole, smaller):  # "tiny" is no name of timm's, so it is not compared
         about = folder / "config.json"
@@ -307,14 +322,20 @@ def test_a_pruned_export_is_smaller_and_computes_the_same(finished, tmp_path):
         weights.load_image(str(folder), arch="tiny", classifier=True) for folder in (whole, smaller)
     ]
     one, other = (r.module.apply(r.variables, images, train=False) for r in read)
-    np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-6)
+    model, params, batch_stats, _ = transfer.trained(config, workdir, 3)
+    keep = pruning.lowest(transfer.attention_of(params), 0.5, model, params)
+    variables = {"params": gates.fold(params), "batch_stats": batch_stats}
+    masked = model.apply(pruning.mask(variables, keep, model), images, train=False)
+    np.testing.assert_allclose(one, masked, rtol=1e-6, atol=1e-6)
+    np.testing.assert_allclose(other, masked, rtol=1e-5, atol=1e-6)
     sizes = [(folder / "model.safetensors").stat().st_size for folder in (whole, smaller)]
     assert sizes[1] < sizes[0]
     assert pruning.kept(read[1].module)
 
 
 def test_what_was_pruned_can_be_transferred_again(finished, config, tmp_path):
-    _, smaller = transfer.export(finished[1], finished[0], tmp_path / "out", share=0.5)
+    workdir, made, _ = finished
+    _, smaller = transfer.export(made, workdir, tmp_path / "out", share=0.5, console=quiet())
     config.model.weights = str(smaller)
     about = smaller / "config.json"  # "tiny" is no name of timm's, so it is not compared
     about.write_text(about.read_text().replace('"architecture"', '"was"'))
@@ -342,6 +363,12 @@ MISTAKES = [
     ),
     ({"data.validation": "validation[:2]"}, "has no picture of "),
     ({"data.train": "train[:2]"}, "data.train='train[:2]' has no picture of "),
+    ({"data.validation": "test"}, "to divide one: --config.data.train='train[20%:]'"),
+    (
+        {"data.validation": "train[70%:]"},
+        "11 of the 11 pictures of data.validation='train[70%:]' are in data.train='train', too",
+    ),
+    ({"train.stored_statistics": True}, "model.weights is empty, so that the batch norms have no"),
     ({"train.batch_size": 64}, "train.batch_size=64 is more than the 36 pictures"),
     ({"train.log_every": 0}, "train.log_every=0"),
     ({"optim.schedule": "step"}, "optim.schedule='step'"),

@@ -193,6 +193,35 @@ def test_a_folder_that_says_this_architecture_is_read(resnet, tmp_path):
     assert weights.load_image(str(tmp_path), arch="resnet18").variables
 
 
+SIZES = {"classes": 3, "size": 192, "resize": 224, "mean": (127.0,) * 3, "std": (128.0,) * 3}
+
+
+def test_a_written_vit_of_mean_features_has_timms_name_and_is_read_again(tmp_path):
+    arch = "vit_small_patch32_224_mean"
+    make, arguments = weights.IMAGE_ENCODERS[arch]
+    module = make(**arguments)
+    weights.write_timm(tmp_path / "vit", {"head.bias": VALUES}, module, arch=arch, **SIZES)
+    about = json.loads((tmp_path / "vit" / "config.json").read_text())
+    assert about["architecture"] == "vit_small_patch32_224"
+    assert about["model_args"] == {"img_size": 192, "global_pool": "avg", "fc_norm": False}
+    weights.check_architecture(tmp_path / "vit", arch, module)
+
+
+def test_weights_used_to_other_pixels_than_the_config_makes_are_refused(tmp_path):
+    module = weights.load_image("", arch="resnet18").module
+    folder = tmp_path / "exported"
+    weights.write_timm(folder, {"fc.bias": VALUES}, module, arch="resnet18", **SIZES)
+    imagenet = (123.675, 116.28, 103.53)
+    weights.check_pixels(str(folder), (127.0, 127.0, 127.0), (128.0, 128.0, 128.0))
+    with pytest.raises(UserError, match=r"used to pixels of mean \(127, 127, 127\), .*123\.675"):
+        weights.check_pixels(str(folder), imagenet, (128.0, 128.0, 128.0))
+    with pytest.raises(UserError, match="used to pixels of std"):
+        weights.check_pixels(str(folder), (127.0, 127.0, 127.0), (57.0, 57.0, 57.0))
+    file = str(folder / "model.safetensors")  # by itself it says nothing
+    weights.check_pixels(file, imagenet, (57.0,) * 3)
+    weights.check_pixels("", imagenet, (57.0,) * 3)
+
+
 def test_an_unknown_architecture_is_answered_with_the_nearest():
     with pytest.raises(UserError, match="did you mean 'efficientnet_lite0'"):
         weights.load_image("", arch="efficientnet-lite-0")

@@ -10,6 +10,7 @@ records. A class with fewer than two pictures stops the build: no part of it cou
 """
 
 import collections
+import hashlib
 import os
 import pathlib
 import re
@@ -192,7 +193,7 @@ def find(root: str | os.PathLike) -> dict[str, Classes]:
 
 
 def check_same_folder(home: pathlib.Path, root: str | os.PathLike) -> None:
-    """That the set in `home` was built from `root`, by number and size of the pictures of a split.
+    """That the set in `home` was built from `root`, by paths and sizes of the pictures of a split.
 
     A root that is no longer there, or has nothing in it any more, is taken for the one it was
     built from.
@@ -210,11 +211,15 @@ def check_same_folder(home: pathlib.Path, root: str | os.PathLike) -> None:
         return
     given = {split: _extent(classes) for split, classes in find(root).items()}
     name = next(iter(built.values()))["name"]
-    if {split: {"name": name, **extent} for split, extent in given.items()} != built:
+    recorded = {key for part in built.values() for key in part}  # older sets have no digest
+    if built != {
+        split: {key: value for key, value in {"name": name, **extent}.items() if key in recorded}
+        for split, extent in given.items()
+    }:
         was = ", ".join(f"{part['files']:,} files in {split}" for split, part in built.items())
         raise UserError(
-            f"The data set in {home} was built from another folder than {root}, by number or size "
-            f"of the pictures: from {name}, {was}. {remedy}"
+            f"The data set in {home} was built from another folder than {root}, by number, size or "
+            f"class of the pictures: from {name}, {was}. {remedy}"
         )
 
 
@@ -258,7 +263,12 @@ def _labels(root: pathlib.Path, splits: dict[str, Classes]) -> dict[str, str]:
     return {folder: name for name, folder in folders.items()}
 
 
-def _extent(classes: Classes) -> dict[str, int]:
-    """The number of pictures in a split, readable or not, and their bytes."""
-    sizes = [file.size for files in classes.values() for file in files if file.is_picture]
-    return {"files": len(sizes), "bytes": sum(sizes)}
+def _extent(classes: Classes) -> dict[str, Any]:
+    """Number and bytes of a split's pictures, readable or not, and a digest of paths and sizes."""
+    pictures = [file for files in classes.values() for file in files if file.is_picture]
+    lines = b"".join(os.fsencode(f"{file.path}\0{file.size}\n") for file in pictures)
+    return {
+        "files": len(pictures),
+        "bytes": sum(file.size for file in pictures),
+        "digest": hashlib.sha256(lines).hexdigest()[:16],
+    }

@@ -260,7 +260,7 @@ def _build(builder: tfds.core.DatasetBuilder) -> None:
         print(table(report), flush=True)
 
 
-def open_dataset(data_dir: str, name: str, split: str) -> Source:
+def open_dataset(data_dir: str, name: str, split: str, *, remedy: str = "") -> Source:
     """The records of a set on disk: one of this project's, or any other in ArrayRecord files.
 
     Args:
@@ -269,13 +269,14 @@ def open_dataset(data_dir: str, name: str, split: str) -> Source:
         several versions the newest is taken. Several are mixed: "a+b" by their sizes,
         "0.7*a+0.3*b" by weights.
       split: of each, "train", or a slice as TFDS writes it, "train[:95%]".
+      remedy: what a user is told to do about a split that is not there.
 
     Raises:
       UserError: no such set or split, nothing in it, or files that need TensorFlow.
     """
     parts = parts_of(name)
     if len(parts) > 1:
-        sources = [open_dataset(data_dir, part, split) for part, _ in parts]
+        sources = [open_dataset(data_dir, part, split, remedy=remedy) for part, _ in parts]
         pairs = zip(parts, sources, strict=True)
         return Mixture(sources, [weight or float(len(source)) for (_, weight), source in pairs])
     builder = _open(data_dir, name)
@@ -299,9 +300,23 @@ def open_dataset(data_dir: str, name: str, split: str) -> Source:
         empty = True
     if empty:
         raise UserError(
-            f"The data set {name} has no split {split!r}, or nothing in it; there are: {known}."
+            f"The data set {name} has no split {split!r}, or nothing in it; there are: {known}. "
+            f"{remedy}".strip()
         )
     return Source(f"{name}:{split}", records, builder.info.features)
+
+
+def in_both(data_dir: str, name: str, split: str, other: str) -> int:
+    """How many records of a set, or of all sets of a mixture, are in both of two splits."""
+    count = 0
+    for part, _ in parts_of(name):
+        splits = _open(data_dir, part).info.splits
+        one, two = (splits[each].file_instructions for each in (split, other))
+        for a, b in itertools.product(one, two):
+            if a.filename == b.filename:
+                end = min(a.skip + a.take, b.skip + b.take)
+                count += max(end - max(a.skip, b.skip), 0)
+    return count
 
 
 def _open(data_dir: str, name: str) -> tfds.core.DatasetBuilder:
