@@ -1,9 +1,11 @@
 """Networks with fewer filters: those with the least attention are taken out.
 
-A pruned filter is one whose normalised output is 0: its kernel, and the scale and bias of the norm
-behind it. What follows then computes as if it were not there. Inside a residual block it really can
-go, with its norm and with what the next convolution would do to its output (`smaller`). Elsewhere
-it stays as zeros: between blocks, where others write to the same channels, and in stem and head.
+A pruned filter is one whose gate is 0: what the norm behind it makes of that is a constant. Inside
+a residual block the filter really can go, with its norm and with what the next convolution would do
+to its output (`smaller`): the constant then moves behind that convolution. Where it cannot (the
+convolution is padded with zeros, or squeeze-and-excitation scales what it reads) scale and bias of
+the norm are 0, too, and so is the constant. Elsewhere the filter stays as a kernel of zeros:
+between blocks, where others write to the same channels, and in stem and head.
 """
 
 import functools
@@ -119,21 +121,53 @@ def lowest(
     return keep
 
 
+def moves(channels: Inner, params: PyTree) -> bool:
+    """Whether a constant in these channels can move behind the convolution that reads them."""
+    kernels = [traverse_util.flatten_dict(params)[*path, "kernel"] for path in channels.used_by]
+    return len(kernels) == 1 and kernels[0].shape[:2] == (1, 1)
+
+
 def mask(variables: PyTree, keep: Mapping[Path, Bool[np.ndarray, "_"]], model: nn.Module) -> PyTree:
-    """`variables`, of the same shapes, with the filters that do not stay, and their norms, at 0."""
+    """`variables`, of the same shapes, with the filters that do not stay at 0.
+
+    So are their norms where the constant that is left could not go with them.
+    """
     flat = traverse_util.flatten_dict(variables)
-    behind = norms(model)
+    params, behind = variables["params"], norms(model)
+    silent = {
+        path
+        for channels in inner(model, params)
+        if not moves(channels, params)
+        for path in channels.made_by
+    }
     for path, stays in keep.items():
-        for leaf in (
-            ("params", *path, "kernel"),
-            ("params", *path, "bias"),
-            ("params", *behind[path], "scale"),
-            ("params", *behind[path], "bias"),
-            ("batch_stats", *behind[path], "mean"),
-        ):
+        leaves = [("params", *path, "kernel")]
+        if path in silent:
+            leaves.append(("params", *path, "bias"))
+            leaves += [("params", *behind[path], name) for name in ("scale", "bias")]
+            leaves.append(("batch_stats", *behind[path], "mean"))
+        for leaf in leaves:
             if leaf in flat:
                 flat[leaf] = flat[leaf] * stays
     return traverse_util.unflatten_dict(flat)
+
+
+@functools.partial(jax.jit, static_argnames=("model", "paths"))
+def inputs(variables: PyTree, *, model: nn.Module, paths: tuple[Path, ...]) -> dict[str, Array]:
+    """What the convolutions at these paths read at the first place of a picture, by channel.
+
+    Of a pruned channel that is what it holds at every place of every picture.
+    """
+    found = {}
+
+    def watch(call, args, kwargs, context):
+        if context.method_name == "__call__" and context.module.path in paths:
+            found["/".join(context.module.path)] = args[0][0, 0, 0]
+        return call(*args, **kwargs)
+
+    with nn.intercept_methods(watch):
+        model.apply(variables, jnp.zeros((1, 64, 64, 3)), train=False)
+    return found
 
 
 def smaller(
@@ -143,13 +177,24 @@ def smaller(
 
     Raises UserError if the encoder's blocks have no channels of their own.
     """
-    flat = dict(traverse_util.flatten_dict(mask(variables, keep, model)))
+    masked = mask(variables, keep, model)
+    flat = dict(traverse_util.flatten_dict(masked))
     behind, pruned = norms(model), {}
     blocks = inner(model, variables["params"])
     if not blocks:
         raise UserError(f"There is no smaller form of a {type(model).__name__}; mask it.")
+    moving = [channels for channels in blocks if moves(channels, variables["params"])]
+    readers = tuple(channels.used_by[0] for channels in moving)
+    held = inputs(masked, model=model, paths=readers)
     for channels in blocks:
-        stay = np.flatnonzero(keep[next(path for path in channels.made_by if path in keep)])
+        stays = keep[next(path for path in channels.made_by if path in keep)]
+        stay = np.flatnonzero(stays)
+        if channels in moving:
+            (reader,) = channels.used_by
+            kernel = flat["params", *reader, "kernel"][0, 0]
+            constant = np.where(stays, 0, held["/".join(reader)]).astype(np.float32) @ kernel
+            mean = ("batch_stats", *behind[reader], "mean")
+            flat[mean] = flat[mean] - constant
         for path in channels.made_by:
             layers = [("params", *path)]
             if path in behind:

@@ -79,8 +79,10 @@ def test_the_share_asked_for_goes_and_every_convolution_keeps_one(pruned):
     assert all(stays.any() for stays in keep.values())
 
 
-def test_a_masked_filter_answers_zero_after_its_norm(pruned):
+def test_a_masked_filter_gives_no_answer_to_a_picture(pruned):
+    """Its norm makes a constant of it; 0 if that could not go with it."""
     model, variables, keep = pruned
+    held = []
 
     @jax.jit
     def answers(variables):
@@ -93,8 +95,29 @@ def test_a_masked_filter_answers_zero_after_its_norm(pruned):
     seen = traverse_util.flatten_dict(answers(pruning.mask(variables, keep, model)))
     for path, norm in pruning.norms(model).items():
         (answer,) = seen[*norm, "__call__"]
-        assert (answer[..., ~keep[path]] == 0).all()
-        assert (answer[..., keep[path]] != 0).any()
+        gone, there = answer[..., ~keep[path]], answer[..., keep[path]]
+        assert (gone == gone[:1, :1, :1]).all()
+        assert (there != there[:1, :1, :1]).any()
+        held.append(bool((gone != 0).any()))
+    assert any(held)
+    params = variables["params"]
+    for channels in pruning.inner(model, params):
+        if not pruning.moves(channels, params):
+            for path in set(channels.made_by) & keep.keys():
+                (answer,) = seen[*pruning.norms(model)[path], "__call__"]
+                assert (answer[..., ~keep[path]] == 0).all()
+
+
+def test_constants_move_behind_convolutions_of_one_pixel_alone():
+    for name, which in (
+        ("basic", {0}),
+        ("bottleneck", {0, 1}),
+        ("lite", {1}),
+        ("efficientnet", {0}),
+    ):
+        params = trained(NETWORKS[name])["params"]
+        found = {int(pruning.moves(one, params)) for one in pruning.inner(NETWORKS[name], params)}
+        assert found == which, name
 
 
 def test_a_smaller_network_computes_what_the_masked_one_does(pruned):
