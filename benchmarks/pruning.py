@@ -40,7 +40,7 @@ def measure(work: pathlib.Path, workdir: pathlib.Path, settings: dict, seed: int
         points = transfer.prune_points(config, model, variables, attention, validate, console)
         record.write_json(before, points)
     networks = {"nothing": (model, variables)}
-    for name, ranked in transfer.rankings(attention, variables["params"], seed).items():
+    for name, ranked in transfer.rankings(model, attention, variables["params"], seed).items():
         keep = pruning.lowest(ranked, SHARE, model, variables["params"])
         networks[name] = pruning.smaller(model, variables, keep)
     after = {}

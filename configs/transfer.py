@@ -3,8 +3,9 @@
     python -m otter_jax.transfer --config configs/transfer.py --workdir runs/birds \\
         --config.data.name=birds --config.data.folder=/data/birds
 
-/data/birds holds a folder per class, or train/ and validation/ with a folder per class in each.
-Without `data.folder`, `data.name` is any labelled set that TFDS has prepared as ArrayRecord.
+/data/birds holds train/ and validation/ with a folder per class in each; of a folder per class
+alone --config.data.train='train[20%:]' --config.data.validation='train[:20%]' makes two. Without
+`data.folder`, `data.name` is any labelled set that TFDS has prepared as ArrayRecord.
 
 Variants, all of twelve epochs: transfer.py:filter (the default: one weight a filter), :slice (one a
 kernel slice), :norm (batch norm), :classifier (alone), :full (everything), :scratch (everything,
@@ -61,7 +62,7 @@ def get_config(variant: str = "filter") -> ConfigDict:
                 name="",
                 folder="",  # of a set of your own: a folder per class
                 train="train",
-                validation="validation",  # with one split alone: "train[80%:]", and "train[:80%]"
+                validation="validation",  # with one split alone: "train[:20%]", and "train[20%:]"
                 label="label",
                 resize=256,  # pixels of the shorter side
                 image_size=224,  # of the crop: random in training, central in validation

@@ -132,8 +132,9 @@ def image_encoder(
     `source` is what `weights.load_image` takes, or the directory of a contrastive run, whose image
     tower is taken (with the gates that it has folded in): that of its EMA weights if `ema`.
 
-    Raises UserError as `weights.load_image` does, if the run's tower is not of `arch` or has seen
-    other pixels than `mean` and `std` make, or for `ema` where there is none.
+    Raises UserError as `weights.load_image` does, if the run's tower is not of `arch`, if the run
+    (or what a folder's config tells of) has seen other pixels than `mean` and `std` make, or for
+    `ema` where there is none.
     """
     if dtype not in DTYPES:
         raise UserError(f"model.dtype={dtype!r}: one of {', '.join(DTYPES)}.")
@@ -173,8 +174,6 @@ def join(
     image = weights.load_image(
         img["weights"], arch=img["arch"], dtype=DTYPES[dtype], pretrained=pretrained
     )
-    if pretrained:
-        weights.check_pixels(img["weights"], img["mean"], img["std"])
     text = weights.load_text(
         txt["weights"], dropout=txt["dropout"], dtype=DTYPES[dtype], pretrained=txt["pretrained"]
     )

@@ -87,6 +87,13 @@ def inner(model: nn.Module, params: PyTree) -> list[Inner]:
     return found
 
 
+def magnitude(model: nn.Module, params: PyTree) -> dict[Path, Float[np.ndarray, "_"]]:
+    """The l2 norm of each filter's kernel, for all convolutions that feed a norm."""
+    flat = traverse_util.flatten_dict(params)
+    kernels = {path: np.asarray(flat[*path, "kernel"]) for path in norms(model)}
+    return {p: np.linalg.norm(k.reshape(-1, k.shape[-1]), axis=0) for p, k in kernels.items()}
+
+
 def lowest(
     attention: Mapping[Path, Float[np.ndarray, "_"]], share: float, model: nn.Module, params: PyTree
 ) -> dict[Path, Bool[np.ndarray, "_"]]:
@@ -94,8 +101,8 @@ def lowest(
 
     All filters that feed a norm are ranked together; the best of each convolution stays in any
     case. Where several convolutions make one channel of a block, they lose it together, by the mean
-    of their attention to it. `attention` is by the path of the convolution. Raises UserError unless
-    0 <= share < 1.
+    of their attention to it. `attention` is by the path of the convolution, and may be any other
+    worth of a filter. Raises UserError unless 0 <= share < 1.
     """
     if not 0 <= share < 1:
         raise UserError(f"share={share}: how much is pruned, from 0 to less than 1.")

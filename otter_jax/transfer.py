@@ -54,6 +54,12 @@ SHOWN = 512  # pictures at most that the report looks through
 
 EXPORT = flags.DEFINE_string("export", None, "Write a trained network into this new folder.")
 SHARE = flags.DEFINE_float("share", 0.0, "With --export: the share of its filters to prune.")
+BY = flags.DEFINE_enum(
+    "by",
+    "attention",
+    ["attention", "magnitude"],
+    "With --share: which filters go first, those with the least attention or the smallest kernel.",
+)
 
 
 def check(config: ConfigDict, devices: int) -> None:
@@ -402,7 +408,7 @@ def prune_points(
         masked = meshes.put_whole(pruning.mask(variables, keep, model), validate.mesh)
         return validate(masked["params"], masked["batch_stats"])
 
-    by = rankings(attention, variables["params"], config.seed)
+    by = rankings(model, attention, variables["params"], config.seed)
     points = []
     with record.progress_bar(console) as bar:
         for share in bar.track((0.0, *SHARES), description="pruning"):
@@ -426,17 +432,13 @@ def prune_points(
 
 
 def rankings(
-    attention: filters.Attention, params: PyTree, seed: int
+    model: nn.Module, attention: filters.Attention, params: PyTree, seed: int
 ) -> dict[str, filters.Attention]:
     """What filters can be ranked by for pruning: attention, size of the folded kernel, chance."""
     random = np.random.default_rng(seed)
-    kernels = traverse_util.flatten_dict(params)
     return {
         "attention": attention,
-        "magnitude": {
-            path: np.linalg.norm(kernels[*path, "kernel"].reshape(-1, len(values)), axis=0)
-            for path, values in attention.items()
-        },
+        "magnitude": pruning.magnitude(model, params),
         "random": {path: random.random(len(values)) for path, values in attention.items()},
     }
 
@@ -447,14 +449,16 @@ def export(
     out: pathlib.Path,
     *,
     share: float,
+    by: str = "attention",
     console: rich.console.Console,
 ) -> list[pathlib.Path]:
     """Writes the trained network into the new folder `out`, gates folded into its filters.
 
     out/network is for timm, as large as its architecture; with share > 0, out/smaller is the same
     function with fewer channels, for this project (`--config.model.weights=out/smaller`), and what
-    that costs in validation is printed. Returns the folders. Raises UserError if `out` is there, or
-    for a share of a network without gates.
+    that costs in validation is printed. The filters with the least attention go, or those with the
+    smallest folded kernel (by="magnitude"). Returns the folders. Raises UserError if `out` is
+    there, or for attention in a network without gates.
     """
     if out.exists():
         raise UserError(f"--export {out} is there already; give a new folder.")
@@ -466,9 +470,13 @@ def export(
     variables = {"params": gates.fold(params), "batch_stats": batch_stats}
     networks = {"network": (model, variables)}
     if share:
-        if not attention:
-            raise UserError("--share ranks filters by their gates, and this network has none.")
-        keep = pruning.lowest(attention, share, model, variables["params"])
+        if by == "attention" and not attention:
+            raise UserError(
+                "--share ranks filters by their gates, and this network has none; "
+                "--by magnitude ranks them by the size of their kernels."
+            )
+        ranked = rankings(model, attention, variables["params"], config.seed)[by]
+        keep = pruning.lowest(ranked, share, model, variables["params"])
         masked = pruning.mask(variables, keep, model)
         networks["network"] = (model, masked)
         networks["smaller"] = pruning.smaller(model, variables, keep)
@@ -477,8 +485,8 @@ def export(
         validate = labelled.Validation(config, model, held_out, mesh, console)
         before, after = (validate(**meshes.put_whole(tree, mesh)) for tree in (variables, masked))
         console.print(
-            f"{share:.0%} of the filters pruned: validation top-1 {before['top-1']:.3f} before, "
-            f"{after['top-1']:.3f} after, and nothing trained since. To train on: "
+            f"{share:.0%} of the filters pruned by {by}: validation top-1 {before['top-1']:.3f} "
+            f"before, {after['top-1']:.3f} after, and nothing trained since. To train on: "
             f"--config.model.weights={out / 'smaller'}"
         )
     scratch = out.with_name(out.name + ".tmp")  # so that `out` is never half an export
@@ -527,7 +535,8 @@ def main(_: list[str]) -> None:
         return
     config = command.config(saved_in=workdir, needs="phases")
     out = pathlib.Path(EXPORT.value).expanduser()
-    for folder in export(config, workdir, out, share=SHARE.value, console=console):
+    made = export(config, workdir, out, share=SHARE.value, by=BY.value, console=console)
+    for folder in made:
         console.print(f"Written: {folder}")
 
 

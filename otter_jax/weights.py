@@ -285,15 +285,18 @@ def check_pixels(weights: str, mean: Sequence[float], std: Sequence[float]) -> N
         about = json.loads((locate(weights) / "config.json").read_text("utf-8"))
         theirs = about["pretrained_cfg"]
         theirs = {key: [255 * float(x) for x in theirs[key]] for key in ("mean", "std")}
+        same = np.allclose(list(theirs.values()), (mean, std), rtol=0, atol=1)
     except (OSError, ValueError, KeyError, TypeError):
         return  # it does not say
-    for key, ours in (("mean", mean), ("std", std)):
-        if not np.allclose(theirs[key], ours, rtol=0, atol=1):
-            there = "(" + ", ".join(f"{x:.6g}" for x in theirs[key]) + ")"
-            raise UserError(
-                f"The weights in {weights} are used to pixels of {key} {there}, but the config has "
-                f"{tuple(ours)}. Set the encoder's {key} to theirs."
-            )
+    if not same:
+        flags = (
+            f"--config.model.{key}='({', '.join(f'{x:.6g}' for x in values)})'"
+            for key, values in theirs.items()
+        )
+        raise UserError(
+            f"The weights in {weights} are used to other pixels than mean={tuple(mean)} and "
+            f"std={tuple(std)} make. Set {' '.join(flags)}."
+        )
 
 
 def with_pruned(module: nn.Module, folder: Path) -> nn.Module:

@@ -224,7 +224,7 @@ def test_a_set_is_found_again_and_another_folder_needs_another_name(tmp_path, ca
     ):
         data.ensure("mine", str(tmp_path), folder=str(other))
     (root / "cat" / "1.jpg").write_bytes(noise() + b"\0")
-    with pytest.raises(UserError, match="by number, size or class"):
+    with pytest.raises(UserError, match="by number, size or path"):
         data.ensure("mine", str(tmp_path), folder=str(root))
     shutil.rmtree(root)
     data.ensure("mine", str(tmp_path), folder=str(root))  # built, and the pictures cleaned away
@@ -236,7 +236,7 @@ def test_a_set_is_found_again_and_another_folder_needs_another_name(tmp_path, ca
 def test_a_picture_moved_to_another_class_makes_another_folder(tmp_path):
     root = build(tmp_path, [*CATS_AND_DOGS, "cat/3.jpg"])
     (root / "cat" / "3.jpg").rename(root / "dog" / "3.jpg")
-    with pytest.raises(UserError, match="another folder .* by number, size or class"):
+    with pytest.raises(UserError, match="another folder .* by number, size or path"):
         data.ensure("mine", str(tmp_path), folder=str(root))
     path = tmp_path / "mine" / "1.0.0" / "report.json"  # as sets were written at first
     old = json.loads(path.read_text("utf-8"))

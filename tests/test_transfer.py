@@ -333,6 +333,20 @@ def test_a_pruned_export_is_smaller_and_computes_the_same(finished, tmp_path):
     assert pruning.kept(read[1].module)
 
 
+def test_without_gates_filters_are_pruned_by_magnitude_alone(finished, tmp_path, monkeypatch):
+    workdir, config, _ = finished
+    model, params, batch_stats, step = transfer.trained(config, workdir, 3)
+    bare = (model, gates.fold(params), batch_stats, step)
+    monkeypatch.setattr(transfer, "trained", lambda *_: bare)
+    with pytest.raises(UserError, match="this network has none; --by magnitude"):
+        transfer.export(config, workdir, tmp_path / "out", share=0.3, console=quiet())
+    folders = transfer.export(
+        config, workdir, tmp_path / "out", share=0.7, by="magnitude", console=quiet()
+    )
+    sizes = [(folder / "model.safetensors").stat().st_size for folder in folders]
+    assert sizes[1] < sizes[0]
+
+
 def test_what_was_pruned_can_be_transferred_again(finished, config, tmp_path):
     workdir, made, _ = finished
     _, smaller = transfer.export(made, workdir, tmp_path / "out", share=0.5, console=quiet())

@@ -3,6 +3,7 @@
 import argparse
 import contextlib
 import json
+import re
 import sys
 from collections import OrderedDict
 from functools import partial
@@ -18,9 +19,11 @@ import safetensors.numpy
 from huggingface_hub import constants
 from pickles import Run, Tensor, tensor, write_legacy, write_zip
 
-from otter_jax import names, weights
+from configs.common import CLIP_MEAN, CLIP_STD
+from otter_jax import build, names, weights
 from otter_jax.errors import UserError
 from otter_jax.models.bert import mean_pool
+from otter_jax.models.resnet import RESNETS, ResNet
 from otter_jax.tensors import read
 
 # --- Files ----------------------------------------------------------------------------------------
@@ -213,13 +216,36 @@ def test_weights_used_to_other_pixels_than_the_config_makes_are_refused(tmp_path
     weights.write_timm(folder, {"fc.bias": VALUES}, module, arch="resnet18", **SIZES)
     imagenet = (123.675, 116.28, 103.53)
     weights.check_pixels(str(folder), (127.0, 127.0, 127.0), (128.0, 128.0, 128.0))
-    with pytest.raises(UserError, match=r"used to pixels of mean \(127, 127, 127\), .*123\.675"):
+    remedy = re.escape("--config.model.mean='(127, 127, 127)' --config.model.std='(128, 128, 128)'")
+    with pytest.raises(UserError, match=rf"other pixels than mean=\(123\.675, .* Set {remedy}"):
         weights.check_pixels(str(folder), imagenet, (128.0, 128.0, 128.0))
-    with pytest.raises(UserError, match="used to pixels of std"):
+    with pytest.raises(UserError, match=remedy):
         weights.check_pixels(str(folder), (127.0, 127.0, 127.0), (57.0, 57.0, 57.0))
+    about = json.loads((folder / "config.json").read_text())
+    about["pretrained_cfg"]["mean"] = [0.5] * 4
+    (folder / "config.json").write_text(json.dumps(about))
+    weights.check_pixels(str(folder), imagenet, (57.0,) * 3)
     file = str(folder / "model.safetensors")  # by itself it says nothing
     weights.check_pixels(file, imagenet, (57.0,) * 3)
     weights.check_pixels("", imagenet, (57.0,) * 3)
+
+
+def test_transfer_keeps_to_the_pixels_of_its_weights_and_a_pair_of_encoders_need_not(
+    resnet, text_folder, tmp_path
+):
+    """The released code trains ImageNet's ResNet-50 on pixels as CLIP has them."""
+    pixels = {"mean": CLIP_MEAN, "std": CLIP_STD}
+    module, folder = ResNet(**RESNETS["resnet18"], num_classes=7), tmp_path / "exported"
+    weights.write_timm(folder, resnet, module, arch="resnet18", **SIZES)
+    own = {"arch": "resnet18", "dtype": "float32"}
+    with pytest.raises(UserError, match="used to other pixels"):
+        build.image_encoder(str(folder), **own, **pixels, ema=False)
+    kept = {key: SIZES[key] for key in ("mean", "std")}
+    assert build.image_encoder(str(folder), **own, **kept, ema=False)[1]
+    img = {"arch": "resnet18", "weights": str(folder), **pixels}
+    txt = {"weights": str(text_folder), "dropout": None, "pretrained": False}
+    _, image, _ = build.join(dim=4, img=img, txt=txt, dtype="float32")
+    assert image.variables
 
 
 def test_an_unknown_architecture_is_answered_with_the_nearest():

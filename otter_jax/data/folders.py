@@ -219,7 +219,7 @@ def check_same_folder(home: pathlib.Path, root: str | os.PathLike) -> None:
         was = ", ".join(f"{part['files']:,} files in {split}" for split, part in built.items())
         raise UserError(
             f"The data set in {home} was built from another folder than {root}, by number, size or "
-            f"class of the pictures: from {name}, {was}. {remedy}"
+            f"path of the pictures: from {name}, {was}. {remedy}"
         )
 
 
