@@ -48,7 +48,7 @@ def extremes(attention: Attention) -> list[dict[str, Any]]:
     """The ends of the ranking, a row a convolution: its most and least attended filters."""
 
     def some(filters, values):
-        return ", ".join(f"{n} ({value:.2f})" for n, value in zip(filters, values, strict=True))
+        return ", ".join(f"{n} ({value:.3f})" for n, value in zip(filters, values, strict=True))
 
     return [
         {

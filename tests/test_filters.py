@@ -57,7 +57,7 @@ def test_the_ranking_has_the_most_attended_first_and_its_ends_in_a_row():
     }
     (row,) = filters.extremes(attention)
     assert list(row.values()) == [
-        "block/conv", 5, "1 (2.00), 3 (1.25), 2 (1.00)", "0 (0.50), 4 (0.75), 2 (1.00)"
+        "block/conv", 5, "1 (2.000), 3 (1.250), 2 (1.000)", "0 (0.500), 4 (0.750), 2 (1.000)"
     ]  # fmt: skip
 
 

@@ -239,7 +239,7 @@ def test_the_report_has_the_ranking_the_pictures_and_the_pruning(finished):
     for layer, ranked in ranking.items():
         assert f"<td>{layer}</td>" in page
         for end in (0, -1):
-            assert f"{ranked['filters'][end]} ({ranked['attention'][end]:.2f})" in page
+            assert f"{ranked['filters'][end]} ({ranked['attention'][end]:.3f})" in page
     assert sorted(ranking["conv1"]["filters"]) == list(range(64))
     assert ranking["conv1"]["attention"] == sorted(ranking["conv1"]["attention"], reverse=True)
     points = json.loads((workdir / "pruning.json").read_text())
