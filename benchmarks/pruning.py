@@ -56,11 +56,7 @@ def measure(work: pathlib.Path, workdir: pathlib.Path, settings: dict, seed: int
 
 def table(found: list[dict]) -> str:
     """Markdown: before training on by share, mean ± standard deviation of the seeds; and after."""
-
-    def cell(values):
-        spread = statistics.stdev(values) if len(values) > 1 else 0.0
-        return f"{100 * statistics.mean(values):.1f} ± {100 * spread:.1f}"
-
+    cell = benchmark.cell
     lines = [
         "| share pruned | least attention | smallest kernel | at random | values | speed |",
         "|---|---|---|---|---|---|",

@@ -141,6 +141,12 @@ def trainable(workdir: pathlib.Path) -> int:
     return sum(groups[g] for g in phased.trained(phased.parse(config.phases)))
 
 
+def cell(values: list[float]) -> str:
+    """Mean ± standard deviation of shares, in per cent."""
+    spread = statistics.stdev(values) if len(values) > 1 else 0.0
+    return f"{100 * statistics.mean(values):.1f} ± {100 * spread:.1f}"
+
+
 def table(rows: list[dict]) -> str:
     """Markdown: a line a method, mean ± standard deviation over seeds of each group's accuracy."""
     groups = list(dict.fromkeys(row["group"] for row in rows))
@@ -164,8 +170,7 @@ def table(rows: list[dict]) -> str:
             runs = by[group, method]["runs"]
             for name, found in means.items():
                 found.append(statistics.mean(run[name] for run in runs))
-            spread = statistics.stdev(run["top-1"] for run in runs) if len(runs) > 1 else 0.0
-            cells.append(f"{100 * means['top-1'][-1]:.1f} ± {100 * spread:.1f}")
+            cells.append(cell([run["top-1"] for run in runs]))
         cells += [f"{100 * statistics.mean(found):.1f}" for found in means.values()]
         cells.append(record.millions(by[groups[0], method]["trainable"]))
         cells.append(f"{best / fastest(method):.1f}")

@@ -142,8 +142,8 @@ def image_encoder(
     if not is_run(source):
         if ema:
             raise UserError(f"model.ema is for the weights of a run, and {source!r} is none.")
-        found = weights.load_image(source, arch=arch, dtype=DTYPES[dtype])
-        weights.check_pixels(source, mean, std)
+        pixels = (mean, std)
+        found = weights.load_image(source, arch=arch, dtype=DTYPES[dtype], pixels=pixels)
         return found.module, found.variables
     config = record.config_of(folder)
     theirs = config.model.img

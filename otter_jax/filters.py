@@ -47,18 +47,21 @@ def ranking(attention: Attention) -> dict[str, dict[str, list]]:
 def extremes(attention: Attention) -> list[dict[str, Any]]:
     """The ends of the ranking, a row a convolution: its most and least attended filters."""
 
-    def some(filters, values):
-        return ", ".join(f"{n} ({value:.3f})" for n, value in zip(filters, values, strict=True))
+    def some(pairs):
+        return ", ".join(f"{number} ({value:.3f})" for number, value in pairs[:FILTERS])
 
-    return [
-        {
-            "convolution": path,
-            "filters": len(ranked["filters"]),
-            "most attended (mean |A|)": some(*(values[:FILTERS] for values in ranked.values())),
-            "least attended": some(*(values[: -FILTERS - 1 : -1] for values in ranked.values())),
-        }
-        for path, ranked in ranking(attention).items()
-    ]
+    rows = []
+    for path, ranked in ranking(attention).items():
+        pairs = list(zip(ranked["filters"], ranked["attention"], strict=True))
+        rows.append(
+            {
+                "convolution": path,
+                "filters": len(pairs),
+                "most attended (mean |A|)": some(pairs),
+                "least attended": some(pairs[::-1]),
+            }
+        )
+    return rows
 
 
 def telling(attention: Attention) -> list[Path]:

@@ -39,11 +39,13 @@ class Inner(NamedTuple):
       block: its name.
       made_by: the convolutions that each have one filter a channel.
       used_by: those that read the channels.
+      moves: whether a constant in them can move behind what reads them.
     """
 
     block: str
     made_by: tuple[Path, ...]
     used_by: tuple[Path, ...]
+    moves: bool
 
 
 @functools.cache
@@ -77,13 +79,14 @@ def inner(model: nn.Module, params: PyTree) -> list[Inner]:
         if isinstance(model, ResNet) and block.startswith("layer"):
             convolutions = [(block, name) for name in sorted(layers) if name.startswith("conv")]
             for one, other in itertools.pairwise(convolutions):
-                found.append(Inner(block, (one,), (other,)))
+                moves = layers[other[1]]["kernel"].shape[:2] == (1, 1)
+                found.append(Inner(block, (one,), (other,), moves))
         elif isinstance(model, EfficientNet | MobileNet) and "conv_pwl" in layers:
             made, used = [(block, "conv_pw"), (block, "conv_dw")], [(block, "conv_pwl")]
             if "se" in layers:
                 made.append((block, "se", "conv_expand"))
                 used.append((block, "se", "conv_reduce"))
-            found.append(Inner(block, tuple(made), tuple(used)))
+            found.append(Inner(block, tuple(made), tuple(used), "se" not in layers))
     return found
 
 
@@ -128,23 +131,17 @@ def lowest(
     return keep
 
 
-def moves(channels: Inner, params: PyTree) -> bool:
-    """Whether a constant in these channels can move behind the convolution that reads them."""
-    kernels = [traverse_util.flatten_dict(params)[*path, "kernel"] for path in channels.used_by]
-    return len(kernels) == 1 and kernels[0].shape[:2] == (1, 1)
-
-
 def mask(variables: PyTree, keep: Mapping[Path, Bool[np.ndarray, "_"]], model: nn.Module) -> PyTree:
     """`variables`, of the same shapes, with the filters that do not stay at 0.
 
     So are their norms where the constant that is left could not go with them.
     """
     flat = traverse_util.flatten_dict(variables)
-    params, behind = variables["params"], norms(model)
+    behind = norms(model)
     silent = {
         path
-        for channels in inner(model, params)
-        if not moves(channels, params)
+        for channels in inner(model, variables["params"])
+        if not channels.moves
         for path in channels.made_by
     }
     for path, stays in keep.items():
@@ -190,13 +187,12 @@ def smaller(
     blocks = inner(model, variables["params"])
     if not blocks:
         raise UserError(f"There is no smaller form of a {type(model).__name__}; mask it.")
-    moving = [channels for channels in blocks if moves(channels, variables["params"])]
-    readers = tuple(channels.used_by[0] for channels in moving)
+    readers = tuple(channels.used_by[0] for channels in blocks if channels.moves)
     held = inputs(masked, model=model, paths=readers)
     for channels in blocks:
         stays = keep[next(path for path in channels.made_by if path in keep)]
         stay = np.flatnonzero(stays)
-        if channels in moving:
+        if channels.moves:
             (reader,) = channels.used_by
             kernel = flat["params", *reader, "kernel"][0, 0]
             constant = np.where(stays, 0, held["/".join(reader)]).astype(np.float32) @ kernel

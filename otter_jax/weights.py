@@ -73,6 +73,7 @@ def load_image(
     classifier: bool = False,
     dtype: Any = jnp.float32,
     pretrained: bool = True,
+    pixels: tuple[Sequence[float], Sequence[float]] | None = None,
 ) -> Encoder:
     """The image encoder `arch` with the given weights.
 
@@ -85,9 +86,12 @@ def load_image(
       classifier: the module returns the logits of the file's own classifier, not features.
       dtype: of the computation; the parameters are float32.
       pretrained: False takes the architecture only, pruned if that is what a local folder says.
+      pixels: mean and deviation, per channel in 0..255, that the weights must be used to; None:
+        any.
 
     Raises:
-      UserError: `arch` is unknown, or the weights are not there, not readable or not of `arch`.
+      UserError: `arch` is unknown, or the weights are not there, not readable or not of `arch`, or
+        a folder says that they are used to other pixels.
     """
     if arch not in IMAGE_ENCODERS:
         near = difflib.get_close_matches(arch, IMAGE_ENCODERS, n=1, cutoff=0)[0]
@@ -105,6 +109,8 @@ def load_image(
     path = locate(weights)
     if path.is_dir():
         check_architecture(path, arch, module)
+        if pixels:
+            check_pixels(path, *pixels)
         module = with_pruned(module, path)
         path = weights_file(path)
     found, families = tensors.read(path), names.families(module)
@@ -274,15 +280,13 @@ def check_architecture(folder: Path, arch: str, module: nn.Module) -> None:
         )
 
 
-def check_pixels(weights: str, mean: Sequence[float], std: Sequence[float]) -> None:
-    """Raises UserError if the config of a folder of weights names another mean or deviation.
+def check_pixels(folder: Path, mean: Sequence[float], std: Sequence[float]) -> None:
+    """Raises UserError if a folder's config names another mean or deviation of the pixels.
 
     Both are per channel, in 0..255; a folder from timm says what its weights are used to.
     """
-    if not weights:
-        return
     try:
-        about = json.loads((locate(weights) / "config.json").read_text("utf-8"))
+        about = json.loads((folder / "config.json").read_text("utf-8"))
         theirs = about["pretrained_cfg"]
         theirs = {key: [255 * float(x) for x in theirs[key]] for key in ("mean", "std")}
         same = np.allclose(list(theirs.values()), (mean, std), rtol=0, atol=1)
@@ -294,7 +298,7 @@ def check_pixels(weights: str, mean: Sequence[float], std: Sequence[float]) -> N
             for key, values in theirs.items()
         )
         raise UserError(
-            f"The weights in {weights} are used to other pixels than mean={tuple(mean)} and "
+            f"The weights in {folder} are used to other pixels than mean={tuple(mean)} and "
             f"std={tuple(std)} make. Set {' '.join(flags)}."
         )
 

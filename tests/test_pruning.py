@@ -97,12 +97,10 @@ def test_a_masked_filter_gives_no_answer_to_a_picture(pruned):
         gone, there = answer[..., ~keep[path]], answer[..., keep[path]]
         assert (gone == gone[:1, :1, :1]).all()
         assert (there != there[:1, :1, :1]).any()
-    params = variables["params"]
-    for channels in pruning.inner(model, params):
+    for channels in pruning.inner(model, variables["params"]):
         last = [path for path in channels.made_by if path in keep][-1]
         (answer,) = seen[*pruning.norms(model)[last], "__call__"]
-        stays = pruning.moves(channels, params)
-        assert ((answer[..., ~keep[last]] != 0) == stays).all()
+        assert ((answer[..., ~keep[last]] != 0) == channels.moves).all()
 
 
 def test_constants_move_behind_convolutions_of_one_pixel_alone():
@@ -113,7 +111,7 @@ def test_constants_move_behind_convolutions_of_one_pixel_alone():
         ("efficientnet", {0}),
     ):
         params = trained(NETWORKS[name])["params"]
-        found = {int(pruning.moves(one, params)) for one in pruning.inner(NETWORKS[name], params)}
+        found = {int(one.moves) for one in pruning.inner(NETWORKS[name], params)}
         assert found == which, name
 
 

@@ -215,19 +215,16 @@ def test_weights_used_to_other_pixels_than_the_config_makes_are_refused(tmp_path
     folder = tmp_path / "exported"
     weights.write_timm(folder, {"fc.bias": VALUES}, module, arch="resnet18", **SIZES)
     imagenet = (123.675, 116.28, 103.53)
-    weights.check_pixels(str(folder), (127.0, 127.0, 127.0), (128.0, 128.0, 128.0))
+    weights.check_pixels(folder, (127.0, 127.0, 127.0), (128.0, 128.0, 128.0))
     remedy = re.escape("--config.model.mean='(127, 127, 127)' --config.model.std='(128, 128, 128)'")
     with pytest.raises(UserError, match=rf"other pixels than mean=\(123\.675, .* Set {remedy}"):
-        weights.check_pixels(str(folder), imagenet, (128.0, 128.0, 128.0))
+        weights.check_pixels(folder, imagenet, (128.0, 128.0, 128.0))
     with pytest.raises(UserError, match=remedy):
-        weights.check_pixels(str(folder), (127.0, 127.0, 127.0), (57.0, 57.0, 57.0))
+        weights.check_pixels(folder, (127.0, 127.0, 127.0), (57.0, 57.0, 57.0))
     about = json.loads((folder / "config.json").read_text())
     about["pretrained_cfg"]["mean"] = [0.5] * 4
     (folder / "config.json").write_text(json.dumps(about))
-    weights.check_pixels(str(folder), imagenet, (57.0,) * 3)
-    file = str(folder / "model.safetensors")  # by itself it says nothing
-    weights.check_pixels(file, imagenet, (57.0,) * 3)
-    weights.check_pixels("", imagenet, (57.0,) * 3)
+    weights.check_pixels(folder, imagenet, (57.0,) * 3)
 
 
 def test_transfer_keeps_to_the_pixels_of_its_weights_and_a_pair_of_encoders_need_not(
@@ -242,6 +239,9 @@ def test_transfer_keeps_to_the_pixels_of_its_weights_and_a_pair_of_encoders_need
         build.image_encoder(str(folder), **own, **pixels, ema=False)
     kept = {key: SIZES[key] for key in ("mean", "std")}
     assert build.image_encoder(str(folder), **own, **kept, ema=False)[1]
+    file = str(folder / "model.safetensors")  # by itself it says nothing
+    assert build.image_encoder(file, **own, **pixels, ema=False)[1]
+    assert not build.image_encoder("", **own, **pixels, ema=False)[1]
     img = {"arch": "resnet18", "weights": str(folder), **pixels}
     txt = {"weights": str(text_folder), "dropout": None, "pretrained": False}
     _, image, _ = build.join(dim=4, img=img, txt=txt, dtype="float32")
