@@ -24,8 +24,9 @@ import skimage.data
 import tensorflow_datasets as tfds
 from PIL import Image
 
-from otter_jax.data import images, open_dataset, pipeline
-from otter_jax.data.features import write
+from otter_jax.data import images, pipeline
+from otter_jax.data.build.builder import write
+from otter_jax.data.source import open_dataset
 
 PHOTOS = ("astronaut", "coffee", "chelsea", "rocket")
 MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)

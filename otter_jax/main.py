@@ -4,8 +4,13 @@ import pathlib
 
 from absl import flags
 
-from otter_jax import command
+from otter_jax.commands import flags
 from otter_jax.errors import UserError
+from otter_jax.run import directory
+from otter_jax.run.console import make_console
+from otter_jax.run.convert import run
+from otter_jax.training import contrastive
+from otter_jax.zeroshot import evaluator
 
 MODE = flags.DEFINE_enum(
     "mode",
@@ -18,30 +23,30 @@ CHECKPOINT = flags.DEFINE_string("checkpoint", None, "In convert mode: best.pth.
 
 def main(_: list[str]) -> None:
     """Runs what the flags ask for."""
-    workdir = command.workdir()
-    config = command.config(saved_in=workdir if MODE.value == "eval" else None, needs="objective")
+    workdir = flags.workdir()
+    config = flags.config(saved_in=workdir if MODE.value == "eval" else None, needs="objective")
     if (MODE.value == "convert") != (CHECKPOINT.value is not None):
         raise UserError("--checkpoint FILE and --mode convert go together.")
-    console = command.console()
+    console = make_console()
 
     # Imported here: a mistake in the flags need not wait for JAX.
-    from otter_jax import released, train, zeroshot
+    pass
 
     if MODE.value == "convert":
-        released.run(config, pathlib.Path(CHECKPOINT.value).expanduser(), workdir, console=console)
+        run(config, pathlib.Path(CHECKPOINT.value).expanduser(), workdir, console=console)
         return
-    command.join(config, workdir)
+    flags.join(config, workdir)
     if MODE.value == "eval":
-        zeroshot.run(config, workdir, console=console)
+        evaluator.run(config, workdir, console=console)
         return
-    command.say_differences(workdir, config, console)
-    train.run(
+    directory.say_differences(workdir, config, console)
+    contrastive.run(
         config,
         workdir,
-        make_evaluate=lambda *args: zeroshot.Evaluator(*args, console),
+        make_evaluate=lambda *args: evaluator.Evaluator(*args, console),
         console=console,
     )
 
 
 if __name__ == "__main__":
-    command.run(main)
+    flags.run(main)

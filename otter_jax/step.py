@@ -6,25 +6,20 @@ norm is over B, every [B, B] matrix is complete; on a mesh the rows live on diff
 """
 
 import functools
-import re
-from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import optax
-from flax import struct, traverse_util
+from flax import struct
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int, Key, PyTree
 
 from otter_jax import gates
-from otter_jax.errors import UserError
+from otter_jax.freezing import share_frozen, stop_frozen, stored_statistics
 from otter_jax.mesh import AXIS, ROWS, WHOLE
-from otter_jax.models.norm import BatchNorm
 from otter_jax.objective import Objective, health, scale_of, targets_of
-
-Schedule = Callable[[Int[Array, ""] | int], Float[Array, ""] | float]
 
 
 class TrainState(struct.PyTreeNode):
@@ -133,119 +128,3 @@ def ema_decay_at(step: Int[Array, ""], limit: float) -> Float[Array, ""]:
     pass instead, with (1 + k) / (10 + k) for k = 1, 2, ...: the same sequence of teachers.
     """
     return jnp.minimum(limit, (3 + step) / (12 + step))
-
-
-def frozen(path: str, pattern: str) -> bool:
-    """Whether the parameter at `path`, such as "img/blocks_3_0/bn1/scale", matches `pattern`.
-
-    The regular expression must match from the beginning of the path; "" freezes nothing.
-    """
-    return bool(pattern) and re.match(pattern, path) is not None
-
-
-def frozen_mask(params: PyTree, pattern: str) -> PyTree[bool]:
-    """Which parameters stay as they are. Raises UserError if a pattern matches none, or all."""
-    flat = traverse_util.flatten_dict(params, sep="/")
-    mask = {path: frozen(path, pattern) for path in flat}
-    if pattern and (all(mask.values()) or not any(mask.values())):
-        many = "every parameter" if all(mask.values()) else "no parameter"
-        some = sorted({"/".join(path.split("/")[:2]) + "/" for path in flat})
-        raise UserError(
-            f"optim.freeze={pattern!r} matches {many}. It is a regular expression matched from the "
-            f"beginning of a parameter's path; paths here begin with: {', '.join(some)}."
-        )
-    return traverse_util.unflatten_dict(mask, sep="/")
-
-
-def stop_frozen(params: PyTree, pattern: str) -> PyTree:
-    """`params` with no gradient to the frozen ones, so that their backward pass is not computed."""
-    flat = traverse_util.flatten_dict(params, sep="/")
-    stopped = {k: jax.lax.stop_gradient(v) if frozen(k, pattern) else v for k, v in flat.items()}
-    return traverse_util.unflatten_dict(stopped, sep="/")
-
-
-def share_frozen(teacher: PyTree, student: PyTree, pattern: str) -> PyTree:
-    """The EMA teacher with everything frozen taken from the student, where it is equal.
-
-    The compiler then sees that both compute the same there, and computes it once.
-    """
-
-    def pick(path, own, students):
-        name = "/".join(key.key for key in path[1:])
-        if path[0].key == "batch_stats":  # frozen together with the scale beside it
-            name = name.rpartition("/")[0] + "/scale"
-        return students if frozen(name, pattern) else own
-
-    return jax.tree_util.tree_map_with_path(pick, teacher, student)
-
-
-def stored_statistics(pattern: str):
-    """Context in which a batch norm with a frozen scale uses, and keeps, its running statistics."""
-
-    def interceptor(call, args, kwargs, context):
-        if isinstance(context.module, BatchNorm) and context.method_name == "__call__":
-            path = "/".join((*context.module.path, "scale"))
-            if frozen(path, pattern):
-                kwargs = kwargs | {"use_running_average": True}
-        return call(*args, **kwargs)
-
-    return nn.intercept_methods(interceptor)
-
-
-def learning_rate(
-    base: float,
-    *,
-    total_steps: int,
-    warmup_steps: int = 0,
-    steps_per_epoch: float = 1,
-) -> Schedule:
-    """Linear warm-up to `base`, then half a cosine that reaches 0 at `total_steps`.
-
-    With steps_per_epoch > 1 the rate changes once an epoch, as in the release; else every step.
-    """
-
-    def schedule(step):
-        held = jnp.floor(step / steps_per_epoch) * steps_per_epoch
-        done = (held - warmup_steps) / max(total_steps - warmup_steps, 1)
-        cosine = 0.5 * base * (1 + jnp.cos(jnp.pi * jnp.clip(done, 0, 1)))
-        return jnp.where(step < warmup_steps, base * (step + 1) / max(warmup_steps, 1), cosine)
-
-    return schedule
-
-
-def matrices(params: PyTree) -> PyTree[bool]:
-    """Weight decay is for kernels and embeddings, not for biases, norms, temperatures and gates."""
-    return jax.tree_util.tree_map_with_path(
-        lambda path, x: x.ndim > 1 and path[0].key != "gates", params
-    )
-
-
-def optimizer(
-    name: str,
-    schedule: Schedule,
-    *,
-    momentum: float = 0.9,
-    weight_decay: float = 0.0,
-    clip_norm: float = 0.0,
-    frozen: PyTree[bool] | None = None,
-    decayed: Callable[[PyTree], PyTree[bool]] = matrices,
-) -> optax.GradientTransformation:
-    """SGD ("sgd") or AdamW ("adamw") under `schedule`; clip_norm 0 does not clip.
-
-    SGD adds weight_decay * parameter to the gradient, AdamW decays apart from it, both as PyTorch
-    does. Parameters marked in `frozen` have no optimiser state and never move.
-    Raises UserError for another name.
-    """
-    if name == "sgd":
-        decay = optax.add_decayed_weights(weight_decay, mask=decayed)
-        tx = optax.chain(decay, optax.sgd(schedule, momentum=momentum))
-    elif name == "adamw":
-        tx = optax.adamw(schedule, weight_decay=weight_decay, mask=decayed)
-    else:
-        raise UserError(f'optim.name={name!r}: "sgd" or "adamw".')
-    if clip_norm:
-        tx = optax.chain(optax.clip_by_global_norm(clip_norm), tx)
-    if frozen is not None:
-        labels = jax.tree.map(lambda x: "frozen" if x else "trained", frozen)
-        tx = optax.partition({"trained": tx, "frozen": optax.set_to_zero()}, labels)
-    return tx

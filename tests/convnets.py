@@ -9,17 +9,17 @@ from golden.draw import tensor
 from golden.recipe import recipe_images, recipe_variables
 from gradients import PART, near
 
-from otter_jax import names, weights
+from otter_jax.weights import encoders, naming
 
 CLASSES = 10  # of the classifier there
 
 
 def assert_timms_names(arch, expected):
     """What `export` writes has the names and shapes of timm's tensors."""
-    module = weights.load_image("", arch=arch).module.clone(num_classes=1000)
-    like = weights.shapes(module, jnp.zeros((1, 32, 32, 3)))
+    module = encoders.load_image("", arch=arch).module.clone(num_classes=1000)
+    like = encoders.variable_shapes(module, jnp.zeros((1, 32, 32, 3)))
     like = jax.tree.map(lambda x: np.zeros(x.shape, bool), like)
-    tensors = names.export(like, names.families(module)[0])
+    tensors = naming.export(like, naming.families(module)[0])
     content = repr(sorted((name, x.shape) for name, x in tensors.items()))
     assert hashlib.sha256(content.encode()).digest() == expected[f"{arch}|sha256"].tobytes()
 
@@ -27,18 +27,18 @@ def assert_timms_names(arch, expected):
 def drawn(model, images, scales):
     """The model's variables by recipe, the statistics of each norm times its factor."""
     variables = recipe_variables(model, images[:1])
-    (family, *_), stats = names.families(model), {"batch_stats": variables["batch_stats"]}
-    tensors = names.export(stats, family)
+    (family, *_), stats = naming.families(model), {"batch_stats": variables["batch_stats"]}
+    tensors = naming.export(stats, family)
     norms = sorted({name.rpartition(".")[0] for name in tensors})
     for norm, scale in zip(norms, scales, strict=True):
         tensors[f"{norm}.running_mean"] *= np.sqrt(scale)
         tensors[f"{norm}.running_var"] *= scale
-    return variables | names.convert(tensors, stats, (family,), source="recipe")
+    return variables | naming.convert(tensors, stats, (family,), source="recipe")
 
 
 def assert_timms_features(arch, expected, *, jit=True):
     """The features of a whole encoder, with given statistics, are timm's."""
-    model, images = weights.load_image("", arch=arch).module, recipe_images(4, 64)
+    model, images = encoders.load_image("", arch=arch).module, recipe_images(4, 64)
     variables = drawn(model, images, expected[f"{arch}|scales"])
 
     def features(variables):
@@ -49,7 +49,7 @@ def assert_timms_features(arch, expected, *, jit=True):
 
 def assert_timms_training(key, model, size, expected):
     """Features, logits, running statistics and all gradients of a small encoder are timm's."""
-    images, family = recipe_images(4, size), names.families(model)[0]
+    images, family = recipe_images(4, size), naming.families(model)[0]
     features = model
     model = model.clone(num_classes=CLASSES)
     variables = drawn(model, images, expected[f"{key}|scales"])
@@ -72,8 +72,8 @@ def assert_timms_training(key, model, size, expected):
     found, (gradients, (logits, updates)) = compute(**variables)
     near(found, expected[f"{key}|features"], 1e-4)
     near(logits, expected[f"{key}|logits"], 1e-4)
-    assert_parts(names.export(updates, family), expected, f"{key}|stats|", 1e-4)
-    gradients = names.export({"params": gradients}, family)
+    assert_parts(naming.export(updates, family), expected, f"{key}|stats|", 1e-4)
+    gradients = naming.export({"params": gradients}, family)
     norms = [np.linalg.norm(gradients[name]) for name in sorted(gradients)]
     # A bias that the next norm takes out has a gradient of zero but for rounding.
     limits = {"rtol": 1e-3, "atol": 1e-6 * np.max(norms)}

@@ -4,7 +4,7 @@ import jax
 import numpy as np
 from golden.draw import tensor
 
-from otter_jax import names
+from otter_jax.weights import naming
 
 PART = "|gradient|"
 
@@ -22,7 +22,7 @@ def compare(encode, variables, family, expected, key):
 
     gradients, features = jax.jit(jax.grad(scalar, has_aux=True))(variables["params"])
     near(features, expected[f"{key}|features"], 1e-4)
-    gradients = names.export({"params": gradients}, family)
+    gradients = naming.export({"params": gradients}, family)
     norms = [np.linalg.norm(gradients[name]) for name in sorted(gradients)]
     # Of a key's bias the gradient is zero but for rounding.
     most = np.max(norms)

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 from flax import traverse_util
 
-from otter_jax import gates, weights
+from otter_jax import gates
 from otter_jax.errors import UserError
+from otter_jax.weights import encoders
 
 PUBLISHED = {  # of torchvision's ResNets, from the authors' logs
     "resnet34": {"filter": 8_512, "slice": 2_515_136},
@@ -18,8 +19,8 @@ CONVOLUTIONAL = ("resnet18", "resnet18d", "tf_efficientnet_lite0", "mobilenetv3_
 
 
 def params_of(arch):
-    module = weights.load_image("", arch=arch).module
-    return module, weights.shapes(module, jnp.zeros((1, 64, 64, 3)))["params"]
+    module = encoders.load_image("", arch=arch).module
+    return module, encoders.variable_shapes(module, jnp.zeros((1, 64, 64, 3)))["params"]
 
 
 @pytest.mark.parametrize("arch", PUBLISHED)

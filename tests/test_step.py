@@ -13,7 +13,7 @@ import tiny
 from flax import traverse_util
 
 from benchmarks import hlo
-from otter_jax import gates, step
+from otter_jax import freezing, gates, optimizer, step
 from otter_jax.errors import UserError
 from otter_jax.objective import METHODS, Objective
 
@@ -89,7 +89,7 @@ def test_the_same_state_and_batch_give_the_same_step_and_the_next_step_other_dro
 
 def test_a_frozen_part_stays_put_with_its_statistics():
     pattern = "txt/|img/(conv1|bn1|layer1)"
-    mask = step.frozen_mask(tiny.variables()["params"], pattern)
+    mask = freezing.frozen_mask(tiny.variables()["params"], pattern)
     tx = tiny.tx(frozen=mask, weight_decay=0.1)
     train_step, put = tiny.jitted("otter", freeze=pattern, tx=tx)
     before = tiny.state(tx)
@@ -98,10 +98,10 @@ def test_a_frozen_part_stays_put_with_its_statistics():
     for path in old:
         stays = bool((old[path] == new[path]).all())
         # An InfoNCE gradient of exactly 0 is possible only for frozen parameters here.
-        assert stays == step.frozen(path, pattern), path
+        assert stays == freezing.frozen(path, pattern), path
     old, new = flat(before.batch_stats), flat(after.batch_stats)
     for path in old:
-        frozen = step.frozen(path.rsplit("/", 1)[0] + "/scale", pattern)
+        frozen = freezing.frozen(path.rsplit("/", 1)[0] + "/scale", pattern)
         assert bool((old[path] == new[path]).all()) == frozen, path
     teacher = flat(after.teacher["batch_stats"])
     assert bool((teacher["img/bn1/mean"] == old["img/bn1/mean"]).all())
@@ -136,7 +136,7 @@ def test_what_is_frozen_is_computed_once_for_student_and_teacher():
 @pytest.mark.parametrize("pattern", ["image/", ".*"])
 def test_a_pattern_that_freezes_nothing_or_everything_is_an_error(pattern):
     with pytest.raises(UserError, match="img/conv1/"):
-        step.frozen_mask(tiny.variables()["params"], pattern)
+        freezing.frozen_mask(tiny.variables()["params"], pattern)
 
 
 def test_the_teacher_follows_with_a_growing_delay():
@@ -224,7 +224,7 @@ def test_the_ema_is_the_released_sequence(golden, limit):
 @pytest.mark.parametrize("base", [0.003, 0.1])
 def test_the_rate_by_epoch_is_the_released_one(golden, epochs, base):
     expected = golden("unit_optim.npz")[f"cosine_T{epochs}_lr{base:g}"]
-    schedule = step.learning_rate(base, total_steps=7 * epochs, steps_per_epoch=7.0)
+    schedule = optimizer.learning_rate(base, total_steps=7 * epochs, steps_per_epoch=7.0)
     for now in range(7 * epochs):
         np.testing.assert_allclose(schedule(now), expected[now // 7], rtol=2e-5, atol=1e-9)
     np.testing.assert_allclose(schedule(7 * epochs), expected[-1], atol=1e-9)
@@ -232,14 +232,14 @@ def test_the_rate_by_epoch_is_the_released_one(golden, epochs, base):
 
 def test_the_rate_changes_with_the_epoch_where_a_batch_belongs_to_two():
     """10 pairs in batches of 4: epochs begin at steps 0, 2.5, 5, 7.5."""
-    schedule = step.learning_rate(1.0, total_steps=10, steps_per_epoch=2.5)
+    schedule = optimizer.learning_rate(1.0, total_steps=10, steps_per_epoch=2.5)
     rates = [float(schedule(now)) for now in range(10)]
     assert len(set(rates)) == 4
     assert rates[2] == rates[0] > rates[3] == rates[4] > rates[5]
 
 
 def test_warm_up_is_linear_and_the_cosine_ends_at_zero():
-    schedule = step.learning_rate(1.0, total_steps=100, warmup_steps=10)
+    schedule = optimizer.learning_rate(1.0, total_steps=100, warmup_steps=10)
     np.testing.assert_allclose([schedule(n) for n in range(10)], np.arange(1, 11) / 10, rtol=1e-6)
     np.testing.assert_allclose(schedule(10), 1.0)
     np.testing.assert_allclose(schedule(55), 0.5, rtol=1e-6)
@@ -253,7 +253,7 @@ def test_the_optimiser_takes_the_released_steps(golden, name, weight_decay):
     data = golden("unit_optim.npz")
     names = [k.removeprefix("grads_") for k in data if k.startswith("grads_")]
     params = {k: jnp.asarray(data[f"init_{k}"]) for k in names}
-    tx = step.optimizer(
+    tx = optimizer.make_optimizer(
         name,
         lambda _: 3e-3,
         weight_decay=weight_decay,
@@ -271,12 +271,12 @@ def test_the_optimiser_takes_the_released_steps(golden, name, weight_decay):
 
 def test_biases_norms_and_temperatures_are_not_decayed():
     params = {"kernel": jnp.ones((2, 2)), "bias": jnp.ones(2), "log_scale": jnp.ones(())}
-    assert step.matrices(params) == {"kernel": True, "bias": False, "log_scale": False}
+    assert optimizer.matrices(params) == {"kernel": True, "bias": False, "log_scale": False}
 
 
 def test_an_unknown_optimiser_is_an_error():
     with pytest.raises(UserError, match="adamw"):
-        step.optimizer("adam", lambda _: 0.1)
+        optimizer.make_optimizer("adam", lambda _: 0.1)
 
 
 def test_per_process_imitates_the_release_in_one_step():
@@ -312,7 +312,7 @@ def test_gates_of_one_change_no_step_of_what_they_gate(method):
 
 def test_of_a_frozen_tower_the_gates_alone_are_trained():
     freeze, before = "img/", gated("slice")
-    frozen = step.frozen_mask(before.params, freeze)
+    frozen = freezing.frozen_mask(before.params, freeze)
     tx = tiny.tx(frozen=frozen)
     train_step, put = tiny.jitted(
         "otter", tx=tx, freeze=freeze, gate_penalty="l2", gate_strength=0.1
@@ -332,5 +332,5 @@ def test_of_a_frozen_tower_the_gates_alone_are_trained():
 
 
 def test_gates_do_not_decay():
-    assert not any(jax.tree.leaves(step.matrices(gated().params)["gates"]))
-    assert step.matrices(gated().params)["img"]["conv1"]["kernel"]
+    assert not any(jax.tree.leaves(optimizer.matrices(gated().params)["gates"]))
+    assert optimizer.matrices(gated().params)["img"]["conv1"]["kernel"]

@@ -22,7 +22,7 @@ from golden.pack_trajectories import normalised, summed, thin
 
 from configs.common import CLIP_MEAN, CLIP_STD
 from otter_jax import mesh as meshes
-from otter_jax import step
+from otter_jax import optimizer, step
 from otter_jax.models.bert import Bert, BertConfig
 from otter_jax.models.resnet import RESNETS, ResNet
 from otter_jax.models.towers import Towers, unit
@@ -144,9 +144,9 @@ def small_weight(name, shape=None):
 
 
 # The release changes its rate once an epoch, and all ten steps belong to the first.
-TX = step.optimizer(
+TX = optimizer.make_optimizer(
     "sgd",
-    step.learning_rate(3e-3, total_steps=100, steps_per_epoch=10.0),
+    optimizer.learning_rate(3e-3, total_steps=100, steps_per_epoch=10.0),
     momentum=MOMENTUM,
 )
 

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from otter_jax import mesh as meshes
-from otter_jax import step
+from otter_jax import optimizer, step
 from otter_jax.models.bert import Bert, BertConfig
 from otter_jax.models.resnet import ResNet
 from otter_jax.models.towers import Towers
@@ -60,7 +60,7 @@ def variables():
 
 
 def tx(**options):
-    return step.optimizer("sgd", lambda _: 0.05, **options)
+    return optimizer.make_optimizer("sgd", lambda _: 0.05, **options)
 
 
 def state(optimiser=None):

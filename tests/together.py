@@ -13,10 +13,10 @@ import jax.numpy as jnp
 import numpy as np
 import tiny
 
-from otter_jax import cluster
 from otter_jax import mesh as meshes
 from otter_jax.models.norm import BatchNorm
 from otter_jax.objective import METHODS
+from otter_jax.run import cluster
 from otter_jax.step import create_state
 
 

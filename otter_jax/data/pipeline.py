@@ -16,7 +16,7 @@ import numpy as np
 from absl import flags
 
 from otter_jax.data import images, worker
-from otter_jax.data.store import Source
+from otter_jax.data.source import Source
 from otter_jax.errors import UserError
 
 Batch = dict[str, np.ndarray]

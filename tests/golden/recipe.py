@@ -5,15 +5,17 @@ import jax.numpy as jnp
 import numpy as np
 from golden.draw import SEED, tensor
 
-from otter_jax import names, weights
+from otter_jax.weights import encoders, naming
 
 
 def recipe_variables(module, *inputs, family=None):
     """The module's variables, each drawn by the name it has in files of `family`."""
-    family = family or names.families(module)[0]
-    like = jax.tree.map(lambda x: np.zeros(x.shape, np.float32), weights.shapes(module, *inputs))
-    drawn = {name: tensor(name, x.shape) for name, x in names.export(like, family).items()}
-    return names.convert(drawn, like, (family,), source="recipe")
+    family = family or naming.families(module)[0]
+    like = jax.tree.map(
+        lambda x: np.zeros(x.shape, np.float32), encoders.variable_shapes(module, *inputs)
+    )
+    drawn = {name: tensor(name, x.shape) for name, x in naming.export(like, family).items()}
+    return naming.convert(drawn, like, (family,), source="recipe")
 
 
 def recipe_images(count, size):

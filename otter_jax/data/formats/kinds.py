@@ -1,0 +1,122 @@
+"""Which kind of data a path is, and the plan of a set of it."""
+
+import glob
+import os
+import pathlib
+from collections.abc import Sequence
+
+from otter_jax.data.build.plan import Options, Plan
+from otter_jax.data.formats import sidecars, tables, tars
+from otter_jax.data.public import cc3m, imagenet, open_images, wit, yfcc15m
+from otter_jax.errors import UserError
+
+LAYOUTS = {  # of public sets, from the folder that holds them
+    "cc3m": cc3m.plan,
+    "wit": wit.plan,
+    "yfcc15m": yfcc15m.plan,
+    "open_images": open_images.plan,
+    "imagenet1k": imagenet.plan_1k,
+    "imagenet10k": imagenet.plan_10k,
+    "imagenet10k_leaves": imagenet.plan_10k_leaves,
+    "imagenet22k": imagenet.plan_22k,
+}
+
+
+TARS = (".tar", ".tar.gz", ".tgz")
+
+
+def plan_of(
+    sources: Sequence[str],
+    name: str,
+    options: Options,
+    *,
+    image: str = "",
+    caption: str = "",
+    root: pathlib.Path | None = None,
+    layout: str = "",
+) -> Plan:
+    """What a set `name` of `sources` would be made of.
+
+    `image`, `caption` and `root` are of tables (`tables.plan`), `layout` is one of LAYOUTS. Raises
+    UserError for a source that is not there, of no known kind, or of another kind than the first.
+    """
+    if layout:
+        if layout not in LAYOUTS:
+            raise UserError(f"--layout {layout!r}: one of {', '.join(LAYOUTS)}.")
+        folder = pathlib.Path(sources[0]).expanduser()
+        if len(sources) > 1 or not folder.is_dir() or image or caption or root:
+            raise UserError(f"--layout {layout} takes one folder, and nothing about tables.")
+        try:
+            return LAYOUTS[layout](name, folder, options)
+        except UserError:
+            raise
+        except (KeyError, ValueError, IndexError) as error:  # UnicodeDecodeError is a ValueError
+            raise UserError(
+                f"A file in {folder} is not laid out as {layout} has it: "
+                f"{type(error).__name__} {error}."
+            ) from error
+    kinds: dict[str, list[pathlib.Path]] = {}
+    seen = set()
+    for source in sources:
+        for kind, path in _paths(source):
+            if path.resolve() not in seen:
+                seen.add(path.resolve())
+                kinds.setdefault(kind, []).append(path)
+    if len(kinds) > 1:
+        several = ", ".join(f"{kind} ({paths[0]})" for kind, paths in kinds.items())
+        raise UserError(f"The sources are of several kinds: {several}. Make a set of each.")
+    ((kind, paths),) = kinds.items()
+    if kind != "tables" and (image or caption or root):
+        raise UserError("--image, --caption and --root are for tables; the source is none.")
+    if kind == "tables":
+        return tables.plan(name, paths, options, image=image, caption=caption, root=root)
+    if kind == "tars":
+        return tars.plan(name, [str(path) for path in paths], options)
+    if len(paths) > 1:
+        raise UserError(f"Give one folder of pictures, not {len(paths)}: the one they are all in.")
+    return sidecars.plan(name, paths[0], options)
+
+
+def _paths(source: str) -> list[tuple[str, pathlib.Path]]:
+    """The kind and the path of everything that a source names."""
+    given = os.path.expanduser(source)
+    matches = [given] if os.path.exists(given) else sorted(glob.glob(given, recursive=True))
+    if not matches:
+        raise UserError(f"There is nothing at {source}.")
+    found = []
+    for match in map(pathlib.Path, matches):
+        if not match.is_dir():
+            found.append((_kind(match), match))
+            continue
+        inside = [path for path in _listing(match) if path.name.lower().endswith(TARS)]
+        if not inside and not _has_pictures(match):
+            inside = sorted(match.glob("**/*.parquet"))
+        found += [(_kind(path), path) for path in inside] or [("pictures", match)]
+    return found
+
+
+def _listing(folder: pathlib.Path) -> list[pathlib.Path]:
+    """What lies in a folder, but what is hidden."""
+    try:
+        return sorted(path for path in folder.iterdir() if not path.name.startswith("."))
+    except OSError as error:
+        raise UserError(f"The folder {folder} cannot be read: {error.strerror}.") from error
+
+
+def _has_pictures(folder: pathlib.Path) -> bool:
+    """Whether there is a picture in a folder, or in one in it."""
+    kinds = tuple(f".{kind}" for kind, what in tars.KINDS.items() if what == "image")
+    walk = os.walk(folder, followlinks=True)
+    return any(name.lower().endswith(kinds) for _, _, names in walk for name in names)
+
+
+def _kind(path: pathlib.Path) -> str:
+    name = path.name.lower()
+    if name.endswith(TARS):
+        return "tars"
+    if name.endswith(tables.SUFFIXES):
+        return "tables"
+    raise UserError(
+        f"What is {path}? A source is a folder, a tar ({', '.join(TARS)}) or a table "
+        f"({', '.join(tables.SUFFIXES)})."
+    )

@@ -1,0 +1,63 @@
+"""Pictures with one label or several, as plans of sets to evaluate on."""
+
+import dataclasses
+import pathlib
+from collections.abc import Iterator, Mapping, Sequence
+
+import tensorflow_datasets as tfds
+
+from otter_jax.data.build.plan import Options, Plan, Record
+from otter_jax.data.build.report import Tally
+from otter_jax.data.captions import clean
+from otter_jax.errors import UserError
+
+SLICE = 1_000  # pictures of a unit
+
+
+Labelled = tuple[str, tuple[str, ...]]  # a picture's path in the root, and the names of its classes
+
+
+@dataclasses.dataclass(frozen=True)
+class Pictures:
+    """A unit: some pictures of a list."""
+
+    root: pathlib.Path
+    records: tuple[Labelled, ...]
+
+    @property
+    def size(self) -> int:
+        return len(self.records)
+
+    def read(self, tally: Tally) -> Iterator[Record]:
+        """They, in the order of the list."""
+        for path, names in self.records:
+            fields = {"labels": list(dict.fromkeys(names)), "key": clean(path)}
+            yield Record(clean(path), self.root / path, fields)
+
+
+def slices(root: pathlib.Path, records: Sequence[Labelled]) -> list[Pictures]:
+    """Units of a list of pictures."""
+    return [Pictures(root, tuple(records[i : i + SLICE])) for i in range(0, len(records), SLICE)]
+
+
+def labelled_plan(
+    name: str,
+    *,
+    names: Sequence[str],
+    units: Mapping[str, Sequence[Pictures]],
+    files: Mapping[str, Sequence[Mapping]],
+    origin: str,
+    options: Options,
+) -> Plan:
+    """A set whose pictures have `labels` among `names`, each name counted once."""
+    if not all(name.strip() for name in names):
+        raise UserError(f"A class of {origin} has no name in its list.")  # TFDS would shift all
+    bank = tfds.features.ClassLabel(names=list(dict.fromkeys(names)))
+    features = {"labels": tfds.features.Sequence(bank), "key": tfds.features.Text()}
+    return Plan(name, features, units, files, origin, records="pictures", options=options)
+
+
+def joined(synonyms: str) -> str:
+    """The name of a class with several, "tench, Tinca tinca", as the OTTER release writes it."""
+    names = (name.replace("_", " ").strip() for name in synonyms.split(", "))
+    return ",or ".join(filter(None, names))

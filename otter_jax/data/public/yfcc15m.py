@@ -1,0 +1,99 @@
+"""YFCC15M: the 14,829,396 photographs of YFCC100M (Thomee et al., 2016) that CLIP's authors chose.
+
+ROOT holds
+
+- `yfcc100m_subset_data.tsv` (some 800 MB; "line number <tab> photo <tab> hash"), unpacked from
+  openaipublic.azureedge.net/clip/data/yfcc100m_subset_data.tsv.bz2;
+- `yfcc100m_dataset` (some 45 GB; 100 million lines whose first fields are line number, photo, hash
+  and whose 9th and 10th are title and description), the metadata of YFCC100M from
+  multimedia-commons on AWS;
+- `data/images/abc/def/abcdef....jpg`, the photographs by their hash as they lie there: some 1.5 TB
+  for these 15 million.
+
+A caption is "TITLE. DESCRIPTION", as the OTTER release reads it: URL escapes undone (+ is a space)
+and markup taken out. Three things differ: where one is empty the other stands alone, where the
+release leaves ". "; %2B is a +, there a space; and HTML's entities (&amp;) are undone.
+"""
+
+import dataclasses
+import functools
+import html
+import pathlib
+import re
+import urllib.parse
+from collections.abc import Iterator
+
+import numpy as np
+from jaxtyping import Bool
+
+from otter_jax.data.build.plan import Options, Plan, Record, Span, listed, need, pair, pair_features
+from otter_jax.data.build.report import Tally
+from otter_jax.data.formats.tables import byte_ranges, lines_in
+
+SUBSET, METADATA = ("yfcc100m_subset_data.tsv",), ("yfcc100m_dataset", "yfcc100m_dataset.txt")
+
+
+TITLE, DESCRIPTION = 8, 9  # which fields they are, from 0
+
+
+RANGE = 64 << 20  # bytes of metadata read in one go: some 140,000 lines, of which 20,000 count
+
+
+TAG = re.compile("<[^>]*>")
+
+
+@dataclasses.dataclass(frozen=True)
+class Lines(Span):
+    """A unit: the metadata from byte `start` to `stop`."""
+
+    subset: pathlib.Path
+    metadata: pathlib.Path
+
+    def read(self, tally: Tally) -> Iterator[Record]:
+        """The photographs among them that are in the subset."""
+        chosen = read_subset(self.subset)
+        for place, line in lines_in(self.metadata, self.start, self.stop):
+            fields = line.rstrip("\r\n").split("\t")
+            if not fields[0].isdigit() or len(fields) <= DESCRIPTION:
+                tally.dropped("line of metadata that is none", f"{self.metadata.name}: {place}")
+                continue
+            number = int(fields[0])
+            if number >= len(chosen) or not chosen[number]:
+                continue
+            photo, sha = fields[1], fields[2]
+            image = self.metadata.parent / "data" / "images" / sha[:3] / sha[3:6] / f"{sha}.jpg"
+            text = caption(fields[TITLE], fields[DESCRIPTION])
+            record = pair(photo, image=image, caption=text, key=photo, tally=tally)
+            if record:
+                yield record
+
+
+def caption(title: str, description: str) -> str:
+    """The caption of two fields of the metadata."""
+    parts = (
+        html.unescape(TAG.sub("", urllib.parse.unquote_plus(part))).strip()
+        for part in (title, description)
+    )
+    return ". ".join(filter(None, parts))
+
+
+@functools.lru_cache(maxsize=1)
+def read_subset(subset: pathlib.Path) -> Bool[np.ndarray, " N"]:
+    """Whether a line of the metadata is in the subset, by its number: a byte for each of 100 M."""
+    numbers = (line.partition("\t")[0].strip() for _, line in lines_in(subset))
+    lines = np.fromiter((int(n) for n in numbers if n.isdigit()), np.int64)
+    chosen = np.zeros(int(lines.max(initial=-1)) + 1, bool)
+    chosen[lines] = True
+    return chosen
+
+
+def plan(name: str, root: pathlib.Path, options: Options) -> Plan:
+    """The set of the subset's photographs. Raises UserError for files that are not there."""
+    get = "Get it as the docstring of otter_jax/data/yfcc15m.py says"
+    subset = need(root, SUBSET, f"CLIP's list of photographs. {get}")
+    metadata = need(root, METADATA, f"the metadata of YFCC100M. {get}")
+    units = [Lines(*span, subset, metadata) for span in byte_ranges(metadata, RANGE)]
+    files = listed([subset, metadata])
+    return Plan(
+        name, pair_features(), {"train": units}, {"train": files}, "YFCC15M", options=options
+    )

@@ -1,0 +1,235 @@
+"""The records of a set on disk, or of several sets as one."""
+
+import bisect
+import functools
+import itertools
+import math
+import operator
+import pathlib
+import re
+from collections.abc import Sequence
+from typing import Any, SupportsIndex
+
+import grain
+import numpy as np
+import tensorflow_datasets as tfds
+
+from otter_jax.errors import UserError
+
+
+class Source:
+    """The records of a split: `source[i]` is a dict, `len(source)` their number.
+
+    `image` is the encoded bytes; text (caption, key, json, ...) is str, a label an int.
+
+    Attributes:
+      name: set and split, for messages.
+      features: the TFDS features; ask it what a record has.
+    """
+
+    def __init__(self, name: str, records: Any, features: Any):
+        self.name = name
+        self.features = features
+        self._records = records
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def __getitem__(self, index: SupportsIndex) -> dict[str, Any]:
+        record = self._records[operator.index(index)]
+        return {
+            name: value.decode("utf-8", "replace")
+            if isinstance(value, bytes) and not isinstance(self.features[name], tfds.features.Image)
+            else value
+            for name, value in record.items()
+        }
+
+    def classes(self, feature: str) -> list[str] | None:
+        """Names of a class feature's numbers (one label or many); None for any other feature."""
+        found = self.features[feature]
+        if isinstance(found, tfds.features.Sequence):
+            found = found.feature
+        return list(found.names) if isinstance(found, tfds.features.ClassLabel) else None
+
+    def sample(self, most: int) -> list[int]:
+        """The numbers of at most so many records, evenly over all."""
+        return np.linspace(0, len(self) - 1, min(most, len(self))).astype(int).tolist()
+
+    def key(self, index: SupportsIndex) -> str:
+        """What names the record: its key if the set has keys, else its number."""
+        return self[index]["key"] if "key" in self.features else str(operator.index(index))
+
+    def check_has(self, feature: str) -> None:
+        """Raises UserError if the records do not have the feature."""
+        if feature not in self.features:
+            raise UserError(
+                f"{self.name} has no feature `{feature}`; it has {', '.join(self.features)}."
+            )
+
+    def order(self, seed: int) -> grain.MapDataset:
+        """The numbers of the records in an order that follows from the seed, another each epoch."""
+        return grain.MapDataset.range(len(self)).seed(seed).shuffle().repeat()
+
+
+class Mixture(Source):
+    """Several sets as one: their records are numbered one set after the other.
+
+    In training each set is gone through in its own order, time and again, and takes its share of
+    every few records. An epoch is as many records as all sets have together.
+    """
+
+    def __init__(self, sources: Sequence[Source], weights: Sequence[float]):
+        """`weights` are relative shares. Raises UserError if not all sets have images."""
+        self.name = " + ".join(source.name for source in sources)
+        self._sources, self._weights = tuple(sources), tuple(weights)
+        self._starts = list(itertools.accumulate(map(len, sources), initial=0))
+        first, *others = (source.features for source in sources)
+        names = [name for name in first if all(name in features for features in others)]
+        self.features = {name: first[name] for name in names}
+        if "image" not in names:
+            raise UserError(f"{self.name}: not all of these sets have images.")
+
+    def __len__(self) -> int:
+        return self._starts[-1]
+
+    def __getitem__(self, index: SupportsIndex) -> dict[str, Any]:
+        number, own = self._find(index)
+        record = self._sources[number][own]
+        return {name: record[name] for name in self.features}
+
+    def classes(self, feature: str) -> list[str] | None:
+        """Names of a class feature's numbers, if it has the same in all sets; else None."""
+        first, *others = (source.classes(feature) for source in self._sources)
+        return first if all(other == first for other in others) else None
+
+    def key(self, index: SupportsIndex) -> str:
+        """The set, and what names the record in it."""
+        number, own = self._find(index)
+        return f"{self._sources[number].name} {self._sources[number].key(own)}"
+
+    def order(self, seed: int) -> grain.MapDataset:
+        """The numbers of the records, mixed; see the class."""
+        parts = [
+            source.order(seed).map(functools.partial(operator.add, start))
+            for source, start in zip(self._sources, self._starts, strict=False)
+        ]
+        return grain.MapDataset.mix(parts, self._weights)
+
+    def _find(self, index: SupportsIndex) -> tuple[int, int]:
+        """Which set, and the number in it."""
+        index = range(len(self))[index]
+        number = bisect.bisect_right(self._starts, index) - 1
+        return number, index - self._starts[number]
+
+
+def sets_of(name: str) -> list[tuple[str, float]]:
+    """The sets of a name such as "cc3m+mine" or "0.7*cc3m+0.3*mine", and their weights.
+
+    Without any, weights are 0: as many as the set has records. Raises UserError for a weight that
+    is no number above 0, or sets with weights beside sets without.
+    """
+    found = []
+    for part in name.split("+"):
+        weight, star, dataset = part.strip().rpartition("*")
+        try:
+            value = float(weight) if star else 0.0
+        except ValueError:
+            value = -1.0
+        if not dataset.strip() or (star and not 0 < value < math.inf):
+            raise UserError(
+                f"What is {part!r} in the data set {name!r}? Sets are mixed as a+b, by their "
+                "sizes, or as 0.7*a+0.3*b."
+            )
+        found.append((dataset.strip(), value))
+    if len({bool(weight) for _, weight in found}) > 1:
+        raise UserError(f"The data set {name!r}: give all of its sets a weight, or none.")
+    if len({dataset for dataset, _ in found}) < len(found):
+        raise UserError(f"The data set {name!r} has a set twice.")
+    return found
+
+
+def open_dataset(data_dir: str, name: str, split: str, *, remedy: str = "") -> Source:
+    """The records of a set on disk: one of this project's, or any other in ArrayRecord files.
+
+    Args:
+      data_dir: the folder of all data sets.
+      name: a folder in it: "openmoji", "food101", or with config or version, "a/b/1.0.0". Of
+        several versions the newest is taken. Several are mixed: "a+b" by their sizes,
+        "0.7*a+0.3*b" by weights.
+      split: of each, "train", or a slice as TFDS writes it, "train[:95%]".
+      remedy: what a user is told to do about a split that is not there.
+
+    Raises:
+      UserError: no such set or split, nothing in it, or files that need TensorFlow.
+    """
+    parts = sets_of(name)
+    if len(parts) > 1:
+        sources = [open_dataset(data_dir, part, split, remedy=remedy) for part, _ in parts]
+        pairs = zip(parts, sources, strict=True)
+        return Mixture(sources, [weight or float(len(source)) for (_, weight), source in pairs])
+    builder = _open(data_dir, name)
+    pictures = [
+        key
+        for key, feature in builder.info.features.items()
+        if isinstance(feature, tfds.features.Image)
+    ]
+    known = ", ".join(sorted(builder.info.splits))
+    try:
+        records = builder.as_data_source(
+            split, decoders={key: tfds.decode.SkipDecoding() for key in pictures}
+        )
+        empty = len(records) == 0
+    except NotImplementedError as error:
+        raise UserError(
+            f"The data set {name} in {data_dir} is not in ArrayRecord files, the only ones that "
+            "can be read without TensorFlow. Build it with file_format='array_record'."
+        ) from error
+    except (ValueError, KeyError):  # TFDS on an unknown split, an empty slice, a slice backwards
+        empty = True
+    if empty:
+        raise UserError(
+            f"The data set {name} has no split {split!r}, or nothing in it; there are: {known}. "
+            f"{remedy}".strip()
+        )
+    return Source(f"{name}:{split}", records, builder.info.features)
+
+
+def in_both(data_dir: str, name: str, split: str, other: str) -> int:
+    """How many records of a set, or of all sets of a mixture, are in both of two splits."""
+    count = 0
+    for part, _ in sets_of(name):
+        splits = _open(data_dir, part).info.splits
+        one, two = (splits[each].file_instructions for each in (split, other))
+        for a, b in itertools.product(one, two):
+            if a.filename == b.filename:
+                end = min(a.skip + a.take, b.skip + b.take)
+                count += max(end - max(a.skip, b.skip), 0)
+    return count
+
+
+def _open(data_dir: str, name: str) -> tfds.core.DatasetBuilder:
+    folder = _version_folder(pathlib.Path(data_dir).expanduser(), name)
+    return tfds.builder_from_directory(str(folder))
+
+
+def _version_folder(data_dir: pathlib.Path, name: str, remedy: str = "") -> pathlib.Path:
+    """Where the newest version of a set is: the folder with its dataset_info.json."""
+    found = [info.parent for info in data_dir.glob(f"{name}/*/dataset_info.json")]
+    found = [folder for folder in found if not folder.name.startswith("incomplete.")]
+    if (data_dir / name / "dataset_info.json").exists():
+        found = [data_dir / name]
+    if not found:
+        there = sorted(
+            {
+                str(info.parent.parent.relative_to(data_dir))
+                for depth in ("*/*", "*/*/*")
+                for info in data_dir.glob(f"{depth}/dataset_info.json")
+            }
+        )
+        raise UserError(
+            f"There is no data set {name} in {data_dir}; there are: {', '.join(there) or 'none'}. "
+            f"{remedy}".strip()
+        )
+    return max(
+        found, key=lambda folder: [int(number) for number in re.findall(r"\d+", folder.name)]
+    )

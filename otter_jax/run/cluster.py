@@ -1,0 +1,269 @@
+"""Several processes as one program: joining, agreeing, stopping together.
+
+JAX's distributed runtime does the work; what is here says when it is started, and turns what can go
+wrong into words. With one process every function is there and costs nothing.
+"""
+
+import contextlib
+import itertools
+import json
+import os
+import pathlib
+import signal
+import socket
+import time
+import uuid
+import zlib
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from jax.experimental import multihost_utils
+from jaxtyping import PyTree, Shaped
+
+from otter_jax.errors import Stopped, UserError
+
+JOIN = 300  # seconds in which all processes have to come
+
+
+HEARTBEAT = 60  # seconds without a sign of life after which a process counts as dead
+
+
+SEEN = 60  # seconds after which a network's file system shows what another machine wrote
+
+
+LONG = 7 * 24 * 3600  # seconds; for what may take its time, such as making a data set
+
+
+def launcher() -> str:
+    """What started this process as one of several: "SLURM", "Open MPI", or "" for nothing.
+
+    A batch script or a shell inside an allocation is one process: only `srun` and `mpirun` count.
+    """
+    env = os.environ
+    if "SLURM_STEP_NODELIST" in env and int(env.get("SLURM_STEP_NUM_TASKS", 1)) > 1:
+        return "SLURM"
+    if int(env.get("OMPI_COMM_WORLD_SIZE", 1)) > 1:
+        return "Open MPI"
+    return ""
+
+
+def join(coordinator: str | None, num_processes: int | None, process_id: int | None) -> None:
+    """Joins the other processes, if there are any: before anything else is asked of JAX.
+
+    What is None, SLURM or Open MPI tell. `coordinator` is HOST:PORT of process 0, a port that is
+    free there. On GPUs, SLURM and Open MPI give each process the GPU of its local rank.
+
+    Raises UserError if the three are incomplete, if the coordinator cannot be reached, or the
+    processes do not have equally many devices. If others do not come within `JOIN` seconds, JAX
+    ends the process.
+    """
+    given = {"coordinator": coordinator, "num_processes": num_processes, "process_id": process_id}
+    missing = [f"--{name}" for name, value in given.items() if value is None]
+    started_by = launcher()
+    if not started_by and len(missing) == len(given):
+        return
+    if not started_by and missing:
+        raise UserError(
+            f"{', '.join(missing)} missing: of several processes each needs all three of "
+            "--coordinator=HOST:PORT (of process 0), --num_processes and --process_id; under srun "
+            "or mpirun none."
+        )
+    if num_processes is not None and not 0 <= (process_id or 0) < num_processes:
+        raise UserError(
+            f"--process_id={process_id}: of {num_processes} processes, from 0 to "
+            f"{num_processes - 1}."
+        )
+    if coordinator is not None:
+        _reach(coordinator, first=not process_id)
+    if not process_id:
+        print(f"Waiting for the other processes, {JOIN} s at most", flush=True)
+    try:
+        jax.distributed.initialize(
+            coordinator,
+            num_processes,
+            process_id,
+            initialization_timeout=JOIN,
+            heartbeat_timeout_seconds=HEARTBEAT,
+        )
+    except (ValueError, RuntimeError) as error:
+        raise UserError(
+            f"The processes that {started_by or 'the flags'} tell of could not be joined: {error} "
+            "Give --coordinator=HOST:PORT, --num_processes and --process_id."
+        ) from error
+    devices = Counter(device.process_index for device in jax.devices())
+    if len(set(devices.values())) > 1:
+        told = ", ".join(f"process {p} has {n}" for p, n in sorted(devices.items()))
+        raise UserError(f"Every process needs as many devices as the others, but {told}.")
+
+
+def _reach(coordinator: str, *, first: bool) -> None:
+    """Raises UserError unless HOST:PORT is one, and answers; JAX itself would end with a dump."""
+    host, _, port = coordinator.rpartition(":")
+    if not host or not port.isdigit():
+        raise UserError(f"--coordinator={coordinator!r}: HOST:PORT, for example node0:8476.")
+    deadline = time.monotonic() + JOIN
+    while not first:  # the first opens the port itself
+        try:
+            socket.create_connection((host.strip("[]"), int(port)), timeout=5).close()
+            return
+        except OSError as error:
+            if time.monotonic() > deadline:
+                raise UserError(
+                    f"--coordinator={coordinator}: nobody answered in {JOIN} s ({error}). Was "
+                    "process 0 started there, and is the port open?"
+                ) from None
+        time.sleep(1)
+
+
+def is_first() -> bool:
+    """Whether this is process 0, which alone writes and prints what all of them know."""
+    return jax.process_index() == 0
+
+
+def stack(x: Shaped[np.ndarray, "*shape"]) -> Shaped[np.ndarray, "P *shape"]:
+    """The arrays of all P processes, which must have one shape. All processes call it."""
+    if jax.process_count() == 1:
+        return x[None]
+    return np.asarray(multihost_utils.process_allgather(x))
+
+
+def gather(text: str) -> list[str]:
+    """The texts of all processes. All processes call it."""
+    raw = np.frombuffer(text.encode(), np.uint8)
+    sizes = stack(np.array(len(raw), np.int32))
+    padded = np.zeros(max(1, sizes.max()), np.uint8)
+    padded[: len(raw)] = raw
+    return [bytes(row[:n]).decode() for row, n in zip(stack(padded), sizes, strict=True)]
+
+
+def agree(facts: Callable[[], Mapping[str, Any]]) -> None:
+    """Raises UserError, on all processes, that names what they do not have in common.
+
+    `facts` may take time to collect: a process that is alone does not.
+    """
+    if jax.process_count() == 1:
+        return
+    first, *others = (json.loads(text) for text in gather(json.dumps(facts(), default=str)))
+    told = [
+        f"{name} is {first.get(name)!r} in process 0 and {other.get(name)!r} in process {number}"
+        for number, other in enumerate(others, start=1)
+        for name in sorted(first.keys() | other.keys())
+        if first.get(name) != other.get(name)
+    ]
+    if told:
+        raise UserError(
+            "All processes must be started alike, but "
+            + "; ".join(told[:5])
+            + (f"; and {len(told) - 5} more differences." if len(told) > 5 else ".")
+        )
+
+
+def fingerprint(tree: PyTree) -> str:
+    """Eight digits that differ when a value of the tree does, for `agree`."""
+    crc = 0
+    for leaf in jax.tree.leaves(tree):
+        crc = zlib.crc32(np.ascontiguousarray(leaf).view(np.uint8), crc)
+    return f"{crc:08x}"
+
+
+def check_shared(workdir: pathlib.Path) -> None:
+    """Raises UserError unless all processes see the same folder: each writes a part of a state."""
+    if jax.process_count() == 1:
+        return
+    token, path = uuid.uuid4().hex, workdir / "together"
+    if is_first():
+        workdir.mkdir(parents=True, exist_ok=True)
+        path.write_text(token)
+    token = gather(token)[0]
+    deadline = time.monotonic() + SEEN
+    while not (seen := path.exists() and path.read_text() == token):
+        if time.monotonic() > deadline:
+            break
+        time.sleep(0.5)
+    meet("check_shared")
+    blind = [number for number, ok in enumerate(stack(np.array(seen))) if not ok]
+    if is_first():
+        path.unlink()
+    if blind:
+        raise UserError(
+            f"--workdir {workdir}: processes {blind} do not see there what process 0 writes. It "
+            "must be on a file system that all have in common."
+        )
+
+
+@contextlib.contextmanager
+def first_before_others() -> Iterator[None]:
+    """Context that the other processes enter when the first has left it."""
+    if not is_first():
+        meet("first_before_others")
+    yield
+    if is_first():
+        meet("first_before_others")
+
+
+def meet(where: str) -> None:
+    """Returns when all processes have come to this place; a computation would wait less long."""
+    barrier = ocp.multihost.get_barrier_sync_fn()  # of the coordinator, not of the devices
+    barrier(key=f"{where} {next(_meetings)}", timeout_ms=LONG * 1000)
+
+
+_meetings = itertools.count()  # a barrier needs a name of its own
+
+
+class Stop:
+    """Context in which SIGTERM and Ctrl-C ask for a stop; a second one has its usual effect.
+
+    Of several processes any may get the signal, and JAX lets all agree on where to stop.
+    """
+
+    def __init__(self):
+        self.by = ""  # what asked, as far as this process knows
+        self._reached, self._asked, self._interrupts = False, 0, False
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self):
+        several = jax.distributed.is_initialized()  # then JAX has taken SIGTERM for itself
+        for number in (signal.SIGINT,) if several else (signal.SIGINT, signal.SIGTERM):
+            self._before[number] = signal.signal(number, self._ask)
+        return self
+
+    def __exit__(self, *_):
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def reached(self) -> bool:
+        """Whether to stop here. All processes ask equally often, and get the same answers."""
+        if not jax.distributed.is_initialized():
+            self._reached = bool(self.by)
+        elif not self._reached:
+            self._asked += 1
+            self._reached = multihost_utils.reached_preemption_sync_point(self._asked)
+        return self._reached
+
+    def check(self) -> None:
+        """Raises Stopped where `reached` is true."""
+        if self.reached():
+            raise Stopped
+
+    @contextlib.contextmanager
+    def interrupting(self) -> Iterator[None]:
+        """Context that a signal ends at once with Stopped; of several processes, none does."""
+        self._interrupts = not jax.distributed.is_initialized()
+        try:
+            if self._interrupts and self.by:
+                raise Stopped
+            yield
+        finally:
+            self._interrupts = False
+
+    def _ask(self, number, _frame):
+        self.by = signal.Signals(number).name
+        signal.signal(number, self._before[number])
+        if jax.distributed.is_initialized():
+            os.kill(os.getpid(), signal.SIGTERM)  # to all processes
+        if self._interrupts:
+            raise Stopped

@@ -1,0 +1,123 @@
+"""The directory of a run: its config, how it was started, its results."""
+
+import hashlib
+import json
+import os
+import pathlib
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from importlib import metadata
+from typing import Any
+
+import rich.console
+from ml_collections import ConfigDict
+
+from otter_jax.errors import UserError
+from otter_jax.run.console import make_console
+
+PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
+
+
+def describe(workdir: pathlib.Path, config: Mapping[str, Any]) -> None:
+    """Writes config.json, and how this start was made into run.json (one entry a start)."""
+    workdir.mkdir(parents=True, exist_ok=True)
+    write_text(workdir / "config.json", json.dumps(config, indent=2, sort_keys=True))
+    path = workdir / "run.json"
+    starts = json.loads(path.read_text()) if path.exists() else []
+    here = pathlib.Path(__file__).parent
+    try:
+        git = subprocess.run(
+            ["git", "describe", "--always", "--dirty"],
+            cwd=here, capture_output=True, text=True, check=True,
+        ).stdout.strip()  # fmt: skip
+    except (OSError, subprocess.CalledProcessError):
+        git = None  # no git, or not a checkout
+    starts.append(
+        {
+            "command": sys.argv,
+            "git": git,
+            **versions(),
+        }
+    )
+    write_text(path, json.dumps(starts, indent=2))
+
+
+def versions() -> dict[str, Any]:
+    """What computes: Python, the packages, and this package as it lies on disk."""
+    here = pathlib.Path(__file__).parent
+    code = hashlib.sha256()
+    for path in sorted(here.rglob("*.py")):
+        code.update(path.read_bytes())
+    return {
+        "python": sys.version.split()[0],
+        "versions": {name: metadata.version(name) for name in PACKAGES},
+        "otter_jax": code.hexdigest()[:12],
+    }
+
+
+def config_of(workdir: pathlib.Path, *, needs: str = "objective") -> ConfigDict:
+    """The config of the latest start of a run.
+
+    Raises UserError if there is none, or it has no key `needs`: a run of another program.
+    """
+    config = read_config(workdir)
+    if needs not in config:
+        raise UserError(f"{workdir} is a run of another program: its config has no key {needs!r}.")
+    return config
+
+
+def read_config(workdir: pathlib.Path) -> ConfigDict:
+    """The config of the latest start of any program's run. Raises UserError if there is none."""
+    path = workdir / "config.json"
+    if not path.is_file():
+        raise UserError(f"There is no {path}: is {workdir} the directory of a run?")
+    no_gates = {"gates": {"shape": "", "penalty": "", "strength": 0.0}}  # of runs before there were
+    return ConfigDict(no_gates | json.loads(path.read_text()))
+
+
+def write_json(path: pathlib.Path, value: Any) -> None:
+    """Writes a result so that a reader never sees half of it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_text(path, json.dumps(value, indent=2))
+
+
+def results(workdir: pathlib.Path, step: int) -> pathlib.Path:
+    """Where an evaluation of the state after `step` steps is written."""
+    return workdir / "results" / f"step_{step:08d}.json"
+
+
+def write_text(path: pathlib.Path, text: str) -> None:
+    """Writes a file so that a reader, or a kill, never leaves half of it."""
+    scratch = path.with_name(path.name + ".tmp")
+    scratch.write_text(text, "utf-8")
+    os.replace(scratch, path)
+
+
+def say_differences(
+    workdir: pathlib.Path, config: ConfigDict, console: rich.console.Console
+) -> None:
+    """Prints what has changed since the last start of the run, if there was one."""
+    if (workdir / "config.json").exists():
+        for line in differences(read_config(workdir), config):
+            make_console.print(f"Changed since the last start: {line}")
+
+
+def differences(before: ConfigDict, after: ConfigDict) -> Iterator[str]:
+    """`key: old -> new` for every value of two configs that differs."""
+    old, new = flatten(json.loads(before.to_json())), flatten(json.loads(after.to_json()))
+    for key in sorted(old.keys() | new.keys()):
+        if old.get(key) != new.get(key):
+            yield f"{key}: {old.get(key)!r} -> {new.get(key)!r}"
+
+
+def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """{"a": {"b": 1}} as {"a.b": 1}."""
+    flat = {}
+    for key, value in tree.items():
+        flat |= (
+            flatten(value, f"{prefix}{key}.")
+            if isinstance(value, Mapping)
+            else {f"{prefix}{key}": value}
+        )
+    return flat

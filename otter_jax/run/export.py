@@ -1,0 +1,88 @@
+"""A trained model for other programs: an image encoder for timm, a text encoder for transformers.
+
+    python -m otter_jax.export --workdir runs/first --out exported
+
+writes
+
+    exported/image/   config.json, model.safetensors: timm.create_model("local-dir:exported/image",
+                      pretrained=True); its outputs, scaled to length 1, are the embeddings
+    exported/text/    config.json, model.safetensors, the tokenizer: AutoModel.from_pretrained; and
+                      as sentence-transformers has it, pooling and projection beside it
+    exported/otter_jax.json   how pictures are prepared, the temperatures, and where it came from
+    exported/check.npz        pictures, captions and their embeddings here, to compare with there
+"""
+
+import functools
+import json
+import pathlib
+import shutil
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
+
+from otter_jax.data.captions import Tokenizer
+from otter_jax.errors import UserError
+from otter_jax.models.towers import Towers
+from otter_jax.run import directory
+from otter_jax.run.model import check_sizes
+from otter_jax.run.trained import trained
+from otter_jax.weights.folders import write_image, write_text
+from otter_jax.weights.tensors import Tensors
+
+CAPTIONS = ("a photo of a sea otter.", "two people on one bicycle", "café au lait", "1, 2, 3")
+
+
+def run(
+    config: ConfigDict, workdir: pathlib.Path, out: pathlib.Path, *, which: str = "student"
+) -> None:
+    """Writes the best or latest checkpoint of `workdir` into the folder `out`.
+
+    `which` is "student" or "ema". Raises UserError if `out` is there already and not empty, if
+    there is no checkpoint, or no such weights in it.
+    """
+    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
+        raise UserError(f"--out {out} is there already, and not an empty folder; give a new one.")
+    here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    # Others compute in float32, so the numbers to compare with are float32's.
+    model, weights_of, folder, step = trained(config, workdir, here, dtype="float32")
+    tokenizer = Tokenizer(folder, config.data.max_tokens)
+    check_sizes(config, model, tokenizer)
+    if which not in weights_of:
+        raise UserError(f"{workdir} has no {which} weights; there is {', '.join(weights_of)}.")
+    variables = jax.device_get(weights_of[which])
+    scratch = out.with_name(out.name + ".tmp")  # so that `out` is never half an export
+    shutil.rmtree(scratch, ignore_errors=True)
+    write_image(scratch / "image", config, model, variables)
+    write_text(scratch / "text", config, model, variables, folder)
+    scales = {k: float(np.exp(v)) for k, v in variables["params"]["log_scale"].items()}
+    about = {
+        "dim": model.dim,
+        "weights": which,
+        "step": step,
+        "scale": {name: min(max(scale, 1.0), 100.0) for name, scale in scales.items()},
+        "image": {"resize": config.data.resize, "size": config.data.image_size},
+        "mean": list(model.mean),  # in 0..255
+        "std": list(model.std),
+        "max_tokens": config.data.max_tokens,
+        "config": json.loads(config.to_json()),
+    }
+    directory.write_json(scratch / "otter_jax.json", about)
+    np.savez(scratch / "check.npz", **check(model, variables, tokenizer, config.data.image_size))
+    scratch.replace(out)
+
+
+def check(model: Towers, variables: dict[str, Any], tokenizer: Tokenizer, size: int) -> Tensors:
+    """Pictures (noise, uint8), captions, and the model's embeddings of both."""
+    pictures = np.random.RandomState(0).randint(0, 256, (4, size, size, 3)).astype(np.uint8)
+    inputs = map(jnp.asarray, (pictures, *tokenizer.encode(CAPTIONS)))
+    with jax.default_matmul_precision("highest"):  # GPUs' default, TF32, is 1e-3 off
+        image, text = jax.jit(functools.partial(model.apply, train=False))(variables, *inputs)
+    return {
+        "pictures": pictures,
+        "captions": np.array(CAPTIONS),
+        "image_embeddings": np.asarray(image),
+        "text_embeddings": np.asarray(text),
+    }

@@ -1,0 +1,151 @@
+"""From the model section of a config to the two towers and what they start from."""
+
+import functools
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from flax import traverse_util
+from jaxtyping import Array, Key, PyTree
+from ml_collections import ConfigDict
+
+from otter_jax import gates
+from otter_jax.data.captions import Tokenizer
+from otter_jax.errors import UserError
+from otter_jax.models.bert import Bert
+from otter_jax.models.towers import Towers
+from otter_jax.models.vit import ViT
+from otter_jax.weights import encoders
+from otter_jax.weights.encoders import Encoder
+
+DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
+
+
+def towers(
+    *,
+    dim: int,
+    img: Mapping[str, Any],
+    txt: Mapping[str, Any],
+    dtype: str,
+    gate_shape: str = "",
+    key: Key[Array, ""],
+) -> tuple[Towers, PyTree, Path]:
+    """The model, its variables {"params", "batch_stats"}, and the folder of its tokenizer.
+
+    Arguments are those of `configs/common.py`, section model; with `gate_shape` the convolutions of
+    the image tower get gates of 1 (`gates.create`).
+    Variables that no weights were given for are drawn from `key`. Raises UserError as
+    `weights.load_image` and `weights.load_text` do.
+    """
+    model, image, text = load_towers(dim=dim, img=img, txt=txt, dtype=dtype)
+    given: dict[str, Any] = {}
+    for tower, encoder in (("img", image), ("txt", text)):
+        for collection, tree in encoder.variables.items():
+            given.setdefault(collection, {})[tower] = tree
+    variables = complete(given, functools.partial(initialise, model, key))
+    return model, {"batch_stats": {}} | gated(variables, gate_shape), text.tokenizer
+
+
+def complete(given: PyTree, fresh: Callable[[], PyTree]) -> PyTree:
+    """The variables that `fresh` makes, those of them that are given as given."""
+    given = traverse_util.flatten_dict(given)
+
+    def draw():
+        flat = traverse_util.flatten_dict(fresh())
+        return {path: leaf for path, leaf in flat.items() if path not in given}
+
+    # Compiled without optimisation and without what is given: a second instead of a minute.
+    drawn = jax.jit(draw, compiler_options={"xla_backend_optimization_level": 0})()
+    return traverse_util.unflatten_dict(given | drawn)
+
+
+def shapes(
+    *,
+    dim: int,
+    img: Mapping[str, Any],
+    txt: Mapping[str, Any],
+    dtype: str,
+    gate_shape: str = "",
+) -> tuple[Towers, PyTree, Path]:
+    """As `towers`, with the variables' shapes alone; no weights are read."""
+    txt = {**txt, "pretrained": False}
+    model, _, text = load_towers(dim=dim, img=img, txt=txt, dtype=dtype, pretrained=False)
+    like = jax.eval_shape(lambda: gated(initialise(model, jax.random.key(0)), gate_shape))
+    return model, {"batch_stats": {}} | like, text.tokenizer
+
+
+def gated(variables: PyTree, shape: str) -> PyTree:
+    """`variables` with gates of 1 on the image tower; as they are if `shape` is ""."""
+    if not shape:
+        return variables
+    params = variables["params"]
+    own = {"gates": {"img": gates.create(params["img"], shape)}}
+    return variables | {"params": params | own}
+
+
+def load_towers(
+    *,
+    dim: int,
+    img: Mapping[str, Any],
+    txt: Mapping[str, Any],
+    dtype: str,
+    pretrained: bool = True,
+) -> tuple[Towers, Encoder, Encoder]:
+    """The model, and its image and text encoder as they were loaded; see `weights.load_image`."""
+    if dtype not in DTYPES:
+        raise UserError(f"model.dtype={dtype!r}: one of {', '.join(DTYPES)}.")
+    image = encoders.load_image(
+        img["weights"], arch=img["arch"], dtype=DTYPES[dtype], pretrained=pretrained
+    )
+    text = encoders.load_text(
+        txt["weights"], dropout=txt["dropout"], dtype=DTYPES[dtype], pretrained=txt["pretrained"]
+    )
+    model = Towers(
+        img=image.module,
+        txt=text.module,
+        dim=dim,
+        txt_width=text.width,
+        mean=tuple(img["mean"]),
+        std=tuple(img["std"]),
+    )
+    return model, image, text
+
+
+def check_sizes(config: ConfigDict, model: Towers, tokenizer: Tokenizer) -> None:
+    """Raises UserError if an encoder cannot read such images, or captions so tokenised."""
+    words = model.txt.config.vocab_size
+    if tokenizer.vocab_size > words:
+        raise UserError(
+            f"The tokenizer of model.txt.weights={config.model.txt.weights!r} has "
+            f"{tokenizer.vocab_size} tokens, but the encoder there embeds {words}: "
+            "they do not belong together."
+        )
+    longest = model.txt.config.max_length
+    if config.data.max_tokens > longest:
+        raise UserError(
+            f"data.max_tokens={config.data.max_tokens}: the text encoder has {longest} positions."
+        )
+    if config.data.packed and not isinstance(model.txt, Bert):
+        raise UserError(
+            f"data.packed=True: the text encoder of {config.model.txt.weights!r} cannot read "
+            "packed captions; BERT and RoBERTa can. Set --config.data.packed=False."
+        )
+    check_image_size(config.data.image_size, model.img, config.model.img.arch)
+
+
+def check_image_size(size: int, module: nn.Module, arch: str) -> None:
+    """Raises UserError if the encoder cannot read images of size x size."""
+    if isinstance(module, ViT) and size % module.patch:
+        raise UserError(
+            f"data.image_size={size}: {arch} cuts images into patches, so it must be a multiple of "
+            f"{module.patch}."
+        )
+
+
+def initialise(model: Towers, key: Key[Array, ""]) -> PyTree:
+    """Fresh variables; their shapes do not depend on the sizes of images and texts."""
+    image, ids = jnp.zeros((1, 64, 64, 3), jnp.uint8), jnp.zeros((1, 8), jnp.int32)
+    return model.init(key, image, ids, jnp.ones((1, 8), bool), train=False)

@@ -1,0 +1,37 @@
+"""Programs compiled ahead, and the memory that they need."""
+
+import time
+from typing import Any
+
+import rich.console
+
+from otter_jax.run import cluster
+
+
+def compiled(jitted: Any, *shapes: Any, name: str, console: rich.console.Console) -> Any:
+    """The function compiled for arguments of such shapes; says how long it took, and its memory."""
+    with console.status(f"Compiling {name}"):
+        began = time.monotonic()
+        program = jitted.lower(*shapes).compile()
+        seconds = time.monotonic() - began
+        cluster.meet("compiled")  # on CPUs, a computation waits half a minute for the others
+    console.print(f"compiled    {name} in {seconds:.0f} s; it needs {memory(program)}")
+    return program
+
+
+def memory(program: Any) -> str:
+    """Bytes per device that a compiled program holds at once, as text."""
+    total = bytes_needed(program)
+    if total is None:
+        return "memory that this backend does not tell"
+    temporary = program.memory_analysis().temp_size_in_bytes
+    return f"{total / 2**20:,.0f} MiB a device ({temporary / 2**20:,.0f} of it temporary)"
+
+
+def bytes_needed(program: Any) -> int | None:
+    """Bytes per device that a compiled program holds at once; None if the backend does not tell."""
+    m = program.memory_analysis()
+    if m is None:
+        return None
+    total = m.argument_size_in_bytes + m.temp_size_in_bytes + m.output_size_in_bytes
+    return total - m.alias_size_in_bytes

@@ -1,0 +1,219 @@
+"""What would go wrong with a run, or make it slow, before it takes GPUs.
+
+    python -m otter_jax.doctor configs/pairs.py --config.data.name=mine
+
+On the machine that will train, in half a minute and the time to compile: whether the images can be
+read, how long captions are, whether labels and class names agree, whether the step fits into
+memory, and whether the pipeline keeps up with it. Nothing is written, except a data set that
+is still to be made. The exit status is 1 if something is wrong.
+"""
+
+import concurrent.futures
+import contextlib
+import dataclasses
+import os
+import time
+from collections.abc import Iterator
+
+import jax
+import numpy as np
+import rich.console
+from ml_collections import ConfigDict
+
+from otter_jax import mesh as meshes
+from otter_jax.data import images
+from otter_jax.errors import UserError
+from otter_jax.models.bert import Bert
+from otter_jax.run.batches import batch_shapes, train_batches
+from otter_jax.run.console import duration
+from otter_jax.training import compiling
+from otter_jax.training.contrastive import Job
+from otter_jax.zeroshot.sets import EvalSet
+
+LOOKED_AT = 500  # images
+
+
+SECONDS = 6.0  # of reading, and of stepping, to measure their rates
+
+
+STEPS = 20  # at most
+
+
+TIGHT = 0.9  # of the memory; more may not be had in one piece
+
+
+@dataclasses.dataclass(frozen=True)
+class Finding:
+    """One line: `level` is "ok", "warning" or "error"."""
+
+    level: str
+    what: str
+    text: str
+
+
+def findings(config: ConfigDict, *, step: bool) -> Iterator[Finding]:
+    """What is found, one after the other; nothing after an error that hides the rest."""
+    try:
+        job = Job.of(config)
+    except UserError as error:
+        yield Finding("error", "config", str(error))
+        return
+    B = config.train.batch_size
+    devices = f"{job.mesh.size} device{'s' * (job.mesh.size > 1)}"
+    yield Finding("ok", "config", f"{B} pairs on {devices}, {job.length.steps} steps")
+    yield from look_at_images(job)
+    yield from look_at_captions(job)
+    for name, spec in config.eval.sets.items():
+        yield look_at_labels(name, spec, config.data.dir)
+    try:
+        supply = pipeline_rate(job)
+    except UserError as error:
+        yield Finding("error", "pipeline", str(error))
+        return
+    yield Finding("ok", "pipeline", f"reads {supply:,.0f} pairs/s; {readers(config)}")
+    if step:
+        yield from look_at_step(job, supply)
+
+
+def look_at_images(job: Job) -> Iterator[Finding]:
+    """Whether they can be read, and whether they are larger than they need be."""
+    source, resize = job.source, job.config.data.resize
+    some = source.sample(LOOKED_AT)
+
+    def read(number):
+        try:
+            return images.decode(source[number]["image"]).shape[:2]
+        except images.UnreadableImage as error:
+            return f"{source.key(number)} ({error})"
+
+    with concurrent.futures.ThreadPoolExecutor(min(16, os.cpu_count() or 1)) as pool:
+        found = list(pool.map(read, some))
+    bad = [text for text in found if isinstance(text, str)]
+    sides = [min(shape) for shape in found if not isinstance(shape, str)]
+    if bad:
+        level = "error" if len(bad) > len(some) // 10 else "warning"
+        text = f"{len(bad)} of {len(some)} cannot be read, such as {bad[0]}; others replace them"
+        yield Finding(level, "images", text)
+    if sides:
+        middle = int(np.median(sides))
+        text = f"{len(sides)} of {len(some)} read; shorter side {middle} pixels in the middle"
+        large = middle >= 2 * resize
+        advice = f"; otter_jax.prepare --resize {resize} makes reading several times faster"
+        yield Finding("warning" if large else "ok", "images", text + (advice if large else ""))
+
+
+def look_at_captions(job: Job) -> Iterator[Finding]:
+    """How long they are, and whether padding is worth sparing."""
+    limit, lengths = job.tokenizer.max_tokens, job.lengths
+    cut, mean = float((lengths > limit).mean()), float(np.minimum(lengths, limit).mean())
+    text = (
+        f"{lengths.mean():.1f} tokens on average, 95 % at most {np.quantile(lengths, 0.95):.0f}, "
+        f"{cut:.1%} cut at {limit}"
+    )
+    yield Finding("warning" if cut > 0.05 else "ok", "captions", text)
+    if job.config.data.packed:
+        yield Finding("ok", "captions", f"packed, {job.target}")
+    elif isinstance(job.model.txt, Bert) and limit > 1.5 * mean:
+        text = f"padding is {1 - mean / limit:.0%} of the tokens; data.packed=True spares most"
+        yield Finding("warning", "captions", text)
+
+
+def look_at_labels(name: str, spec: ConfigDict, data_dir: str) -> Finding:
+    """Whether a set can be evaluated on."""
+    try:
+        found = EvalSet.open(name, spec, data_dir)
+    except UserError as error:
+        return Finding("error", f"eval {name}", str(error))
+    without = int((found.labels < 0).all(axis=1).sum())
+    idle = len(found.names) - len(np.unique(found.labels[found.labels >= 0]))
+    text = f"{len(found.source):,} images, {len(found.names):,} names, {idle:,} of them never right"
+    more = f"; {without:,} images have no label among the names and do not count"
+    return Finding("warning" if without else "ok", f"eval {name}", text + (more if without else ""))
+
+
+def pipeline_rate(job: Job) -> float:
+    """Pairs a second of this machine's pipeline."""
+    with contextlib.closing(train_batches(job.config, job.source, job.target, 0)) as batches:
+        next(batches)  # starts threads or processes
+        began, read = time.monotonic(), 0
+        while time.monotonic() - began < SECONDS:
+            read += len(next(batches)["image"])
+        return read / (time.monotonic() - began)
+
+
+def readers(config: ConfigDict) -> str:
+    """Who reads."""
+    workers = config.data.num_workers
+    cores = os.cpu_count() or 1
+    return f"{workers} processes" if workers else f"threads of this process, on {cores} cores"
+
+
+def look_at_step(job: Job, supply: float) -> Iterator[Finding]:
+    """Whether it fits into memory, and whether it waits for the pipeline."""
+    whole, _ = meshes.shardings(job.mesh)
+    try:
+        state = jax.device_put(job.state(), whole)
+        shapes = batch_shapes(job.config, job.target, job.mesh)
+        began = time.monotonic()
+        program = job.train_step().lower(state, shapes).compile()
+    except jax.errors.JaxRuntimeError as error:
+        yield Finding("error", "step", f"cannot be compiled: {str(error).splitlines()[0]}")
+        return
+    compiled = duration(time.monotonic() - began)
+    needed, limit = compiling.bytes_needed(program), memory_of(job)
+    text = f"compiled in {compiled}; it needs {compiling.memory(program)} of {limit / 2**20:,.0f}"
+    if needed is not None and needed > TIGHT * limit:
+        text += "; a smaller train.batch_size, more devices or model.dtype=bfloat16 help"
+        yield Finding("error" if needed > limit else "warning", "step", text)
+        if needed > limit:
+            return
+    else:
+        yield Finding("ok", "step", text)
+    try:
+        demand = step_rate(job, program, state)
+    except jax.errors.JaxRuntimeError as error:
+        yield Finding("error", "step", f"cannot be run: {str(error).splitlines()[0]}")
+        return
+    text = f"takes {demand:,.0f} pairs/s on {job.mesh.devices.flat[0].device_kind}"
+    share = supply * jax.process_count() / demand
+    if share < 1:
+        text += (
+            f": devices will wait {1 - share:.0%} of the time. More cores, data.num_workers, or "
+            "otter_jax.prepare help"
+        )
+        yield Finding("warning", "step", text)
+    else:
+        yield Finding("ok", "step", f"{text}, the pipeline reads {share:.1f} times that")
+
+
+def memory_of(job: Job) -> float:
+    """Bytes that a device has; of CPUs, their part of the machine's memory."""
+    device = jax.local_devices()[0]
+    stats = device.memory_stats() or {}
+    if "bytes_limit" in stats:
+        return stats["bytes_limit"]
+    machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return machine / jax.local_device_count()
+
+
+def step_rate(job: Job, program, state) -> float:
+    """Pairs a second of steps whose batch is there."""
+    with contextlib.closing(train_batches(job.config, job.source, job.target, 0)) as batches:
+        host = {k: v for k, v in next(batches).items() if k not in ("replaced", "cut")}
+    batch = meshes.put_batch(host, job.mesh)
+    state, _ = jax.block_until_ready(program(state, batch))
+    began, steps = time.monotonic(), 0
+    while steps < STEPS and (not steps or time.monotonic() - began < SECONDS):
+        state, metrics = program(state, batch)
+        jax.block_until_ready(metrics)
+        steps += 1
+    return steps * job.config.train.batch_size / (time.monotonic() - began)
+
+
+def tell(config: ConfigDict, *, step: bool, console: rich.console.Console) -> bool:
+    """Prints what is found; whether nothing is wrong."""
+    good = True
+    for finding in findings(config, step=step):
+        console.print(f"{finding.level:8}{finding.what:15} {finding.text}")
+        good &= finding.level != "error"
+    return good

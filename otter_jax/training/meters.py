@@ -1,0 +1,151 @@
+"""What is measured between two steps."""
+
+import collections
+import contextlib
+import json
+import pathlib
+import time
+from collections.abc import Iterator, Mapping
+
+import numpy as np
+import rich.console
+import tensorboardX
+
+from otter_jax.data.source import Source
+from otter_jax.run import cluster
+from otter_jax.run.directory import write_text
+
+NAMED = 10  # unreadable images
+
+
+Metrics = dict[str, float]
+
+
+class Mishaps:
+    """What was wrong with the data of this start: counted over all processes, and named."""
+
+    def __init__(self, source: Source, console: rich.console.Console):
+        self._source, self._console = source, console
+        self._replaced: set[int] = set()  # records whose image cannot be read
+        self._cut = 0  # packed captions that were
+        self._own_replaced: set[int] = set()  # of this process, since the last `counts`
+        self._own_cut = 0
+
+    def add(self, batch: dict[str, np.ndarray]) -> None:
+        """Takes out of this process's batch what is not for the step."""
+        self._own_replaced |= {int(n) for n in batch.pop("replaced") if n >= 0}
+        self._own_cut += int(np.sum(batch.pop("cut", 0)))
+
+    def counts(self) -> dict[str, int]:
+        """Images replaced and captions cut so far; new ones are named. All processes call it."""
+        own = json.dumps([sorted(self._own_replaced), self._own_cut])
+        self._own_replaced, self._own_cut = set(), 0
+        told = [json.loads(text) for text in cluster.gather(own)]
+        for number in sorted({n for numbers, _ in told for n in numbers} - self._replaced):
+            self._replaced.add(number)
+            if len(self._replaced) <= NAMED:
+                self._console.print(
+                    f"Unreadable image {self._source.key(number)} in {self._source.name}: the next "
+                    "readable record takes its place."
+                )
+            if len(self._replaced) == NAMED:
+                self._console.print("Further unreadable images are counted, not named.")
+        self._cut += sum(cut for _, cut in told)
+        return {"replaced": len(self._replaced), "cut": self._cut}
+
+    def tell(self, pairs: int) -> None:
+        """Says how many they were of so many pairs. All processes call it."""
+        self.counts()
+        if self._replaced:
+            self._console.print(
+                f"{len(self._replaced)} unreadable images were replaced in this start."
+            )
+        if self._cut:
+            self._console.print(
+                f"{self._cut} captions ({self._cut / pairs:.1e} of them) were cut to fit the rows "
+                "they are packed in."
+            )
+
+
+class Clock:
+    """Where the time of a logging period went, and the means of its numbers."""
+
+    def __init__(self, batch_size: int, unit: str):
+        self._batch_size, self._unit = batch_size, unit
+        self._reset()
+
+    def _reset(self):
+        self._sums: collections.Counter = collections.Counter()
+        self._steps, self._waited, self._paused = 0, 0.0, 0.0
+        self._began = time.monotonic()
+
+    @contextlib.contextmanager
+    def waiting(self) -> Iterator[None]:
+        """Time in this context counts as waiting for data."""
+        began = time.monotonic()
+        yield
+        self._waited += time.monotonic() - began
+
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """Time in this context does not count."""
+        began = time.monotonic()
+        yield
+        self._paused += time.monotonic() - began
+
+    def add(self, values: Metrics) -> None:
+        """One step's numbers."""
+        self._steps += 1
+        self._sums.update(values)
+
+    def period(self, now: int, last: int) -> Metrics:
+        """Means of the numbers since the last call, and the rates; starts a new period."""
+        seconds = max(time.monotonic() - self._began - self._paused, 1e-9)
+        means = {name: total / self._steps for name, total in self._sums.items()}
+        rates = {
+            f"{self._unit}_per_second": self._steps * self._batch_size / seconds,
+            "data_wait": self._waited / seconds,
+            "seconds_left": (last - now) * seconds / self._steps,
+        }
+        self._reset()
+        return means | rates
+
+
+class Scalars:
+    """Numbers over steps, in metrics.jsonl (one object a line) and as TensorBoard events.
+
+    A run that goes on from step `start` first drops the lines, and the results, that it will write
+    again.
+    """
+
+    def __init__(self, workdir: pathlib.Path, start: int = 0):
+        path = workdir / "metrics.jsonl"
+        if path.exists():
+            lines = [line for line in path.read_text().splitlines() if _step_of(line) <= start]
+            write_text(path, "".join(line + "\n" for line in lines))
+        for result in (workdir / "results").glob("step_*.json"):
+            if int(result.stem.removeprefix("step_")) > start:
+                result.unlink()
+        self._lines = path.open("a", buffering=1)
+        self._events = tensorboardX.SummaryWriter(
+            str(workdir / "tensorboard"), purge_step=start + 1
+        )
+
+    def write(self, step: int, scalars: Mapping[str, float]) -> None:
+        """Appends the numbers of one step."""
+        self._lines.write(json.dumps({"step": step} | dict(scalars)) + "\n")
+        for name, value in scalars.items():
+            self._events.add_scalar(name, value, step)
+        self._events.flush()
+
+    def close(self) -> None:
+        """Writes out what is buffered."""
+        self._lines.close()
+        self._events.close()
+
+
+def _step_of(line):
+    try:
+        return json.loads(line)["step"]
+    except (json.JSONDecodeError, KeyError):
+        return float("inf")  # the half line of a killed process

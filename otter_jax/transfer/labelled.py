@@ -1,0 +1,86 @@
+"""Labelled pictures: what a network is transferred to, and how well it names them."""
+
+import dataclasses
+
+import numpy as np
+from jaxtyping import Int
+from ml_collections import ConfigDict
+
+from otter_jax.data.source import Source, in_both, open_dataset
+from otter_jax.errors import UserError
+from otter_jax.run.batches import ensure_set
+
+REMEDY = (
+    "data.train and data.validation name the splits; to divide one: "
+    "--config.data.train='train[20%:]' --config.data.validation='train[:20%]'."
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Labelled:
+    """A split, the class of each record, and the classes' names."""
+
+    source: Source
+    labels: Int[np.ndarray, "N"]
+    names: tuple[str, ...]
+
+    @classmethod
+    def open(cls, config: ConfigDict, which: str) -> "Labelled":
+        """The "train" or "validation" of config.data.
+
+        Raises UserError if there is none, it has no classes, or a record has none.
+        """
+        data = config.data
+        source = open_dataset(data.dir, data.name, data[which], remedy=REMEDY)
+        if data.label not in source.features or source.classes(data.label) is None:
+            raise UserError(
+                f"data.label={data.label!r} is not a feature of {source.name} that holds classes; "
+                f"it has {', '.join(source.features)}."
+            )
+        values = [np.asarray(source[i][data.label]) for i in range(len(source))]
+        if any(value.ndim for value in values):
+            raise UserError(f"data.label={data.label!r} of {source.name} holds several classes.")
+        labels = np.array(values, np.int32)
+        missing = np.flatnonzero(labels < 0)
+        if len(missing):
+            some = ", ".join(source.key(int(i)) for i in missing[:3])
+            raise UserError(
+                f"{len(missing)} records of {source.name} have no label, such as {some}: one can "
+                "neither train nor validate on them. Take a split that is labelled."
+            )
+        return cls(source, labels, tuple(source.classes(data.label)))
+
+
+def open_splits(config: ConfigDict) -> tuple[Labelled, Labelled]:
+    """What is trained on, and what is validated on.
+
+    Raises UserError if a record is in both, or a class in one alone.
+    """
+    data = config.data
+    if not data.name:
+        raise UserError(
+            "data.name is missing: the name of a set, for a folder of your own a new one with "
+            "--config.data.folder=DIR."
+        )
+    ensure_set(data.name, data.dir, folder=data.folder)
+    train, validation = Labelled.open(config, "train"), Labelled.open(config, "validation")
+    both = in_both(data.dir, data.name, data.train, data.validation)
+    if both:
+        raise UserError(
+            f"{both:,} of the {len(validation.labels):,} pictures of "
+            f"data.validation={data.validation!r} are in data.train={data.train!r}, too. {REMEDY}"
+        )
+    counts = np.bincount(train.labels, minlength=len(train.names))
+    there = np.bincount(validation.labels, minlength=len(validation.names))
+    for what, split, empty in (
+        ("train", data.train, (counts == 0) & (there > 0)),
+        ("validation", data.validation, (there == 0) & (counts > 0)),
+    ):
+        if empty.any():
+            some = ", ".join(train.names[i] for i in np.flatnonzero(empty)[:5])
+            raise UserError(
+                f"data.{what}={split!r} has no picture of {empty.sum()} of the {len(train.names)} "
+                f"classes that the other split has, such as {some}. Take a larger one, or leave "
+                "these classes out of both."
+            )
+    return train, validation

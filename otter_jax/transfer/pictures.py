@@ -1,0 +1,109 @@
+"""Pictures that excite filters."""
+
+import contextlib
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import numpy as np
+from jaxtyping import Float, PyTree, UInt8
+from ml_collections import ConfigDict
+
+from otter_jax.run.batches import eval_batches
+from otter_jax.transfer.labelled import Labelled
+
+Path = tuple[str, ...]
+
+
+Attention = Mapping[Path, Float[np.ndarray, "_"]]  # by the path of a convolution
+
+
+LAYERS = 4  # whose filters are shown with pictures
+
+
+FILTERS = 3  # most, and as many least attended, of each
+
+
+PICTURES = 6  # of each filter
+
+
+class Excitement(NamedTuple):
+    """The pictures that excite one filter most.
+
+    Attributes:
+      rank: 0 is the most attended filter of its layer, -1 the least.
+    """
+
+    layer: Path
+    filter: int
+    rank: int
+    attention: float
+    pictures: UInt8[np.ndarray, "P S S 3"]
+
+
+def telling(attention: Attention) -> list[Path]:
+    """The convolutions whose filters differ most in attention, in the order given."""
+    spread = sorted(attention, key=lambda path: -float(np.std(attention[path])))
+    return [path for path in attention if path in spread[:LAYERS]]
+
+
+def excite(
+    model: nn.Module,
+    variables: PyTree,
+    attention: Attention,
+    images: UInt8[np.ndarray, "N S S 3"],
+    *,
+    normalise: Callable[[Any], Any],
+    batch_size: int,
+) -> list[Excitement]:
+    """For the most and least attended filters of the most telling layers, what they answer to.
+
+    A filter's answer to a picture is the largest value, over all positions, of its convolution.
+    """
+    layers = telling(attention)
+
+    @jax.jit
+    def answers(variables, image):
+        found = {}
+
+        def watch(call, args, kwargs, context):
+            out = call(*args, **kwargs)
+            if context.method_name == "__call__" and context.module.path in layers:
+                found["/".join(context.module.path)] = out.max((1, 2))
+            return out
+
+        with nn.intercept_methods(watch):
+            model.apply(variables, normalise(image), train=False)
+        return found
+
+    parts = []
+    for start in range(0, len(images), batch_size):
+        part = images[start : start + batch_size]
+        padded = np.concatenate([part, np.zeros((batch_size - len(part), *part.shape[1:]), "u1")])
+        parts.append(answers(variables, padded))
+    whole = jax.tree.map(lambda *xs: np.concatenate(xs)[: len(images)], *parts)
+    shown = []
+    for layer in layers:
+        order = np.argsort(-attention[layer], kind="stable")
+        few = min(FILTERS, len(order) // 2)
+        for rank in (*range(few), *range(-few, 0)):
+            number = int(order[rank])
+            best = np.argsort(-whole["/".join(layer)][:, number], kind="stable")[:PICTURES]
+            value = float(attention[layer][number])
+            shown.append(Excitement(layer, number, rank, value, images[best]))
+    return shown
+
+
+SHOWN = 512  # pictures at most that the report looks through
+
+
+def some_images(config: ConfigDict, data: Labelled) -> UInt8[np.ndarray, "N S S 3"]:
+    """The first pictures of a split, as the network sees them; the same in every process."""
+    found = []
+    with contextlib.closing(eval_batches(config, data.source, shared=False)) as batches:
+        for batch in batches:
+            found += list(batch["image"][batch["valid"]])
+            if len(found) >= SHOWN:
+                break
+    return np.stack(found[:SHOWN])

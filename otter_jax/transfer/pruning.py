@@ -1,0 +1,253 @@
+"""Networks with fewer filters: those with the least attention are taken out.
+
+A pruned filter is one whose gate is 0: what the norm behind it makes of that is a constant. Inside
+a residual block the filter really can go, with its norm and with what the next convolution would do
+to its output (`smaller`): the constant then moves behind that convolution. Where it cannot (the
+convolution is padded with zeros, or squeeze-and-excitation scales what it reads) scale and bias of
+the norm are 0, too, and so is the constant. Elsewhere the filter stays as a kernel of zeros:
+between blocks, where others write to the same channels, and in stem and head.
+"""
+
+import functools
+import itertools
+import time
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import traverse_util
+from jaxtyping import Array, Bool, Float, PyTree
+
+from otter_jax.errors import UserError
+from otter_jax.models.efficientnet import EfficientNet
+from otter_jax.models.mobilenet import MobileNet
+from otter_jax.models.norm import BatchNorm
+from otter_jax.models.resnet import ResNet
+from otter_jax.transfer import pictures
+
+Path = tuple[str, ...]
+
+
+REPEATS = 5  # of each network, in turn, when speeds are compared
+
+
+class Inner(NamedTuple):
+    """Channels inside a block, which nothing outside of it sees.
+
+    Attributes:
+      block: its name.
+      made_by: the convolutions that each have one filter a channel.
+      used_by: those that read the channels.
+      moves: whether a constant in them can move behind what reads them.
+    """
+
+    block: str
+    made_by: tuple[Path, ...]
+    used_by: tuple[Path, ...]
+    moves: bool
+
+
+@functools.cache
+def norms(model: nn.Module) -> dict[Path, Path]:
+    """For each convolution that feeds a batch norm, the norm: found by tracing the network."""
+    made: dict[int, tuple[Path, Any]] = {}
+    found = {}
+
+    def watch(call, args, kwargs, context):
+        out = call(*args, **kwargs)
+        if context.method_name == "__call__":
+            path = context.module.path
+            if isinstance(context.module, BatchNorm) and id(args[0]) in made:
+                found[made[id(args[0])][0]] = path
+            elif "kernel" in context.module.variables.get("params", {}):
+                made[id(out)] = (path, out)  # kept, so that its id stays its own
+        return out
+
+    def trace():
+        with nn.intercept_methods(watch):
+            model.init(jax.random.key(0), jnp.zeros((1, 64, 64, 3)), train=False)
+
+    jax.eval_shape(trace)
+    return found
+
+
+def inner(model: nn.Module, params: PyTree) -> list[Inner]:
+    """The channels that can really go, block by block."""
+    found = []
+    for block, layers in params.items():
+        if isinstance(model, ResNet) and block.startswith("layer"):
+            convolutions = [(block, name) for name in sorted(layers) if name.startswith("conv")]
+            for one, other in itertools.pairwise(convolutions):
+                moves = layers[other[1]]["kernel"].shape[:2] == (1, 1)
+                found.append(Inner(block, (one,), (other,), moves))
+        elif isinstance(model, EfficientNet | MobileNet) and "conv_pwl" in layers:
+            made, used = [(block, "conv_pw"), (block, "conv_dw")], [(block, "conv_pwl")]
+            if "se" in layers:
+                made.append((block, "se", "conv_expand"))
+                used.append((block, "se", "conv_reduce"))
+            found.append(Inner(block, tuple(made), tuple(used), "se" not in layers))
+    return found
+
+
+def magnitude(model: nn.Module, params: PyTree) -> dict[Path, Float[np.ndarray, "_"]]:
+    """The l2 norm of each filter's kernel, for all convolutions that feed a norm."""
+    flat = traverse_util.flatten_dict(params)
+    kernels = {path: np.asarray(flat[*path, "kernel"]) for path in norms(model)}
+    return {p: np.linalg.norm(k.reshape(-1, k.shape[-1]), axis=0) for p, k in kernels.items()}
+
+
+def lowest(
+    attention: Mapping[Path, Float[np.ndarray, "_"]], share: float, model: nn.Module, params: PyTree
+) -> dict[Path, Bool[np.ndarray, "_"]]:
+    """Which filters stay when the `share` with the least attention goes.
+
+    All filters that feed a norm are ranked together; the best of each convolution stays in any
+    case. Where several convolutions make one channel of a block, they lose it together, by the mean
+    of their attention to it. `attention` is by the path of the convolution, and may be any other
+    worth of a filter. Raises UserError unless 0 <= share < 1.
+    """
+    if not 0 <= share < 1:
+        raise UserError(f"share={share}: how much is pruned, from 0 to less than 1.")
+    ranked = {path: np.asarray(attention[path]) for path in norms(model) if path in attention}
+    if not ranked:
+        raise UserError(f"A {type(model).__name__} has no filter that feeds a batch norm.")
+    alone, units = dict(ranked), []  # (the convolutions, their common channels' attention)
+    for channels in inner(model, params):
+        made_by = [path for path in channels.made_by if path in ranked]
+        units.append((made_by, np.mean([alone.pop(path) for path in made_by], axis=0)))
+    units += [([path], values) for path, values in alone.items()]
+    values = np.concatenate([values for _, values in units])
+    filters = np.concatenate([np.full(len(values), len(paths)) for paths, values in units])
+    order = np.argsort(values, kind="stable")
+    stays = np.ones(len(values), bool)
+    stays[order[np.cumsum(filters[order]) <= share * filters.sum()]] = False
+    keep, start = {}, 0
+    for paths, values in units:
+        part = stays[start : start + len(values)]
+        part[values.argmax()] = True
+        keep |= dict.fromkeys(paths, part)
+        start += len(values)
+    return keep
+
+
+def mask(variables: PyTree, keep: Mapping[Path, Bool[np.ndarray, "_"]], model: nn.Module) -> PyTree:
+    """`variables`, of the same shapes, with the filters that do not stay at 0.
+
+    So are their norms where the constant that is left could not go with them.
+    """
+    flat = traverse_util.flatten_dict(variables)
+    behind = norms(model)
+    silent = {
+        path
+        for channels in inner(model, variables["params"])
+        if not channels.moves
+        for path in channels.made_by
+    }
+    for path, stays in keep.items():
+        leaves = [("params", *path, "kernel")]
+        if path in silent:
+            leaves.append(("params", *path, "bias"))
+            leaves += [("params", *behind[path], name) for name in ("scale", "bias")]
+            leaves.append(("batch_stats", *behind[path], "mean"))
+        for leaf in leaves:
+            if leaf in flat:
+                flat[leaf] = flat[leaf] * stays
+    return traverse_util.unflatten_dict(flat)
+
+
+@functools.partial(jax.jit, static_argnames=("model", "paths"))
+def inputs(variables: PyTree, *, model: nn.Module, paths: tuple[Path, ...]) -> dict[str, Array]:
+    """What the convolutions at these paths read at the first place of a picture, by channel.
+
+    Of a pruned channel that is what it holds at every place of every picture.
+    """
+    found = {}
+
+    def watch(call, args, kwargs, context):
+        if context.method_name == "__call__" and context.module.path in paths:
+            found["/".join(context.module.path)] = args[0][0, 0, 0]
+        return call(*args, **kwargs)
+
+    with nn.intercept_methods(watch):
+        model.apply(variables, jnp.zeros((1, 64, 64, 3)), train=False)
+    return found
+
+
+def smaller(
+    model: nn.Module, variables: PyTree, keep: Mapping[Path, Bool[np.ndarray, "_"]]
+) -> tuple[nn.Module, PyTree]:
+    """A network with fewer channels that computes what `mask` makes of this one, and its weights.
+
+    Raises UserError if the encoder's blocks have no channels of their own.
+    """
+    masked = mask(variables, keep, model)
+    flat = dict(traverse_util.flatten_dict(masked))
+    behind, pruned = norms(model), {}
+    blocks = inner(model, variables["params"])
+    if not blocks:
+        raise UserError(f"There is no smaller form of a {type(model).__name__}; mask it.")
+    readers = tuple(channels.used_by[0] for channels in blocks if channels.moves)
+    held = inputs(masked, model=model, paths=readers)
+    for channels in blocks:
+        stays = keep[next(path for path in channels.made_by if path in keep)]
+        stay = np.flatnonzero(stays)
+        if channels.moves:
+            (reader,) = channels.used_by
+            kernel = flat["params", *reader, "kernel"][0, 0]
+            constant = np.where(stays, 0, held["/".join(reader)]).astype(np.float32) @ kernel
+            mean = ("batch_stats", *behind[reader], "mean")
+            flat[mean] = flat[mean] - constant
+        for path in channels.made_by:
+            layers = [("params", *path)]
+            if path in behind:
+                layers += [("params", *behind[path]), ("batch_stats", *behind[path])]
+            for layer in layers:
+                for leaf in [leaf for leaf in flat if leaf[:-1] == layer]:
+                    flat[leaf] = flat[leaf][..., stay]
+        for path in channels.used_by:
+            leaf = ("params", *path, "kernel")
+            flat[leaf] = flat[leaf][:, :, stay]
+        pruned.setdefault(channels.block, []).append(len(stay))
+    is_resnet = isinstance(model, ResNet)
+    kept = tuple((block, tuple(n) if is_resnet else n[0]) for block, n in pruned.items())
+    return model.clone(pruned=kept), traverse_util.unflatten_dict(flat)
+
+
+def forward(
+    model: nn.Module, variables: PyTree, images: Float[Array, "B H W 3"]
+) -> Callable[[], None]:
+    """The network on these images, compiled: a call is one pass, and returns when it is through."""
+    jitted = jax.jit(functools.partial(model.apply, train=False))
+    compiled = jitted.lower(variables, images).compile()
+
+    def run():
+        jax.block_until_ready(compiled(variables, images))
+
+    run()  # the first pass is slower
+    return run
+
+
+def faster(whole: Callable[[], None], fewer: Callable[[], None]) -> float:
+    """How many times as fast `fewer` is: the best of REPEATS passes of each, taken in turn."""
+    best = [float("inf"), float("inf")]
+    for _ in range(REPEATS):
+        for number, run in enumerate((whole, fewer)):
+            began = time.perf_counter()
+            run()
+            best[number] = min(best[number], time.perf_counter() - began)
+    return best[0] / best[1]
+
+
+def rankings(
+    model: nn.Module, attention: pictures.Attention, params: PyTree, seed: int
+) -> dict[str, pictures.Attention]:
+    """What filters can be ranked by for pruning: attention, size of the folded kernel, chance."""
+    random = np.random.default_rng(seed)
+    return {
+        "attention": attention,
+        "magnitude": magnitude(model, params),
+        "random": {path: random.random(len(values)) for path, values in attention.items()},
+    }

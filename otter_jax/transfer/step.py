@@ -1,0 +1,94 @@
+"""Training one group of a network's parameters at a time: the groups, their phases, the step.
+
+Start reading at `transfer_step`.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import optax
+from flax import struct
+from jaxtyping import Array, Float, PyTree
+
+from otter_jax import gates
+from otter_jax.errors import UserError
+from otter_jax.transfer.phases import GROUPS, groups_of, merge, select
+
+
+class TransferState(struct.PyTreeNode):
+    """Everything that changes while training, and nothing else."""
+
+    step: Any  # int32 scalar: updates done
+    params: Any  # the network's, and its gates under "gates"
+    batch_stats: Any  # running statistics of batch norm
+    opt_state: Any  # Adam's, {group: ...}
+
+
+def transfer_step(
+    state: TransferState,
+    batch: dict[str, Array],
+    *,
+    model: nn.Module,
+    groups: str,
+    learning_rate: Callable[[Array], Array | float],
+    normalise: Callable[[Array], Array],
+    penalty: str,
+    strength: float,
+    stored_statistics: bool,
+) -> tuple[TransferState, dict[str, Float[Array, ""]]]:
+    """The next state, and the step's metrics, when the parameters of `groups` are trained.
+
+    `batch`: image uint8 [B, H, W, 3], label int32 [B]. Batch norms normalise by the batch and move
+    their running statistics, whatever is trained; with `stored_statistics` by those they have.
+    """
+
+    def loss_fn(trained):
+        params = merge(state.params, groups_of)
+        logits, updated = model.apply(
+            {"params": gates.fold(params), "batch_stats": state.batch_stats},
+            normalise(batch["image"]), train=not stored_statistics, mutable=["batch_stats"],
+        )  # fmt: skip
+        losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch["label"])
+        terms = {"cross_entropy": losses.mean()}
+        if "gates" in params:
+            terms["penalty"] = gates.penalty(params["gates"], penalty)
+        loss = terms["cross_entropy"] + strength * terms.get("penalty", 0.0)
+        terms["accuracy"] = (logits.argmax(-1) == batch["label"]).mean()
+        return loss, (terms, updated.get("batch_stats", {}))
+
+    groups_of = {group: select(state.params, group, model) for group in groups}
+    grad_fn = jax.value_and_grad(loss_fn, has_aux=True)
+    (loss, (terms, batch_stats)), grads = grad_fn(groups_of)
+    rate = learning_rate(state.step)
+    opt_state = dict(state.opt_state)
+    for group in groups:
+        updates, opt_state[group] = adam().update(grads[group], opt_state[group])
+        groups_of[group] = jax.tree.map(lambda x, u: x - rate * u, groups_of[group], updates)
+    norms = {"grad_norm": optax.tree.norm(grads), "param_norm": optax.tree.norm(groups_of)}
+    params = merge(state.params, groups_of)
+    return TransferState(state.step + 1, params, batch_stats, opt_state), {
+        "loss": loss, **terms, **norms
+    }  # fmt: skip
+
+
+def adam() -> optax.GradientTransformation:
+    """Adam before its learning rate; the constants are the usual ones."""
+    return optax.scale_by_adam()
+
+
+def create_state(
+    params: PyTree, batch_stats: PyTree, phases: list[str], model: nn.Module
+) -> TransferState:
+    """The state before the first step. Raises UserError for a group without parameters."""
+    opt_state = {}
+    for group in groups_of(phases):
+        chosen = select(params, group, model)
+        if not chosen:
+            raise UserError(
+                f"A phase trains {group}, {GROUPS[group]}, but this network has none of them."
+            )
+        opt_state[group] = adam().init(chosen)
+    return TransferState(jnp.zeros((), jnp.int32), params, batch_stats, opt_state)

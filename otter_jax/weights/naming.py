@@ -1,0 +1,278 @@
+"""What files of weights call our variables, and how they lay them out.
+
+One table a kind of encoder (`families`), with `LEAVES` and `KERNEL_AXES` for all of them. The
+tables hold in both directions: `convert` reads by them, strictly, and `export` writes by them.
+"""
+
+import re
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from flax import linen as nn
+from flax import traverse_util
+
+from otter_jax.errors import UserError
+from otter_jax.models.bert import Bert
+from otter_jax.models.clip import ClipText
+from otter_jax.models.efficientnet import EfficientNet
+from otter_jax.models.mobilenet import MobileNet
+from otter_jax.models.resnet import ResNet
+from otter_jax.models.vit import ViT
+from otter_jax.weights.tensors import Tensors
+
+Rules = tuple[tuple[str, str], ...]  # (pattern, replacement), all applied in turn
+
+
+VariablePath = tuple[str, ...]  # (collection, module, ..., variable)
+
+
+class Family(NamedTuple):
+    """How some files name the tensors of one kind of module.
+
+    Attributes:
+      rename: from the path of a layer in the module, joined by dots, to its name in a file.
+      aliases: from what some of these files say to what most say.
+      ignore: full names of what a file may hold and the module does not.
+      parts: (layer, its parts): what follows a layer's last dot, and the layers that a file has
+        in its place, whose outputs are concatenated.
+    """
+
+    rename: Rules
+    aliases: Rules = ()
+    ignore: tuple[str, ...] = ()
+    parts: tuple[tuple[str, tuple[str, ...]], ...] = ()
+
+
+NUMBERED = (r"_(\d+)(?=[._]|$)", r".\1")  # layer1_0.conv1 -> layer1.0.conv1
+
+
+TIMM_BLOCKS = Family(
+    rename=(NUMBERED,),  # blocks_1_0.bn1 -> blocks.1.0.bn1
+    aliases=((r"^module\.", ""),),
+    ignore=(r".*\.num_batches_tracked", r"classifier\..*"),
+)
+
+
+CLIP_BLOCKS: Rules = (
+    (r"^blocks_", "encoder.layers."),
+    (r"\.norm(\d)$", r".layer_norm\1"),
+    (r"\.attn\.", ".self_attn."),
+    (r"\.proj$", ".out_proj"),
+)
+
+
+CLIP_PARTS = (("qkv", ("q_proj", "k_proj", "v_proj")),)
+
+
+CLIP_REST = (r".*_projection\.weight", r"logit_scale", r".*\.position_ids")
+
+
+FAMILIES: dict[type[nn.Module], tuple[Family, ...]] = {
+    ResNet: (
+        Family(
+            rename=(NUMBERED,),
+            aliases=((r"^module\.", ""),),
+            ignore=(r".*\.num_batches_tracked", r"fc\..*"),
+        ),
+    ),
+    EfficientNet: (TIMM_BLOCKS,),
+    MobileNet: (TIMM_BLOCKS,),
+    Bert: (
+        Family(
+            rename=(NUMBERED,),
+            # Language models hold the encoder under a prefix; TensorFlow's BERTs had gamma, beta.
+            aliases=((r"^(bert|roberta)\.", ""), (r"\.gamma$", ".weight"), (r"\.beta$", ".bias")),
+            ignore=(r"pooler\..*", r"embeddings\.position_ids", r"cls\..*", r"lm_head\..*"),
+        ),
+    ),
+    ViT: (
+        Family(
+            rename=((r"^patch_embed$", "patch_embed.proj"), NUMBERED),
+            aliases=((r"^module\.", ""),),
+            ignore=(r"head\..*",),
+        ),
+        Family(  # the image side of Hugging Face's CLIP
+            rename=(
+                (r"^cls_token$", "embeddings.class_embedding"),
+                (r"^pos_embed$", "embeddings.position_embedding.weight"),
+                (r"^patch_embed$", "embeddings.patch_embedding"),
+                (r"^norm_pre$", "pre_layrnorm"),  # it is called so
+                (r"^norm$", "post_layernorm"),
+                *CLIP_BLOCKS,
+                (r"^", "vision_model."),
+            ),
+            # CLIPVisionModel by itself is written without the prefix since transformers 5.
+            aliases=((r"^(?=embeddings|encoder|pre_layrnorm|post_layernorm)", "vision_model."),),
+            ignore=(r"text_model\..*", *CLIP_REST),
+            parts=CLIP_PARTS,
+        ),
+    ),
+    ClipText: (
+        Family(
+            rename=(
+                (r"^(?=token_embedding|position_embedding)", "embeddings."),
+                *CLIP_BLOCKS,
+                (r"^", "text_model."),
+            ),
+            aliases=((r"^(?=embeddings|encoder|final_layer_norm)", "text_model."),),
+            ignore=(r"vision_model\..*", *CLIP_REST),
+            parts=CLIP_PARTS,
+        ),
+    ),
+}
+
+
+LEAVES = {  # a layer's (collection, variable) -> its name in a file
+    ("params", "kernel"): "weight",
+    ("params", "scale"): "weight",
+    ("params", "embedding"): "weight",
+    ("params", "bias"): "bias",
+    ("batch_stats", "mean"): "running_mean",
+    ("batch_stats", "var"): "running_var",
+}
+
+
+# By rank: files hold (out, in) and (out, in, height, width), and flax has the inputs before the
+# outputs and both last.
+KERNEL_AXES = {2: (1, 0), 4: (2, 3, 1, 0)}
+
+
+def families(module: nn.Module) -> tuple[Family, ...]:
+    """The kinds of files that hold such a module; the first is what is exported."""
+    found = FAMILIES[type(module)]
+    if isinstance(module, EfficientNet) and module.tensorflow:
+        return (*found, lukemelas(module.stage_sizes))
+    return found
+
+
+def lukemelas(stage_sizes: tuple[int, ...]) -> Family:
+    """EfficientNets of TensorFlow as lukemelas/EfficientNet-PyTorch, the first port, names them.
+
+    Blocks are counted through all stages; a layer has the same name in each, and norms begin at 0
+    where there is something to widen, else at 1.
+    """
+    blocks = [f"blocks_{stage}_{i}" for stage, size in enumerate(stage_sizes) for i in range(size)]
+    return Family(
+        rename=(
+            (r"^(blocks_0_\d+\.)conv_pw$", r"\1project_conv"),
+            (r"^(blocks_[1-9]_\d+\.)?bn1$", r"\1bn0"),
+            (r"^(blocks_[1-9]_\d+\.)?bn2$", r"\1bn1"),
+            (r"^(blocks_[1-9]_\d+\.)bn3$", r"\1bn2"),
+            (r"\.conv_pw$", ".expand_conv"),
+            (r"\.conv_dw$", ".depthwise_conv"),
+            (r"\.conv_pwl$", ".project_conv"),
+            (r"\.se\.conv_", ".se_"),
+            (r"^classifier$", "fc"),
+            *((rf"^{block}\.", f"blocks.{n}.") for n, block in enumerate(blocks)),
+            (r"(^|\.)(?=[a-z])", r"\1_"),  # blocks.1.bn0 -> _blocks.1._bn0
+        ),
+        aliases=((r"^module\.", ""),),
+        ignore=(r".*\.num_batches_tracked", r"_fc\..*"),
+    )
+
+
+def file_names(path: VariablePath, family: Family) -> tuple[str, ...]:
+    """The tensors that make up the variable at `path`: one, as a rule."""
+    if is_bare(path):
+        return (substitute(".".join(path[1:]), family.rename),)
+    collection, *modules, variable = path
+    leaf = LEAVES[collection, variable]
+    layer = substitute(".".join(modules), family.rename)
+    above, dot, last = layer.rpartition(".")
+    parts = dict(family.parts).get(last, (last,))
+    return tuple(f"{above}{dot}{part}.{leaf}" for part in parts)
+
+
+def is_bare(path: VariablePath) -> bool:
+    """Whether the variable is a module's own, such as a class token, and not a layer's."""
+    return (path[0], path[-1]) not in LEAVES
+
+
+def file_axes(path: VariablePath, rank: int) -> tuple[int, ...]:
+    """Which of a file's axes come first, second, ... in the variable at `path`."""
+    return KERNEL_AXES[rank] if path[-1] == "kernel" else tuple(range(rank))
+
+
+def substitute(name: str, rules: Rules) -> str:
+    """The name that the rules lead to."""
+    for pattern, replacement in rules:
+        name = re.sub(pattern, replacement, name)
+    return name
+
+
+def convert(
+    tensors: Tensors, like: dict[str, Any], families: tuple[Family, ...], *, source: str | Path
+) -> dict[str, Any]:
+    """The variables shaped as `like`, float32: each from `tensors`, and none of these left over.
+
+    Of several families the one is meant that misses least.
+
+    Raises:
+      UserError: one that lists all that is missing, unexpected or of another shape.
+    """
+    outcomes = [_convert(tensors, like, family) for family in families]
+    variables, problems = min(outcomes, key=lambda outcome: len(outcome[1]["missing"]))
+    if any(problems.values()):
+        found = "; ".join(listing(kind, names) for kind, names in problems.items() if names)
+        raise UserError(
+            f"{source} does not hold the weights of this model: {found}. "
+            "Is it the file of another architecture?"
+        )
+    return traverse_util.unflatten_dict(variables)
+
+
+def _convert(tensors, like, family):
+    called = [substitute(name, family.aliases) for name in tensors]
+    left = dict(zip(called, tensors.values(), strict=True))
+    twice = [name for name in left if called.count(name) > 1] if len(left) < len(called) else []
+    variables, missing, misshapen = {}, [], []
+    for path, leaf in traverse_util.flatten_dict(like).items():
+        names = file_names(path, family)
+        absent = [name for name in names if name not in left]
+        if absent:
+            missing += absent
+            continue
+        found = [left.pop(name) for name in names]
+        axes = file_axes(path, leaf.ndim)
+        shape = tuple(leaf.shape[axis] for axis in np.argsort(axes))
+        if len(names) > 1:
+            shape = (shape[0] // len(names), *shape[1:])
+        elif is_bare(path) and _without_ones(found[0].shape) == _without_ones(shape):
+            found = [found[0].reshape(shape)]  # a class token is (1, 1, H) or (H,)
+        wrong = [
+            f"{name} {tensor.shape} for {shape}"
+            for name, tensor in zip(names, found, strict=True)
+            if tensor.shape != shape
+        ]
+        if wrong:
+            misshapen += wrong
+            continue
+        tensor = np.concatenate(found) if len(found) > 1 else found[0]
+        variables[path] = np.array(tensor.transpose(axes), np.float32, order="C")
+    ignored = re.compile("|".join(family.ignore))
+    unexpected = [name for name in left if not ignored.fullmatch(name)]
+    problems = {"missing": missing, "unexpected": unexpected, "of another shape": misshapen}
+    problems["there twice"] = twice
+    return variables, problems
+
+
+def _without_ones(shape):
+    return [n for n in shape if n != 1]
+
+
+def export(variables: dict[str, Any], family: Family) -> Tensors:
+    """The variables as files of `family` have them: the reverse of `convert`."""
+    tensors = {}
+    for path, leaf in traverse_util.flatten_dict(variables).items():
+        names = file_names(path, family)
+        tensor = np.asarray(leaf).transpose(np.argsort(file_axes(path, leaf.ndim)))
+        parts = np.split(tensor, len(names)) if len(names) > 1 else [tensor]
+        for name, part in zip(names, parts, strict=True):
+            tensors[name] = np.array(part, order="C")
+    return tensors
+
+
+def listing(kind: str, names: list[str]) -> str:
+    """How many names are of this kind, and which."""
+    return f"{len(names)} {kind} ({', '.join(names)})"

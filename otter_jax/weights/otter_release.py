@@ -1,0 +1,91 @@
+"""Checkpoints of the released PyTorch code (facebookresearch/OTTER) as run directories.
+
+    python -m otter_jax.main --mode convert --checkpoint best.pth.tar \
+        --config configs/cc3m.py:otter --config.data.tars="('/data/cc3m/*.tar',)" \
+        --workdir runs/released
+    python -m otter_jax.main --mode eval --workdir runs/released
+
+The config is the one that is evaluated: its sets need their data, as the tars here. That code saves
+a student and its EMA teacher under these prefixes, or, without a teacher or with a fixed one, the
+student alone and without a prefix.
+"""
+
+import pathlib
+import re
+from typing import Any
+
+import numpy as np
+
+from otter_jax.errors import UserError
+from otter_jax.models.bert import Bert
+from otter_jax.models.towers import Towers
+from otter_jax.weights import naming, tensors
+from otter_jax.weights.tensors import Tensors
+
+ALIASES = (
+    (r"^module\.", ""),
+    (r"^student\.", ""),
+    (r"contrastive_loss\.T$", "contrastive_loss.loss.T"),  # before losses were wrapped
+)
+
+
+START = 3.9  # of both log scales; what a method without teacher term leaves in the second
+
+
+def load(checkpoint: pathlib.Path, model: Towers, like: dict[str, Any]) -> dict[str, Any]:
+    """The student's variables, and under "teacher" the EMA teacher's if the file has one.
+
+    `like` gives the shapes of the variables. Raises UserError, listing what differs, if the file
+    is not a checkpoint of that code and this model.
+    """
+    found = tensors.read(checkpoint)
+    saved = {naming.substitute(name, ALIASES): tensor for name, tensor in found.items()}
+    if len(saved) < len(found):
+        raise UserError(f"{checkpoint} has some tensors twice, with and without a prefix.")
+    saved.setdefault("dist_loss.T_s", np.float32(START))
+    family = family_of(model)
+
+    def convert(state: Tensors) -> dict[str, Any]:
+        variables = naming.convert(state, like, (family,), source=checkpoint)
+        return {"batch_stats": {}} | variables
+
+    teacher = {
+        name.removeprefix("teacher."): t for name, t in saved.items() if name.startswith("teacher.")
+    }
+    student = {name: t for name, t in saved.items() if not name.startswith("teacher.")}
+    state = convert(student)
+    if teacher:
+        state["teacher"] = convert(teacher | {"dist_loss.T_s": saved["dist_loss.T_s"]})
+    return state
+
+
+def family_of(model: Towers) -> naming.Family:
+    """How that code names the tensors of two such towers.
+
+    Its image head is the classifier of the image encoder, in timm's names. Raises UserError for a
+    text encoder that it cannot have had.
+    """
+    if not isinstance(model.txt, Bert):
+        raise UserError(
+            "The released code has BERT and RoBERTa as text encoders; model.txt.weights is another."
+        )
+    image, text = (naming.families(encoder)[0] for encoder in (model.img, model.txt))
+    return naming.Family(
+        rename=(
+            *_under("img", image.rename),
+            *_under("txt", text.rename),
+            (r"^img_head$", f"image_encoder.model.{model.img.classifier}"),
+            (r"^txt_head$", "text_encoder.fc"),
+            (r"^img\.", "image_encoder.model."),
+            (r"^txt\.", "text_encoder.model."),
+            (r"^log_scale\.pairs$", "contrastive_loss.loss.T"),
+            (r"^log_scale\.teacher$", "dist_loss.T_s"),
+        ),
+        ignore=(r".*\.num_batches_tracked", r"text_encoder\.model\.(pooler\..*|.*position_ids)"),
+        parts=image.parts + text.parts,
+    )
+
+
+def _under(tower, rules):
+    """Rules for a tower's layers as rules for layers that begin with the tower."""
+    return [(re.sub(r"^\^", rf"(?<=^{tower}\\.)", pattern), new) for pattern, new in rules]

@@ -1,0 +1,54 @@
+"""The vectors of classes, from their names."""
+
+import pathlib
+from collections.abc import Callable, Sequence
+
+import numpy as np
+from jaxtyping import Float
+
+from otter_jax.errors import UserError
+
+
+def read_names(path: str) -> list[str]:
+    """Class names, one a line. Blank lines and repeated names are left out, and said so."""
+    try:
+        lines = pathlib.Path(path).expanduser().read_text("utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"The class names in {path} cannot be read: {error}.") from None
+    stripped = [line.strip() for line in lines]
+    names = list(dict.fromkeys(filter(None, stripped)))
+    if not names:
+        raise UserError(f"There are no class names in {path}.")
+    blank = stripped.count("")
+    repeated = len(stripped) - blank - len(names)
+    if blank or repeated:
+        print(f"{path}: {blank} blank lines and {repeated} repeated names are left out.")
+    return names
+
+
+def prompts(
+    names: Sequence[str | Sequence[str]], templates: Sequence[str]
+) -> tuple[list[str], list[int]]:
+    """Every name in every template, and the class that each of them speaks of.
+
+    A class may have several names. Names outer, templates inner, as released.
+    """
+    captions, labels = [], []
+    for label, name in enumerate(names):
+        for synonym in [name] if isinstance(name, str) else name:
+            captions += [template.replace("{}", synonym) for template in templates]
+            labels += [label] * len(templates)
+    return captions, labels
+
+
+def class_bank(
+    embed_texts: Callable[[list[str]], Float[np.ndarray, "N D"]],
+    names: Sequence[str | Sequence[str]],
+    templates: Sequence[str],
+) -> Float[np.ndarray, "C D"]:
+    """One unit vector a class: the normalised mean of the unit vectors of its prompts."""
+    captions, labels = prompts(names, templates)
+    embeddings = embed_texts(captions)
+    bank = np.zeros((len(names), embeddings.shape[1]), np.float32)
+    np.add.at(bank, labels, embeddings)
+    return bank / np.maximum(np.linalg.norm(bank, axis=1, keepdims=True), 1e-12)

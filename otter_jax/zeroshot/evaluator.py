@@ -1,0 +1,214 @@
+"""Zero-shot evaluation: images are recognised by the names of their classes alone.
+
+Each class becomes one vector, the normalised mean of its prompts' embeddings; an image's best
+classes are those with the largest cosine. FH@K, flat hit, is the share of images with one of
+their labels among the K best classes.
+"""
+
+import functools
+import math
+import pathlib
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import rich.table
+from jax.sharding import Mesh
+from jaxtyping import PyTree
+from ml_collections import ConfigDict
+
+from otter_jax import gates
+from otter_jax import mesh as meshes
+from otter_jax.data.captions import Tokenizer
+from otter_jax.errors import Stopped, UserError
+from otter_jax.run import cluster, directory
+from otter_jax.run.batches import name_unreadable, over_all
+from otter_jax.run.console import progress_bar
+from otter_jax.run.model import check_sizes
+from otter_jax.run.trained import trained
+from otter_jax.zeroshot.bank import class_bank
+from otter_jax.zeroshot.hits import KS, _by_name, chance, flat_hit, frequency
+from otter_jax.zeroshot.sets import EvalSet
+
+
+class Evaluator:
+    """Evaluates weights of one model on all sets of a config."""
+
+    def __init__(
+        self,
+        config: ConfigDict,
+        model: nn.Module,
+        tokenizer: Tokenizer,
+        mesh: Mesh,
+        workdir: pathlib.Path,
+        console: rich.console.Console,
+    ):
+        """Opens the sets; raises UserError for what is wrong with them, or with eval.best."""
+        self._config, self._tokenizer, self._mesh = config, tokenizer, mesh
+        self._workdir, self._console = workdir, console
+        meshes.check_divides("eval.batch_size", config.eval.batch_size, mesh.size)
+        self.sets = [
+            EvalSet.open(name, spec, config.data.dir) for name, spec in config.eval.sets.items()
+        ]
+        weights = ("student",) if config.teacher.checkpoint else ("student", "ema")
+        known = [
+            f"{s.name}/{w}/FH@{k}"
+            for s in self.sets
+            for w in weights
+            for k in KS
+            if k <= len(s.names)
+        ]
+        if config.eval.best and config.eval.best not in known:
+            raise UserError(
+                f"eval.best={config.eval.best!r} is not a metric of this config; there are: "
+                f"{', '.join(known) or 'none, since eval.sets is empty'}."
+            )
+        whole, rows = meshes.shardings(mesh)
+
+        def folded(variables):
+            return variables | {"params": gates.fold(variables["params"])}
+
+        def texts(variables, token_ids, mask):
+            return model.apply(folded(variables), token_ids, mask, method=model.embed_texts)
+
+        def best_classes(variables, bank, image):
+            img = model.apply(folded(variables), image, method=model.embed_images)
+            scores = jnp.matmul(img, bank.T, precision=jax.lax.Precision.HIGHEST)
+            return jax.lax.top_k(scores, min(max(KS), bank.shape[0]))[1]
+
+        self._texts = jax.jit(texts, in_shardings=(whole, rows, rows), out_shardings=whole)
+        self._best = jax.jit(best_classes, in_shardings=(whole, whole, rows), out_shardings=whole)
+
+    def __call__(
+        self,
+        step: int,
+        weights_of: Mapping[str, PyTree],
+        check: Callable[[], None] = lambda: None,
+    ) -> dict[str, float]:
+        """FH@K of every set by every weights, as {"SET/WEIGHTS/FH@K": value}.
+
+        Prints them as a table with the baselines beside, and writes WORKDIR/results/step_N.json.
+        `check` is called once a batch, and may raise to end it.
+        """
+        if not self.sets:
+            return {}
+        results: dict[str, dict[str, Any]] = {s.name: {} for s in self.sets}
+        total = sum(len(s.source) for s in self.sets) * len(weights_of)
+        with progress_bar(self._console) as bar:
+            task = bar.add_task("evaluating", total=total)
+            for weights, variables in weights_of.items():
+                banks: dict[Any, np.ndarray] = {}
+                for s in self.sets:
+                    bar.update(task, description=f"evaluating {s.name}, {weights}")
+                    prompt_key = (tuple(s.names), s.templates)
+                    if prompt_key not in banks:
+                        banks[prompt_key] = self._bank(variables, *prompt_key, check)
+                    ranked, valid = over_all(
+                        self._config,
+                        s.source,
+                        self._mesh,
+                        functools.partial(self._best, variables, banks[prompt_key]),
+                        check=check,
+                        advance=lambda count: bar.advance(task, count),
+                    )
+                    results[s.name] |= self._result(s, weights, ranked, valid)
+        if cluster.is_first():
+            directory.write_json(
+                directory.results(self._workdir, step), {"step": step, "sets": results}
+            )
+        self._console.print(table(step, results))
+        return {
+            f"{name}/{weights}/{metric}": value
+            for name, result in results.items()
+            for weights in weights_of
+            for metric, value in result[weights].items()
+        }
+
+    def _bank(self, variables, names, templates, check):
+        B = self._config.eval.batch_size
+
+        def embed(captions):
+            chunks = []
+            for start in range(0, len(captions), B):
+                check()
+                part = captions[start : start + B]
+                ids, mask = self._tokenizer.encode(part + [""] * (B - len(part)))
+                rows = meshes.put_batch(_own_rows({"ids": ids, "mask": mask}), self._mesh)
+                out = self._texts(variables, rows["ids"], rows["mask"])
+                chunks.append(np.asarray(out)[: len(part)])
+            return np.concatenate(chunks)
+
+        return class_bank(embed, names, templates)
+
+    def _result(self, s, weights, ranked, valid):
+        unreadable = name_unreadable(s.source, valid, self._console)
+        labelled = (s.labels >= 0).any(axis=1)
+        counted = valid & labelled
+        if not counted.any():
+            raise UserError(
+                f"eval.sets.{s.name}: no labelled image of {s.source.name} is readable."
+            )
+        labels, classes = s.labels[counted], len(s.names)
+        hits = flat_hit(ranked[counted], labels)
+        found = _by_name(hits)
+        if ((labels >= 0).sum(axis=1) == 1).all():
+            found["accuracy"] = hits[1]  # with one label an image, FH@1 is top-1 accuracy
+        return {
+            weights: found,
+            "images": int(counted.sum()),
+            "classes": classes,
+            "unreadable": unreadable,
+            "unlabelled": int((~labelled).sum()),
+            "chance": _by_name(chance(labels, classes)),
+            "frequency": _by_name(frequency(labels, classes)),
+        }
+
+
+def table(step: int, results: Mapping[str, Mapping[str, Any]]) -> rich.table.Table:
+    """Results of all sets, each with its baselines beneath."""
+    out = rich.table.Table(title=f"Zero-shot, step {step}", title_justify="left")
+    for heading in ("set", "images", "classes", "weights"):
+        out.add_column(heading)
+    for k in KS:
+        out.add_column(f"FH@{k}", justify="right")
+    for name, result in results.items():
+        first = (name, str(result["images"]), str(result["classes"]))
+        rows = [w for w in ("student", "ema", "frequency", "chance") if w in result]
+        for i, weights in enumerate(rows):
+            values = [result[weights].get(f"FH@{k}", math.nan) for k in KS]
+            out.add_row(
+                *(first if i == 0 else ("", "", "")),
+                weights,
+                *("" if math.isnan(v) else f"{v:.3f}" for v in values),
+                style="dim" if weights in ("frequency", "chance") else None,
+                end_section=i == len(rows) - 1,
+            )
+    return out
+
+
+def run(config: ConfigDict, workdir: pathlib.Path, *, console: rich.console.Console) -> None:
+    """Evaluates the best checkpoint of `workdir` by eval.best, else the latest.
+
+    Raises UserError if there is none, or it is of another model than the config's.
+    """
+    mesh = meshes.make_mesh()
+    whole, _ = meshes.shardings(mesh)
+    model, weights_of, tokenizer_folder, step = trained(config, workdir, whole)
+    tokenizer = Tokenizer(tokenizer_folder, config.data.max_tokens)
+    check_sizes(config, model, tokenizer)
+    evaluator = Evaluator(config, model, tokenizer, mesh, workdir, console)
+    with cluster.Stop() as stop:
+        try:
+            evaluator(step, weights_of, stop.check)
+        except Stopped:
+            console.print("Stopped before the end of the evaluation; nothing of it is kept.")
+            raise
+
+
+def _own_rows(batch):
+    """This process's part of a batch that every process has made whole."""
+    count, index = jax.process_count(), jax.process_index()
+    return {name: np.split(rows, count)[index] for name, rows in batch.items()}

@@ -1,0 +1,172 @@
+"""What is exported is the model, under other programs' names."""
+
+import functools
+import json
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import safetensors.numpy
+
+from configs import common
+from otter_jax.commands.export import main
+from otter_jax.data.captions import Tokenizer
+from otter_jax.errors import UserError
+from otter_jax.models.towers import unit
+from otter_jax.run import directory
+from otter_jax.run.checkpoint import Checkpoints
+from otter_jax.run.export import run
+from otter_jax.run.model import shapes
+from otter_jax.weights import encoders
+from otter_jax.weights.tensors import read
+
+BERT = {
+    "model_type": "bert",
+    "vocab_size": 10,
+    "hidden_size": 12,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "intermediate_size": 8,
+    "max_position_embeddings": 9,
+}
+IDS = jnp.arange(16).reshape(2, 8) % 10
+MASK = jnp.arange(8) < jnp.array([[8], [5]])
+IMAGES = jnp.asarray(np.random.RandomState(0).randint(0, 256, (2, 40, 40, 3)), jnp.uint8)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A run's directory, its config, and its student's variables."""
+    home = tmp_path_factory.mktemp("run")
+    text = home / "text"
+    text.mkdir()
+    (text / "config.json").write_text(json.dumps(BERT))
+    (text / "vocab.txt").write_text("\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "otter"]))
+    config = common.get_config("otter")
+    config.model.dim = 6
+    config.model.dtype = "bfloat16"  # of the training; what is exported computes in float32
+    config.data.max_tokens = 9
+    config.data.image_size, config.data.resize = 56, 64
+    config.model.img.arch = "resnet18"
+    config.model.txt.weights = str(text)
+    model, like, _ = shapes(**config.model.to_dict() | {"dtype": "float32"})
+    draw = np.random.default_rng(0).normal
+    student, teacher = (
+        jax.tree.map(lambda x: (draw(size=x.shape) / 20).astype(np.float32), like) for _ in range(2)
+    )
+    student["batch_stats"] = jax.tree.map(np.abs, student["batch_stats"])
+    directory.describe(home, json.loads(config.to_json()))
+    checkpoints = Checkpoints(home)
+    checkpoints.save(3, student | {"teacher": teacher})
+    checkpoints.close()
+    return home, config, model, student, teacher
+
+
+@pytest.fixture(scope="module")
+def exported(run):
+    home, config, *_ = run
+    run(config, home, home / "exported")
+    return home / "exported"
+
+
+def test_another_program_that_reads_it_embeds_as_the_model_does(run, exported):
+    """The other program here is this project's own reading of timm's and Hugging Face's files."""
+    _, _, model, student, _ = run
+    image, text = jax.jit(lambda v: model.apply(v, jnp.asarray(IMAGES), IDS, MASK, train=False))(
+        student
+    )
+
+    encoder = encoders.load_image(str(exported / "image"), arch="resnet18", classifier=True)
+    about = json.loads((exported / "image/config.json").read_text())["pretrained_cfg"]
+    pixels = (np.asarray(IMAGES) / 255 - np.array(about["mean"])) / np.array(about["std"])
+    classify = jax.jit(functools.partial(encoder.module.apply, train=False))
+    logits = classify(encoder.variables, jnp.float32(pixels))
+    np.testing.assert_allclose(unit(logits), image, atol=1e-5)
+
+    encoder = encoders.load_text(str(exported / "text"))
+    hidden = encoder.module.apply(encoder.variables, IDS, MASK, train=False)
+    dense = read(exported / "text/2_Dense/model.safetensors")
+    pooled = encoder.module.pool(hidden, IDS, MASK)
+    projected = pooled @ dense["linear.weight"].T + dense["linear.bias"]
+    np.testing.assert_allclose(unit(projected), text, atol=1e-5)
+
+
+def test_the_numbers_to_compare_with_are_the_models(run, exported):
+    _, config, model, student, _ = run
+    check = np.load(exported / "check.npz")
+    ids, mask = Tokenizer(exported / "text", config.data.max_tokens).encode(
+        check["captions"].tolist()
+    )
+    embed = functools.partial(model.apply, student, method="embed_texts")
+    text = embed(jnp.asarray(ids), jnp.asarray(mask))
+    np.testing.assert_allclose(check["text_embeddings"], text, atol=1e-5)
+    embed = functools.partial(model.apply, student, method="embed_images")
+    image = embed(jnp.asarray(check["pictures"]))
+    np.testing.assert_allclose(check["image_embeddings"], image, atol=1e-5)
+
+
+def test_names_and_axes_are_those_of_timm_and_hugging_face(run, exported):
+    _, _, _, student, _ = run
+    image = safetensors.numpy.load_file(exported / "image/model.safetensors")
+    params = student["params"]
+    np.testing.assert_array_equal(image["fc.weight"], params["img_head"]["kernel"].T)
+    np.testing.assert_array_equal(
+        image["layer2.0.downsample.0.weight"][:, :, 0, 0],
+        params["img"]["layer2_0"]["downsample_0"]["kernel"][0, 0].T,
+    )
+    stats = student["batch_stats"]["img"]["bn1"]
+    np.testing.assert_array_equal(image["bn1.running_var"], stats["var"])
+    text = safetensors.numpy.load_file(exported / "text/model.safetensors")
+    np.testing.assert_array_equal(
+        text["encoder.layer.0.attention.self.query.weight"],
+        params["txt"]["encoder"]["layer_0"]["attention"]["self"]["query"]["kernel"].T,
+    )
+
+
+def test_an_export_explains_itself(run, exported):
+    _, config, *_ = run
+    image = json.loads((exported / "image/config.json").read_text())
+    assert (image["architecture"], image["num_classes"]) == ("resnet18", 6)
+    assert image["pretrained_cfg"]["crop_pct"] == 56 / 64
+    about = json.loads((exported / "otter_jax.json").read_text())
+    assert (about["weights"], about["step"], about["dim"]) == ("student", 3, 6)
+    assert about["config"] == json.loads(config.to_json())
+    for name in ("vocab.txt", "config.json"):
+        assert (exported / "text" / name).is_file()
+    kinds = [
+        m["type"].split(".")[-1] for m in json.loads((exported / "text/modules.json").read_text())
+    ]
+    assert kinds == ["Transformer", "Pooling", "Dense", "Normalize"]
+    assert json.loads((exported / "text/config.json").read_text())["dtype"] == "float32"
+    assert encoders.load_text(str(exported / "text")).tokenizer == exported / "text"
+
+
+def test_the_averaged_weights_are_exported_on_request(run, tmp_path):
+    home, config, _, _, teacher = run
+    run(config, home, tmp_path / "out", which="ema")
+    image = read(tmp_path / "out/image/model.safetensors")
+    np.testing.assert_array_equal(image["fc.bias"], teacher["params"]["img_head"]["bias"])
+
+
+def test_mistakes_are_one_paragraph(run, exported, tmp_path, capsys):
+    home, *_ = run
+    for arguments, words in (
+        ((home, exported), "is there already"),
+        ((home, exported / "check.npz"), "is there already"),
+        ((tmp_path, tmp_path / "out"), "is .* the directory of a run"),
+    ):
+        with pytest.raises(SystemExit) as stop:
+            main(["--workdir", str(arguments[0]), "--out", str(arguments[1])])
+        assert stop.value.code == 2
+        assert re.search(f"error: .*{words}", capsys.readouterr().err)
+
+
+def test_weights_that_a_run_does_not_have_are_an_error(run, tmp_path):
+    _, config, _, student, _ = run
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save(1, student)
+    checkpoints.close()
+    with pytest.raises(UserError, match="has no ema weights; there is student"):
+        run(config, tmp_path, tmp_path / "out", which="ema")

@@ -1,0 +1,114 @@
+"""The doctor says what is wrong, and what would be slow, before anything is trained."""
+
+import io
+import subprocess
+import sys
+
+import pytest
+from PIL import Image
+from test_main import tiny, world  # noqa: F401
+from test_webdataset import write_tar
+from world import REPO, environment
+
+from otter_jax.training import doctor
+from otter_jax.training.contrastive import Job
+
+
+@pytest.fixture
+def config(world, monkeypatch):  # noqa: F811
+    monkeypatch.syspath_prepend(str(REPO))
+    monkeypatch.setattr(doctor, "SECONDS", 0.2)
+    scope = {}
+    exec((world / "config.py").read_text(), scope)
+    return scope["get_config"]()
+
+
+def found(config, step=False):
+    """{what: (level, text)} of the last finding of each kind."""
+    return {f.what: (f.level, f.text) for f in doctor.findings(config, step=step)}
+
+
+def test_a_good_run_is_found_good(world, capsys):  # noqa: F811
+    command = [sys.executable, "-m", "otter_jax.doctor", str(world / "config.py")]
+    command += ["--config.data.packed=True"]
+    result = subprocess.run(
+        command, cwd=REPO, env=environment(world), capture_output=True, text=True, check=False
+    )
+    assert result.returncode == 0, result.stderr[-2000:]
+    lines = result.stdout.splitlines()
+    shown = [line[8:20].strip() for line in lines if line.startswith(("ok ", "warning "))]
+    assert shown == [
+        "config", "images", "captions", "captions", "eval colours", "pipeline", "step", "step"
+    ]  # fmt: skip
+    for words in (
+        "40 of 40 read",
+        "packed, 16 captions",
+        "4 names, 0 of them",
+        "compiled in",
+        "pairs/s",
+    ):
+        assert words in result.stdout
+
+
+def test_what_stops_a_run_is_an_error_and_the_exit_status_says_so(world):  # noqa: F811
+    command = [sys.executable, "-m", "otter_jax.doctor", "--config", str(world / "config.py")]
+    command += ["--config.data.name=nowhere", "--config.data.tars=()"]
+    result = subprocess.run(
+        command, cwd=REPO, env=environment(world), capture_output=True, text=True, check=False
+    )
+    assert result.returncode == 1
+    assert "error   config" in result.stdout
+    assert "no data set nowhere" in result.stdout
+    assert "Traceback" not in result.stderr
+
+
+def test_images_that_cannot_be_read_or_are_too_large_are_told(config, tmp_path, monkeypatch):
+    large = io.BytesIO()
+    Image.new("RGB", (400, 300)).save(large, "JPEG")
+    members = []
+    for number in range(20):
+        members += [(f"{number}.jpg", large.getvalue()), (f"{number}.txt", f"number {number}")]
+    config.data.name, config.data.tars = "large", (write_tar(tmp_path / "a.tar", members),)
+    level, text = found(config)["images"]
+    assert level == "warning"
+    assert "prepare --resize 36" in text
+
+    def broken(data):
+        raise doctor.images.UnreadableImage("broken")
+
+    monkeypatch.setattr(doctor.images, "decode", broken)
+    (finding,) = doctor.look_at_images(Job.of(config))
+    assert finding.level == "error"
+    assert "20 of 20 cannot be read, such as " in finding.text
+
+
+def test_captions_that_are_cut_or_mostly_padding_are_told(config):
+    findings = list(doctor.look_at_captions(Job.of(config)))
+    assert [f.level for f in findings] == ["ok", "warning"]
+    assert "data.packed=True" in findings[1].text
+    config.data.max_tokens = 3
+    assert next(doctor.look_at_captions(Job.of(config))).level == "warning"
+
+
+def test_labels_that_are_no_names_are_told(config, tmp_path):
+    names = tmp_path / "names.txt"
+    config.eval.sets.colours.unlock()
+    config.eval.sets.colours.names = str(names)
+    names.write_text("red\npurple\n")
+    level, text = found(config)["eval colours"]
+    assert level == "warning"
+    assert "1 of them never right; 30 images have no label" in text
+    names.write_text("purple\n")
+    assert found(config)["eval colours"][0] == "error"
+
+
+def test_a_step_that_does_not_fit_or_waits_is_told(config, monkeypatch):
+    job = Job.of(config)
+    monkeypatch.setattr(doctor, "memory_of", lambda job: 2**20)
+    findings = list(doctor.look_at_step(job, supply=1e9))
+    assert [f.level for f in findings] == ["error"]
+    assert "smaller train.batch_size" in findings[0].text
+    monkeypatch.setattr(doctor, "memory_of", lambda job: 2**40)
+    findings = list(doctor.look_at_step(Job.of(config), supply=1e-3))
+    assert [f.level for f in findings] == ["ok", "warning"]
+    assert "devices will wait 100% of the time" in findings[1].text
