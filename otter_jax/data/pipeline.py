@@ -1,4 +1,4 @@
-"""Records to batches, as a function of (seed, step) alone.
+"""Reads the records of a set in batches; a batch depends on (seed, step) alone.
 
 The order is index arithmetic: one endless permutation of the record numbers, new in every epoch (or
 several of them, mixed), cut into global batches; a host takes its own rows of each. No state is
@@ -26,47 +26,47 @@ _BUFFER = 2 << 30  # bytes of finished batches that may wait
 
 
 @runtime_checkable
-class Target(Protocol):
-    """What a row has beside its image: `captions.Tokenizer`, `packing.Packed`, or `Labels`.
+class Annotation(Protocol):
+    """Makes what a row has beside its image: `captions.Tokenizer`, `packing.Packed` or `Labels`.
 
     Attributes:
-      feature: of the records, which it reads.
+      feature: name of the feature of a record that it reads.
     """
 
     feature: str
 
     def row(self, record: dict[str, Any]) -> Batch:
-        """The entries of one row."""
+        """Returns the entries of one row, by name."""
 
     def collate(self, batch: Batch) -> Batch:
-        """This process's batch, of rows, as the step takes it."""
+        """Turns this process's stacked rows into the batch that a step takes."""
 
     def shapes(self, batch_size: int) -> dict[str, tuple[tuple[int, ...], Any]]:
-        """Shape and dtype of its entries of a global batch."""
+        """Returns shape and dtype of each of its entries in a global batch."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Labels:
-    """Rows with the number of their class: label int32."""
+    """Annotates a row with the number of its class: label int32."""
 
     feature: str = "label"
 
     def row(self, record: dict[str, Any]) -> Batch:
-        """The entry of one row."""
+        """Returns the record's label."""
         return {"label": np.array(record[self.feature], np.int32)}
 
     def collate(self, batch: Batch) -> Batch:
-        """The batch as it is."""
+        """Returns the batch as it is."""
         return batch
 
     def shapes(self, batch_size: int) -> dict[str, tuple[tuple[int, ...], Any]]:
-        """Shape and dtype of a global batch's labels."""
+        """Returns shape and dtype of a global batch's labels."""
         return {"label": ((batch_size,), np.int32)}
 
 
 def train_batches(
     source: Source,
-    target: Target,
+    annotation: Annotation,
     *,
     seed: int,
     batch_size: int,
@@ -80,28 +80,27 @@ def train_batches(
     num_hosts: int = 1,
     num_workers: int = 0,
 ) -> Iterator[Batch]:
-    """This host's b = batch_size / num_hosts rows of the global batches from `start_step` on.
+    """Yields this host's b = batch_size / num_hosts rows of the global batches of training.
 
-    A batch is image uint8 [b, S, S, 3], replaced int32 [b], and what `target` makes: token_ids
-    int32 [b, L] and mask bool [b, L] of captions (others where they are packed), or label int32
-    [b]. The stream has no end. Crops
-    and flips are drawn by the row's place in the whole stream, so they differ from epoch to epoch
-    and not from host to host. The rows of a record whose image cannot be read hold the next
-    readable one instead, and `replaced` its own number (-1 elsewhere): `source.key(number)` names
-    it.
+    A batch is image uint8 [b, S, S, 3], replaced int32 [b], and what `annotation` makes: token_ids
+    int32 [b, L] and mask bool [b, L] of captions (`packing` has others), or label int32 [b]. The
+    stream has no end. Crops and flips are drawn by the row's number in the whole stream, so they
+    differ from epoch to epoch and not from host to host. A record whose image cannot be read is
+    replaced by the next one that can, and `replaced` holds its number (-1 elsewhere):
+    `source.key(number)` names it.
 
     Args:
-      source: the records; each needs an image and what `target` reads.
-      target: a tokenizer, packed or not, or `Labels`.
+      source: the records; each needs an image and the feature that `annotation` reads.
+      annotation: a tokenizer, packed or not, or `Labels`.
       seed: of the order and the crops.
       batch_size: over all hosts.
       image_size: S, pixels.
       resize: pixels of the shorter side before the crop, at least S.
       flip: mirror half of the images.
-      min_area: more than 0: instead of a window of the resized image, a part of the image as it is
-        with this share of its area and more, resized (`images.random_resized_crop`).
-      jitter: of brightness, contrast and saturation, from 0 to 1 (`images.jitter`).
-      start_step: global batches to pass over, at no cost.
+      min_area: 0 takes a window of the resized image; more takes a part of the image as it is, of
+        at least this share of its area, and resizes that (`images.random_resized_crop`).
+      jitter: strength of changes of brightness, contrast and saturation, 0 to 1 (`images.jitter`).
+      start_step: number of the first global batch; passing over those before costs nothing.
       host: this process, from 0.
       num_hosts: processes that share a global batch.
       num_workers: processes that decode; 0 is threads of this one. A 500 x 400 JPEG takes about
@@ -110,7 +109,7 @@ def train_batches(
     Raises:
       UserError: no captions or labels, sizes that do not fit, or 100 unreadable images in a row.
     """
-    source.check_has(target.feature)
+    source.check_has(annotation.feature)
     rows = _rows_per_host(source, batch_size, num_hosts, image_size, resize)
     if batch_size > len(source):
         raise UserError(
@@ -119,8 +118,9 @@ def train_batches(
         )
     if not (0 <= min_area <= 1 and 0 <= jitter <= 1):
         raise UserError(f"min_area={min_area}, jitter={jitter}: each from 0 to 1.")
-    load = _TrainRow(source, target, image_size, resize, flip, min_area, jitter)
-    ds = source.order(seed).random_map(load).batch(rows, drop_remainder=True).map(target.collate)
+    load = _TrainRow(source, annotation, image_size, resize, flip, min_area, jitter)
+    ds = source.order(seed).random_map(load).batch(rows, drop_remainder=True)
+    ds = ds.map(annotation.collate)
     return _run(ds[host::num_hosts][start_step:], rows * image_size**2 * 3, num_workers)
 
 
@@ -133,11 +133,13 @@ def eval_batches(
     host: int = 0,
     num_hosts: int = 1,
 ) -> Iterator[Batch]:
-    """This host's rows of every record once, in order: resized, and cropped in the middle.
+    """Yields this host's rows of every record once, in order, cropped in the middle.
 
     A batch is image uint8 [b, S, S, 3], index int32 [b] and valid bool [b], b = batch_size /
     num_hosts. Every host gets the same number of batches: rows past the end have index -1 and are
     not valid. Neither is an image that cannot be read. The pixels of both are 0.
+
+    Raises UserError for sizes that do not fit, or a source without images.
     """
     rows = _rows_per_host(source, batch_size, num_hosts, image_size, resize)
     steps = -(-len(source) // batch_size)
@@ -147,8 +149,10 @@ def eval_batches(
 
 @dataclasses.dataclass(frozen=True)
 class _TrainRow(grain.transforms.RandomMap):
+    """Loads the row of a record: its image, cropped at random, and its annotation."""
+
     source: Source
-    target: Target
+    annotation: Annotation
     image_size: int
     resize: int
     flip: bool
@@ -159,7 +163,7 @@ class _TrainRow(grain.transforms.RandomMap):
         for number in range(index, index + _PATIENCE):
             record = self.source[number % len(self.source)]
             try:
-                whole = images.decode(record["image"])
+                decoded = images.decode(record["image"])
                 break
             except images.UnreadableImage as error:
                 reason = error
@@ -170,19 +174,21 @@ class _TrainRow(grain.transforms.RandomMap):
                 "Is this the right data?"
             )
         if self.min_area:
-            pixels = images.random_resized_crop(whole, self.image_size, self.min_area, rng)
+            pixels = images.random_resized_crop(decoded, self.image_size, self.min_area, rng)
         else:
-            pixels = images.random_crop(whole, self.resize, self.image_size, rng)
+            pixels = images.random_crop(decoded, self.resize, self.image_size, rng)
         if self.flip and rng.random() < 0.5:
             pixels = np.ascontiguousarray(pixels[:, ::-1])
         if self.jitter:
             pixels = images.jitter(pixels, self.jitter, rng)
         replaced = np.int32(-1 if number == index else index)
-        return {"image": pixels, "replaced": replaced} | self.target.row(record)
+        return {"image": pixels, "replaced": replaced} | self.annotation.row(record)
 
 
 @dataclasses.dataclass(frozen=True)
 class _EvalRow(grain.transforms.Map):
+    """Loads the row of a record for evaluation; past the last record, or unreadable: zeros."""
+
     source: Source
     image_size: int
     resize: int
@@ -197,12 +203,12 @@ class _EvalRow(grain.transforms.Map):
             return row
         row["index"] = np.int32(index)
         try:
-            whole = images.decode(self.source[index]["image"])
+            decoded = images.decode(self.source[index]["image"])
         except images.UnreadableImage:
             return row
         return {
             **row,
-            "image": images.center_crop(whole, self.resize, self.image_size),
+            "image": images.center_crop(decoded, self.resize, self.image_size),
             "valid": np.bool_(True),
         }
 
@@ -210,6 +216,7 @@ class _EvalRow(grain.transforms.Map):
 def _rows_per_host(
     source: Source, batch_size: int, num_hosts: int, image_size: int, resize: int
 ) -> int:
+    """Returns the rows of a batch for each host. Raises UserError for sizes that do not fit."""
     source.check_has("image")
     if batch_size < 1 or batch_size % num_hosts:
         raise UserError(f"batch_size={batch_size} does not divide over {num_hosts} hosts.")
@@ -221,7 +228,7 @@ def _rows_per_host(
 
 
 def _run(ds: grain.MapDataset, batch_bytes: int, num_workers: int) -> Iterator[Batch]:
-    """Batches made ahead, one per thread; closing (or dropping) the iterator stops them."""
+    """Yields batches, made ahead by threads or worker processes until the iterator is closed."""
     threads = 1 if num_workers else max(1, min(os.cpu_count() or 1, _BUFFER // batch_bytes, 16))
     ahead = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=threads + 1)
     batches = ds.to_iter_dataset(ahead)

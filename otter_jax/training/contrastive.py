@@ -72,7 +72,7 @@ class Job:
     tokenizer: Tokenizer
     captions: list[str]
     lengths: Int32[np.ndarray, "_"]
-    target: pipeline.Target
+    target: pipeline.Annotation
     schedule: optimizer.Schedule
     tx: Any
 
