@@ -1,9 +1,9 @@
-"""Captions cost what they are long: many of them in one row of tokens, none reading another.
+"""Packs several captions into one row, so that each costs its own length; attention never crosses.
 
 Padded to 60 tokens, captions of 14 cost a text encoder four times what they are worth. Packed, the
 captions of a group (those of one device) lie behind each other in rows of a fixed number of
-tokens, and attention stays within each. Shapes stay the same from step to step: a group has as many
-rows as it will not outgrow. The embeddings are those of padded captions (tests/test_packing.py).
+tokens. Shapes stay the same from step to step: a group has as many rows as it will not outgrow.
+The embeddings are those of padded captions (tests/data/test_packing.py).
 """
 
 import dataclasses
@@ -22,7 +22,7 @@ GROUPS = 64  # drawn from the sample to see how many rows one needs
 
 @dataclasses.dataclass(frozen=True)
 class Packed:
-    """Rows as a tokenizer has them, and batches in which captions share rows.
+    """An annotation: the tokenizer's rows, collated to batches in which captions share rows.
 
     Attributes:
       tokenizer: what makes rows of captions.
@@ -47,9 +47,10 @@ class Packed:
         per_group: int,
         longest: int,
     ) -> "Packed":
-        """With as many rows as a group of captions needs, when `lengths` are of a sample of them.
+        """Chooses as many rows as a group of captions needs, from a sample's `lengths` in tokens.
 
-        `longest` is what the encoder can read, in tokens.
+        Of the row lengths that are tried the one that costs the fewest tokens is taken. `longest`
+        is what the encoder can read, in tokens.
         """
         lengths = np.minimum(lengths, tokenizer.max_tokens)
         draws = np.random.default_rng(0).choice(lengths, (GROUPS, per_group))
@@ -72,22 +73,23 @@ class Packed:
         )
 
     def row(self, record: dict[str, Any]) -> dict[str, np.ndarray]:
-        """The tokenizer's."""
+        """The tokenizer's row: token_ids int32 [L] and mask bool [L]."""
         return self.tokenizer.row(record)
 
     def collate(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """The batch with its captions packed: token_ids, mask and place as `shapes` has them.
+        """The batch with its captions packed: token_ids, segment_ids, positions as in `shapes`.
 
-        `mask` is n at the tokens of a row's n-th caption, 0 where there is none; `place` says where
-        each caption of the group is: row * (T + 1) + n - 1. A caption without tokens is at T, where
-        none ever is. `cut`, bool [B], are captions of a group that did not fit and were cut to the
-        length at which it does; their last token stays.
+        `segment_ids` are n at the tokens of a row's n-th caption, 0 where there is none.
+        `positions` say where in its group each caption lies: row * (T + 1) + n - 1; a caption
+        without tokens is at T, where none ever is. `cut`, bool [B], are captions of a group that
+        did not fit and were cut to the length at which it does; their last token stays.
         """
-        ids, mask = batch["token_ids"], batch["mask"]
+        batch = dict(batch)
+        ids, mask = batch.pop("token_ids"), batch.pop("mask")
         groups = len(ids) // self.per_group
         token_ids = np.full((groups, self.rows, self.length), self.tokenizer.pad_id, np.int32)
-        owner = np.zeros_like(token_ids)
-        place = np.full((groups, self.per_group), self.length, np.int32)
+        segment_ids = np.zeros_like(token_ids)
+        positions = np.full((groups, self.per_group), self.length, np.int32)
         lengths = mask.sum(axis=1).reshape(groups, self.per_group)
         kept = np.empty_like(lengths)
         for group, of_group in enumerate(lengths):
@@ -96,26 +98,28 @@ class Packed:
                 size, (row, start, nth) = kept[group, number], laid[:, number]
                 caption = ids[group * self.per_group + number]
                 token_ids[group, row, start : start + size] = caption[:size]
+                # A caption that was cut still ends with its closing token.
                 token_ids[group, row, start + size - 1] = caption[of_group[number] - 1]
-                owner[group, row, start : start + size] = nth
-                place[group, number] = row * (self.length + 1) + nth - 1
+                segment_ids[group, row, start : start + size] = nth
+                positions[group, number] = row * (self.length + 1) + nth - 1
         cut = (kept < lengths).reshape(-1)
-        return batch | {"token_ids": token_ids, "mask": owner, "place": place, "cut": cut}
+        packed = {"token_ids": token_ids, "segment_ids": segment_ids, "positions": positions}
+        return batch | packed | {"cut": cut}
 
     def shapes(self, batch_size: int) -> dict[str, tuple[tuple[int, ...], Any]]:
-        """Shape and dtype of what a global batch has: [G, R, T] and [G, b], G groups in all."""
+        """Shape and dtype of a global batch's entries: [G, R, T] and [G, b], G groups in all."""
         groups = batch_size // self.per_group
         rows = (groups, self.rows, self.length)
         return {
             "token_ids": (rows, np.int32),
-            "mask": (rows, np.int32),
-            "place": ((groups, self.per_group), np.int32),
+            "segment_ids": (rows, np.int32),
+            "positions": ((groups, self.per_group), np.int32),
         }
 
     def _fit(
         self, lengths: Int[np.ndarray, " b"]
     ) -> tuple[Int[np.ndarray, " b"], Int[np.ndarray, "3 b"]]:
-        """The lengths, the longest cut to the most at which all lie in the rows, and where."""
+        """Lengths at which all fit into the rows, by cutting the longest, and where each lies."""
         limit = int(lengths.max(initial=0))
         while True:
             kept = np.minimum(lengths, limit)
@@ -125,17 +129,17 @@ class Packed:
             limit -= 1
 
     def _fits(self, lengths: Int[np.ndarray, " b"]) -> bool:
-        """Whether all lie in the rows."""
+        """Whether all fit into the rows without a cut."""
         return len(_lay(lengths, self.length)[1]) <= self.rows
 
 
 def _lay(
     lengths: Int[np.ndarray, " b"], length: int
 ) -> tuple[Int[np.ndarray, "3 b"], Int[np.ndarray, "_"]]:
-    """Each text, the longest first, in the first row of `length` tokens that has room for it.
+    """Lays texts, the longest first, each into the first row of `length` tokens with room for it.
 
-    Of each text the row, its first token there, and which text there it is, from 1; and the tokens
-    of each row that has any.
+    Returns for each text its row, its first token there and its number there (from 1), and for each
+    row in use how many tokens it has.
     """
     laid = np.zeros((3, len(lengths)), int)
     used, texts = np.zeros((2, len(lengths)), int)

@@ -8,9 +8,6 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Bool, Float, Int
 
-# True: a token, false: padding. Or n: a token of the n-th text packed in the row, 0: padding.
-Mask = Bool[Array, "B L"] | Int[Array, "B L"]
-
 ACTIVATIONS = {
     "gelu": lambda x: jax.nn.gelu(x, approximate=False),
     "gelu_new": lambda x: jax.nn.gelu(x, approximate=True),
@@ -81,13 +78,38 @@ class Bert(nn.Module):
 
     @nn.compact
     def __call__(
-        self, token_ids: Int[Array, "B L"], mask: Mask, *, train: bool
+        self,
+        token_ids: Int[Array, "B L"],
+        mask: Bool[Array, "B L"] | None = None,
+        *,
+        segment_ids: Int[Array, "B L"] | None = None,
+        train: bool,
     ) -> Float[Array, "B L H"]:
-        length, limit = token_ids.shape[1], self.config.max_length
-        if length > limit:
-            raise ValueError(f"texts of {length} tokens, but this encoder has {limit} positions")
-        x = Embeddings(self.config, self.dtype, name="embeddings")(token_ids, mask, train=train)
-        return Layers(self.config, self.dtype, name="encoder")(x, mask, train=train)
+        """Hidden states of one text per row, or of several that do not see each other.
+
+        Args:
+          token_ids: rows of tokens; at most `config.max_length` of them.
+          mask: for one text per row, True at its tokens.
+          segment_ids: in place of `mask` for packed rows: n at the tokens of a row's n-th text,
+            0 at padding. Each text has positions of its own.
+          train: whether there is dropout.
+        """
+        c, (_, length) = self.config, token_ids.shape
+        if length > c.max_length:
+            raise ValueError(
+                f"texts of {length} tokens, but this encoder has {c.max_length} positions"
+            )
+        if (mask is None) == (segment_ids is None):
+            raise TypeError("Bert takes either a mask or segment_ids.")
+        if segment_ids is None:
+            positions = position_ids(token_ids, c)
+            sees = mask[:, None, :]
+        else:
+            positions = position_ids_packed(token_ids, segment_ids, c)
+            same = segment_ids[:, None, :] == segment_ids[:, :, None]
+            sees = same & (segment_ids > 0)[:, None, :]
+        x = Embeddings(c, self.dtype, name="embeddings")(token_ids, positions, train=train)
+        return Layers(c, self.dtype, name="encoder")(x, sees, train=train)
 
     @property
     def width(self) -> int:
@@ -95,22 +117,25 @@ class Bert(nn.Module):
         return self.config.hidden_size
 
     def pool(
-        self, hidden: Float[Array, "B L H"], token_ids: Int[Array, "B L"], mask: Mask
+        self,
+        hidden: Float[Array, "B L H"],
+        token_ids: Int[Array, "B L"],
+        mask: Bool[Array, "B L"],
     ) -> Float[Array, "B H"]:
-        """One vector a text, float32: the mean over its tokens."""
+        """One vector per text, float32: the mean over its tokens."""
         return mean_pool(hidden, mask)
 
     def pool_packed(
         self,
         hidden: Float[Array, "G R T H"],
-        mask: Int[Array, "G R T"],
-        place: Int[Array, "G b"],
+        segment_ids: Int[Array, "G R T"],
+        positions: Int[Array, "G b"],
     ) -> tuple[Float[Array, "B H"], Bool[Array, " B"]]:
-        """The same of packed texts, in the order of `place`, and whether each has a token."""
-        return mean_pool_packed(hidden, mask, place)
+        """One vector per packed text, in the order of `positions`, and whether it has a token."""
+        return mean_pool_packed(hidden, segment_ids, positions)
 
 
-def mean_pool(hidden: Float[Array, "B L H"], mask: Mask) -> Float[Array, "B H"]:
+def mean_pool(hidden: Float[Array, "B L H"], mask: Bool[Array, "B L"]) -> Float[Array, "B H"]:
     """The mean over the tokens under the mask, in float32; 0 for a text without tokens."""
     hidden = hidden.astype(jnp.promote_types(hidden.dtype, jnp.float32))
     weight = mask.astype(hidden.dtype)[..., None]
@@ -118,56 +143,69 @@ def mean_pool(hidden: Float[Array, "B L H"], mask: Mask) -> Float[Array, "B H"]:
 
 
 def mean_pool_packed(
-    hidden: Float[Array, "G R T H"], mask: Int[Array, "G R T"], place: Int[Array, "G b"]
+    hidden: Float[Array, "G R T H"],
+    segment_ids: Int[Array, "G R T"],
+    positions: Int[Array, "G b"],
 ) -> tuple[Float[Array, "B H"], Bool[Array, " B"]]:
-    """`mean_pool` of texts that share rows; `place` is row * (T + 1) + n - 1 of a row's n-th text.
+    """`mean_pool` of texts that share rows, and whether each has a token; B = G * b.
 
-    B = G * b. Also whether a text has a token.
+    Args:
+      hidden: of G groups of R rows of T tokens.
+      segment_ids: n at the tokens of a row's n-th text, 0 at padding.
+      positions: row * (T + 1) + n - 1 for the row's n-th text; T for a text without tokens.
     """
     hidden = hidden.astype(jnp.promote_types(hidden.dtype, jnp.float32))
     groups, rows, length, width = hidden.shape
     # One slot more than a row has tokens: texts without any are looked for in the last.
-    own = mask[:, :, None] == jnp.arange(1, length + 2)[:, None]
+    own = segment_ids[:, :, None] == jnp.arange(1, length + 2)[:, None]
     tokens = own.sum(3)
     sums = jnp.einsum("grst,grth->grsh", own.astype(hidden.dtype), hidden, precision="highest")
     means = sums / jnp.maximum(tokens, 1)[..., None]
     slots = rows * (length + 1)
-    pooled = jnp.take_along_axis(means.reshape(groups, slots, width), place[..., None], axis=1)
-    there = jnp.take_along_axis(tokens.reshape(groups, slots), place, axis=1) > 0
+    pooled = jnp.take_along_axis(means.reshape(groups, slots, width), positions[..., None], axis=1)
+    there = jnp.take_along_axis(tokens.reshape(groups, slots), positions, axis=1) > 0
     return pooled.reshape(-1, width), there.reshape(-1)
 
 
-def positions_in_text(mask: Int[Array, "B L"], token: Bool[Array, "B L"]) -> Int[Array, "B L"]:
-    """How many tokens of its text there are up to each place; `mask` has the texts' numbers."""
-    begins = jnp.pad(mask[:, 1:] != mask[:, :-1], ((0, 0), (1, 0)))
-    counted = token.astype(mask.dtype).cumsum(axis=1)
-    return counted - jax.lax.cummax(jnp.where(begins, counted - token, 0), axis=1)
+def position_ids(token_ids: Int[Array, "B L"], config: BertConfig) -> Int[Array, "#B L"]:
+    """Which position embedding each token of a row gets, one text per row.
+
+    BERT counts the places of the row. RoBERTa counts tokens from pad_token_id + 1 on, and gives
+    padding pad_token_id.
+    """
+    if not config.roberta_positions:
+        return jnp.arange(token_ids.shape[1])[None]
+    token = (token_ids != config.pad_token_id).astype(token_ids.dtype)
+    return token.cumsum(1) * token + config.pad_token_id
+
+
+def position_ids_packed(
+    token_ids: Int[Array, "B L"], segment_ids: Int[Array, "B L"], config: BertConfig
+) -> Int[Array, "B L"]:
+    """As `position_ids`, but counted from the beginning of each packed text."""
+    token = segment_ids > 0
+    if config.roberta_positions:
+        token &= token_ids != config.pad_token_id
+    begins = jnp.pad(segment_ids[:, 1:] != segment_ids[:, :-1], ((0, 0), (1, 0)))
+    counted = token.astype(segment_ids.dtype).cumsum(axis=1)
+    # From 1 within each text: less what was counted before it began.
+    count = counted - jax.lax.cummax(jnp.where(begins, counted - token, 0), axis=1)
+    if config.roberta_positions:
+        return count * token + config.pad_token_id
+    return jnp.maximum(count - 1, 0)
 
 
 class Embeddings(nn.Module):
-    """Words + positions + token type 0."""
+    """The sum of a word's, a position's and the first token type's embeddings, normalised."""
 
     config: BertConfig
     dtype: Any
 
     @nn.compact
     def __call__(
-        self, token_ids: Int[Array, "B L"], mask: Mask, *, train: bool
+        self, token_ids: Int[Array, "B L"], positions: Int[Array, "#B L"], *, train: bool
     ) -> Float[Array, "B L H"]:
         c = self.config
-        positions = jnp.arange(token_ids.shape[1])[None]
-        if mask.dtype != bool:
-            token = mask > 0
-            if c.roberta_positions:
-                token &= token_ids != c.pad_token_id
-            positions = positions_in_text(mask, token)
-            if c.roberta_positions:
-                positions = positions * token + c.pad_token_id
-            else:
-                positions = jnp.maximum(positions - 1, 0)
-        elif c.roberta_positions:
-            token = (token_ids != c.pad_token_id).astype(token_ids.dtype)
-            positions = token.cumsum(1) * token + c.pad_token_id
 
         def embed(name, size, ids):
             init = nn.initializers.normal(0.02)
@@ -188,10 +226,10 @@ class Layers(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: Float[Array, "B L H"], mask: Mask, *, train: bool
+        self, x: Float[Array, "B L H"], sees: Bool[Array, "B #L L"], *, train: bool
     ) -> Float[Array, "B L H"]:
         for i in range(self.config.num_hidden_layers):
-            x = Layer(self.config, self.dtype, name=f"layer_{i}")(x, mask, train=train)
+            x = Layer(self.config, self.dtype, name=f"layer_{i}")(x, sees, train=train)
         return x
 
 
@@ -203,10 +241,10 @@ class Layer(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: Float[Array, "B L H"], mask: Mask, *, train: bool
+        self, x: Float[Array, "B L H"], sees: Bool[Array, "B #L L"], *, train: bool
     ) -> Float[Array, "B L H"]:
         c = self.config
-        x = Attention(c, self.dtype, name="attention")(x, mask, train=train)
+        x = Attention(c, self.dtype, name="attention")(x, sees, train=train)
         inner = Intermediate(c, self.dtype, name="intermediate")(x)
         return Output(c, self.dtype, name="output")(inner, x, train=train)
 
@@ -219,21 +257,21 @@ class Attention(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: Float[Array, "B L H"], mask: Mask, *, train: bool
+        self, x: Float[Array, "B L H"], sees: Bool[Array, "B #L L"], *, train: bool
     ) -> Float[Array, "B L H"]:
-        attended = SelfAttention(self.config, self.dtype, name="self")(x, mask, train=train)
+        attended = SelfAttention(self.config, self.dtype, name="self")(x, sees, train=train)
         return Output(self.config, self.dtype, name="output")(attended, x, train=train)
 
 
 class SelfAttention(nn.Module):
-    """Every token's mixture of the values of the tokens under the mask."""
+    """Mixes, for each token (row of `sees`), the values of the tokens that it sees."""
 
     config: BertConfig
     dtype: Any
 
     @nn.compact
     def __call__(
-        self, x: Float[Array, "B L H"], mask: Mask, *, train: bool
+        self, x: Float[Array, "B L H"], sees: Bool[Array, "B #L L"], *, train: bool
     ) -> Float[Array, "B L H"]:
         c = self.config
         heads = (*x.shape[:2], c.num_attention_heads, -1)
@@ -244,11 +282,8 @@ class SelfAttention(nn.Module):
         exact = jnp.promote_types(self.dtype, jnp.float32)
         scores = jnp.einsum("bqhd,bkhd->bhqk", query, key, preferred_element_type=exact)
         scores /= jnp.sqrt(jnp.array(query.shape[-1], exact))
-        seen = mask[:, None, :]
-        if mask.dtype != bool:  # tokens of the same text only
-            seen = (seen == mask[:, :, None]) & (seen > 0)
         # Not -inf: a text without tokens then attends evenly instead of to NaN.
-        scores = jnp.where(seen[:, None], scores, jnp.finfo(exact).min)
+        scores = jnp.where(sees[:, None], scores, jnp.finfo(exact).min)
         weights = jax.nn.softmax(scores).astype(self.dtype)
         weights = nn.Dropout(c.attention_probs_dropout_prob, deterministic=not train)(weights)
         return jnp.einsum("bhqk,bkhd->bqhd", weights, value).reshape(x.shape)

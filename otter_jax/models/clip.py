@@ -6,9 +6,8 @@ from typing import Any
 
 import jax.numpy as jnp
 from flax import linen as nn
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
-from otter_jax.models.bert import Mask
 from otter_jax.models.vit import ACTIVATIONS, Block, layer_norm
 
 
@@ -72,7 +71,7 @@ class ClipText(nn.Module):
 
     @nn.compact
     def __call__(
-        self, token_ids: Int[Array, "B L"], mask: Mask, *, train: bool
+        self, token_ids: Int[Array, "B L"], mask: Bool[Array, "B L"], *, train: bool
     ) -> Float[Array, "B L H"]:
         c, length = self.config, token_ids.shape[1]
         if length > c.max_length:
@@ -83,7 +82,7 @@ class ClipText(nn.Module):
         embed = partial(nn.Embed, features=c.hidden_size, dtype=self.dtype, embedding_init=init)
         x = embed(c.vocab_size, name="token_embedding")(token_ids)
         x += embed(c.max_position_embeddings, name="position_embedding")(jnp.arange(length)[None])
-        sees = jnp.tril(jnp.ones((length, length), bool)) & mask.astype(bool)[:, None, :]
+        sees = jnp.tril(jnp.ones((length, length), bool)) & mask[:, None, :]
         block = partial(
             Block,
             c.num_attention_heads,
@@ -103,15 +102,17 @@ class ClipText(nn.Module):
         return self.config.hidden_size
 
     def pool(
-        self, hidden: Float[Array, "B L H"], token_ids: Int[Array, "B L"], mask: Mask
+        self,
+        hidden: Float[Array, "B L H"],
+        token_ids: Int[Array, "B L"],
+        mask: Bool[Array, "B L"],
     ) -> Float[Array, "B H"]:
-        """One vector a text, float32: its first closing token's; 0 for a text without tokens."""
-        token = mask.astype(bool)
+        """One vector per text, float32: its first closing token's; 0 for a text without tokens."""
         if self.config.eos_token_id == 2:
             # Configs up to 2023 say 2, which it never was; there it is the largest number.
-            end = jnp.where(token, token_ids, -1).argmax(1)
+            end = jnp.where(mask, token_ids, -1).argmax(1)
         else:
-            end = (token & (token_ids == self.config.eos_token_id)).argmax(1)
+            end = (mask & (token_ids == self.config.eos_token_id)).argmax(1)
         pooled = jnp.take_along_axis(hidden, end[:, None, None], axis=1)[:, 0]
         pooled = pooled.astype(jnp.promote_types(pooled.dtype, jnp.float32))
-        return jnp.where(token.any(1)[:, None], pooled, 0)
+        return jnp.where(mask.any(1)[:, None], pooled, 0)

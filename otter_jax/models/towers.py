@@ -31,16 +31,15 @@ class Towers(nn.Module):
         )
 
     def __call__(
-        self,
-        image: UInt8[Array, "B H W 3"],
-        token_ids: Int[Array, "..."],
-        mask: Bool[Array, "..."] | Int[Array, "..."],
-        place: Int[Array, "G b"] | None = None,
-        *,
-        train: bool,
+        self, image: UInt8[Array, "B H W 3"], captions: dict[str, Array], *, train: bool
     ) -> tuple[Float[Array, "B D"], Float[Array, "B D"]]:
-        """Embeddings of images and captions, of unit length, float32."""
-        txt = self.embed_texts(token_ids, mask, place, train=train)
+        """Embeddings of images and captions, of unit length, float32.
+
+        `captions` are the arguments of `embed_texts` (token_ids, mask), or those of `embed_packed`
+        (token_ids, segment_ids, positions).
+        """
+        embed = self.embed_packed if "segment_ids" in captions else self.embed_texts
+        txt = embed(**captions, train=train)
         return self.embed_images(image, train=train), txt
 
     def embed_images(
@@ -51,27 +50,37 @@ class Towers(nn.Module):
         return unit(self.img_head(self.img(pixels, train=train)))
 
     def embed_texts(
+        self, token_ids: Int[Array, "B L"], mask: Bool[Array, "B L"], *, train: bool = False
+    ) -> Float[Array, "B D"]:
+        """Embeddings of padded captions, of unit length, float32; 0 for one without a token."""
+        hidden = self.txt(token_ids, mask, train=train)
+        return self._project(self.txt.pool(hidden, token_ids, mask), mask.any(axis=1))
+
+    def embed_packed(
         self,
-        token_ids: Int[Array, "..."],
-        mask: Bool[Array, "..."] | Int[Array, "..."],
-        place: Int[Array, "G b"] | None = None,
+        token_ids: Int[Array, "G R T"],
+        segment_ids: Int[Array, "G R T"],
+        positions: Int[Array, "G b"],
         *,
         train: bool = False,
     ) -> Float[Array, "B D"]:
-        """Embeddings of captions, of unit length, float32; 0 for a caption without a token.
+        """Embeddings of packed captions, of unit length, float32; 0 for one without a token.
 
-        token_ids and mask are [B, L]; or, with `place`, [G, R, T] of the G * b = B captions of G
-        groups, packed in R rows each as `data.packing.Packed.collate` does.
+        B = G * b captions of G groups lie in R rows each, as `data.packing.Packed.collate` puts
+        them; only `Bert` reads such rows.
         """
-        if place is None:
-            hidden = self.txt(token_ids, mask, train=train)
-            pooled, there = self.txt.pool(hidden, token_ids, mask), mask.any(axis=1)
-        else:
-            rows = token_ids.reshape(-1, token_ids.shape[-1]), mask.reshape(-1, mask.shape[-1])
-            hidden = self.txt(*rows, train=train).reshape(*token_ids.shape, -1)
-            pooled, there = self.txt.pool_packed(hidden, mask, place)
+        rows = token_ids.reshape(-1, token_ids.shape[-1])
+        segments = segment_ids.reshape(-1, segment_ids.shape[-1])
+        hidden = self.txt(rows, segment_ids=segments, train=train)
+        hidden = hidden.reshape(*token_ids.shape, -1)
+        return self._project(*self.txt.pool_packed(hidden, segment_ids, positions))
+
+    def _project(
+        self, pooled: Float[Array, "B H"], has_token: Bool[Array, " B"]
+    ) -> Float[Array, "B D"]:
+        """Texts' vectors in the common space, of unit length; 0 for a text without a token."""
         if self.txt_head is not None:
-            pooled = self.txt_head(pooled) * there[:, None]
+            pooled = self.txt_head(pooled) * has_token[:, None]
         return unit(pooled)
 
 

@@ -36,25 +36,26 @@ def captions(lengths, seed=0):
 
 
 def unpacked(batch, packing):
-    """The tokens of each caption, from its place."""
+    """The tokens of each caption, from its position."""
     found = []
-    for group, places in enumerate(batch["place"]):
-        for place in places:
-            row, number = divmod(int(place), packing.length + 1)
-            own = batch["mask"][group, row] == number + 1
+    for group, positions in enumerate(batch["positions"]):
+        for position in positions:
+            row, number = divmod(int(position), packing.length + 1)
+            own = batch["segment_ids"][group, row] == number + 1
             found.append(batch["token_ids"][group, row][own].tolist())
     return found
 
 
 @settings(max_examples=100, deadline=None)
 @given(st.lists(st.integers(0, L), min_size=12, max_size=12))
-def test_every_token_of_every_caption_is_where_its_place_says(lengths):
+def test_every_token_of_every_caption_is_where_its_position_says(lengths):
     packing, batch = packed(per_group=6, rows=6), captions(lengths)
     found = packing.collate(batch)
     whole = [ids[:n].tolist() for ids, n in zip(batch["token_ids"], lengths, strict=True)]
     assert unpacked(found, packing) == whole
     assert not found["cut"].any()
-    assert (found["token_ids"][found["mask"] == 0] == 0).all()
+    assert "mask" not in found
+    assert (found["token_ids"][found["segment_ids"] == 0] == 0).all()
     for name, (shape, dtype) in packing.shapes(12).items():
         assert found[name].shape == shape
         assert found[name].dtype == dtype
@@ -129,17 +130,19 @@ def test_embeddings_and_gradients_are_those_of_padded_captions(kind):
     found = packing.collate(batch)
     weight = np.random.RandomState(1).randn(12, 6).astype(np.float32)
 
-    @jax.jit
-    def both(params, *rows):
+    del found["cut"]
+
+    @functools.partial(jax.jit, static_argnames="method")
+    def both(params, captions, method):
         def embed(params):
-            out = model.apply({"params": params}, *rows, method=model.embed_texts)
+            out = model.apply({"params": params}, **captions, method=method)
             return (out * weight).sum(), out
 
         (_, out), grads = jax.value_and_grad(embed, has_aux=True)(params)
         return out, grads["txt"]
 
-    one = both(params, batch["token_ids"], batch["mask"])
-    other = both(params, found["token_ids"], found["mask"], found["place"])
+    one = both(params, batch, method="embed_texts")
+    other = both(params, found, method="embed_packed")
     assert not np.asarray(other[0])[2].any()
     jax.tree.map(functools.partial(np.testing.assert_allclose, atol=1e-5), one, other)
 

@@ -16,7 +16,8 @@ from gradients import compare
 from otter_jax.models.bert import Bert, BertConfig, mean_pool
 from otter_jax.weights import encoders, naming
 
-CONFIGS = json.loads((Path(__file__).parent / "golden/arch_text_configs.json").read_text())
+GOLDEN = Path(__file__).parents[1] / "golden"
+CONFIGS = json.loads((GOLDEN / "arch_text_configs.json").read_text())
 SMALL = BertConfig(
     vocab_size=50,
     hidden_size=32,
@@ -38,14 +39,14 @@ def run(model, train=False):
 @pytest.mark.parametrize("name", CONFIGS)
 def test_hidden_states_are_those_of_transformers(name, golden):
     expected = golden("arch_text.npz")
-    ids, mask = jnp.asarray(expected[f"{name}_ids"]), jnp.asarray(expected[f"{name}_mask"])
+    ids, mask = jnp.asarray(expected[f"{name}_ids"]), jnp.asarray(expected[f"{name}_mask"], bool)
     model = Bert(BertConfig.from_json(CONFIGS[name]))
     variables = recipe_variables(model, ids, mask)
     hidden = run(model)(variables, ids, mask)
     if f"{name}_last_hidden" in expected:
-        token = mask.astype(bool)
+        token = np.asarray(mask)
         np.testing.assert_allclose(
-            hidden[token], expected[f"{name}_last_hidden"][token], rtol=1e-4, atol=2e-5
+            np.asarray(hidden)[token], expected[f"{name}_last_hidden"][token], rtol=1e-4, atol=2e-5
         )
     np.testing.assert_allclose(
         mean_pool(hidden, mask), expected[f"{name}_txt_emb"], rtol=1e-4, atol=2e-5
@@ -55,7 +56,7 @@ def test_hidden_states_are_those_of_transformers(name, golden):
 @pytest.mark.parametrize("name", ["bert_small", "roberta_small"])
 def test_features_and_gradients_are_those_of_transformers(name, golden):
     texts = golden("arch_text.npz")
-    ids, mask = jnp.asarray(texts[f"{name}_ids"]), jnp.asarray(texts[f"{name}_mask"])
+    ids, mask = jnp.asarray(texts[f"{name}_ids"]), jnp.asarray(texts[f"{name}_mask"], bool)
     model = Bert(BertConfig.from_json(CONFIGS[name]))
 
     def encode(variables):
@@ -131,7 +132,13 @@ def test_half_precision_is_near_the_exact_result(variables):
 def test_a_text_longer_than_the_positions_is_refused(variables):
     ids = jnp.zeros((1, 17), int)
     with pytest.raises(ValueError, match=r"17 tokens.*16 positions"):
-        Bert(SMALL).apply(variables, ids, ids + 1, train=False)
+        Bert(SMALL).apply(variables, ids, ids == 0, train=False)
+
+
+def test_a_mask_or_segment_ids_are_needed_and_not_both(variables):
+    for given in ({}, {"mask": MASK, "segment_ids": MASK.astype(int)}):
+        with pytest.raises(TypeError, match="either a mask or segment_ids"):
+            Bert(SMALL).apply(variables, IDS, **given, train=False)
 
 
 def test_a_roberta_config_may_leave_out_what_is_robertas():
@@ -161,7 +168,7 @@ def test_a_config_of_another_model_is_refused(change):
 
 def test_pooling_and_its_gradient_are_those_of_the_official_code(golden):
     expected = {name: jnp.asarray(value) for name, value in golden("text_pool.npz").items()}
-    hidden, mask = expected["seq"], expected["mask"]
+    hidden, mask = expected["seq"], expected["mask"].astype(bool)
     np.testing.assert_allclose(mean_pool(hidden, mask), expected["emb_id"], atol=1e-6)
     projected = hidden @ expected["fc_weight"].T + expected["fc_bias"]
     np.testing.assert_allclose(mean_pool(projected, mask), expected["emb_fc"], atol=1e-6)
@@ -178,5 +185,5 @@ def test_pooling_and_its_gradient_are_those_of_the_official_code(golden):
 
 
 def test_pooling_no_tokens_gives_zero():
-    pooled = mean_pool(jnp.ones((2, 3, 4)), jnp.array([[0, 0, 0], [1, 1, 0]]))
+    pooled = mean_pool(jnp.ones((2, 3, 4)), jnp.array([[0, 0, 0], [1, 1, 0]], bool))
     np.testing.assert_array_equal(pooled, [[0] * 4, [1] * 4])
