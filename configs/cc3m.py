@@ -1,9 +1,9 @@
 """OTTER on Conceptual Captions 3M: ResNet-50 and DeCLUTR-Sci-base, both trained as a whole.
 
-    python -m otter_jax.prepare "/data/cc3m/*.tar" --name cc3m
-    python -m otter_jax.main --config configs/cc3m.py --workdir runs/cc3m
+    otter-jax prepare "/data/cc3m/*.tar" --name cc3m
+    otter-jax train --config cc3m --workdir runs/cc3m
 
-Variants: cc3m.py:infonce, :ls, :kd, :otter (the default), as the paper means them; each also with
+Variants: cc3m:infonce, :ls, :kd, :otter (the default), as the paper means them; each also with
 _released, such as :otter_released, as the released code computes it on 8 processes (README,
 "Methods"). The tars are those that img2dataset writes; what the authors' downloader leaves is read
 with --layout cc3m. The authors had 2,911,810 readable pairs, some 57,000 steps. Weights come from
@@ -29,7 +29,7 @@ known. Ours: a rate that changes every step, captions packed in rows rather than
 bfloat16, for Ampere and later; the release has float32.
 """
 
-from configs import common
+from otter_jax.configs import common
 
 
 def get_config(variant: str = "otter"):

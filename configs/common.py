@@ -1,7 +1,14 @@
 """Every key that a config can have, with the published values where the paper gives one.
 
 Other configs start from `get_config` here; a key that is not here is an error. On the command
-line: --config.optim.learning_rate=0.01.
+line: --config.optim.learning_rate=0.01. A config of your own, in any file:
+
+    from otter_jax.configs import pairs
+
+    def get_config(method="otter"):
+        config = pairs.get_config(method)
+        config.data.name = "mine"
+        return config
 """
 
 import dataclasses
@@ -121,7 +128,7 @@ def evaluation(
     """One set of eval.sets: where its pictures, their labels and the class names come from.
 
     `label`: a feature ("label"), "caption", or a field of the pairs' JSON ("json.tags").
-    `names`: a file with a class a line; "" takes the set's own.
+    `names`: a file with one class per line; "" takes the set's own.
     """
     config = ConfigDict(
         dict(data=data, split=split, tars=tars, label=label, names=names, templates=templates)

@@ -1,13 +1,13 @@
 """OTTER on 1,239 drawn pictures and their names, in ten minutes on two CPU cores.
 
-    python -m otter_jax.main --config configs/quickstart.py --workdir runs/quickstart
+    otter-jax train --config quickstart --workdir runs/quickstart
 
-Variants: quickstart.py:infonce, :ls, :kd, :otter (the default). Pictures are OpenMoji's, names
+Variants: quickstart:infonce, :ls, :kd, :otter (the default). Pictures are OpenMoji's, names
 Unicode's; a quarter of the concepts, 413, is never shown in training and recognised at the end
 among all 1,652 names. EfficientNet-Lite0 starts from ImageNet weights, the text encoder is MiniLM.
 """
 
-from configs import common
+from otter_jax.configs import common
 
 
 def get_config(method: str = "otter"):

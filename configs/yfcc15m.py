@@ -1,15 +1,15 @@
 """OTTER on YFCC15M, the photographs of Flickr that CLIP's authors chose; else as in cc3m.py.
 
-    python -m otter_jax.prepare /data/yfcc --layout yfcc15m --name yfcc15m
-    python -m otter_jax.main --config configs/yfcc15m.py --workdir runs/yfcc15m
+    otter-jax prepare /data/yfcc --layout yfcc15m --name yfcc15m
+    otter-jax train --config yfcc15m --workdir runs/yfcc15m
 
-Variants: those of cc3m.py. The release reads this set but has neither a script for it nor its
+Variants: those of cc3m. The release reads this set but has neither a script for it nor its
 results: batch, rate and epochs here are CC3M's; for numbers, see the paper. Its caption is "TITLE.
 DESCRIPTION" with URL escapes undone (+ is a space), then HTML tags taken out, and so it is here.
 Two of its habits are not followed: it resizes these images bilinearly, and never shuffles them.
 """
 
-from configs import cc3m
+from otter_jax.configs import cc3m
 
 
 def get_config(variant: str = "otter"):

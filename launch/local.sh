@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # N processes on this machine, one per GPU where there are GPUs:
-#   bash launch/local.sh N .venv/bin/python -m otter_jax.main --config C --workdir DIR
+#   bash launch/local.sh N .venv/bin/python -m otter_jax train --config C --workdir DIR
 # SIGTERM, Ctrl-C and a hangup become a SIGTERM to each process. The exit status is that of the first
 # one that fails; the others then have 30 seconds to end, too, before they are killed.
 set -euo pipefail

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # N processes by Open MPI, one per GPU:
-#   bash launch/mpirun.sh N .venv/bin/python -m otter_jax.main --config C --workdir DIR
+#   bash launch/mpirun.sh N .venv/bin/python -m otter_jax train --config C --workdir DIR
 # Machines: OMPI_MCA_orte_default_hostfile=FILE, with a line "HOST slots=GPUS" for each.
 set -euo pipefail
 source "$(dirname "$0")/env.sh"

@@ -6,5 +6,5 @@ cd "$(dirname "$0")/.."
 
 method="${1:-otter}"
 bash launch/install.sh
-exec .venv/bin/python -m otter_jax.main \
-  --config "configs/quickstart.py:$method" --workdir "runs/quickstart_$method"
+exec .venv/bin/python -m otter_jax train \
+  --config "quickstart:$method" --workdir "runs/quickstart_$method"

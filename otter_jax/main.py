@@ -1,52 +1,48 @@
-"""The door: `python -m otter_jax.main --config configs/X.py[:VARIANT] --workdir DIR`."""
+"""The project's stated entry: `python -m otter_jax.main --config NAME --workdir DIR`.
 
-import pathlib
+It does the same as `python -m otter_jax train`, and with --mode eval as `python -m otter_jax eval`.
+"""
 
-from absl import flags
+import argparse
+import sys
+from collections.abc import Sequence
 
-from otter_jax.commands import flags
-from otter_jax.errors import UserError
-from otter_jax.run import directory
-from otter_jax.run.console import make_console
-from otter_jax.run.convert import run
-from otter_jax.training import contrastive
-from otter_jax.zeroshot import evaluator
+from otter_jax.commands import evaluate, flags, start, train
 
-MODE = flags.DEFINE_enum(
-    "mode",
-    "train",
-    ["train", "eval", "convert"],
-    "Train and evaluate; evaluate; or make a run of a --checkpoint of the released PyTorch code.",
-)
-CHECKPOINT = flags.DEFINE_string("checkpoint", None, "In convert mode: best.pth.tar, for example.")
+MODES = {"train": train.run, "eval": evaluate.run}
 
 
-def main(_: list[str]) -> None:
-    """Runs what the flags ask for."""
-    workdir = flags.workdir()
-    config = flags.config(saved_in=workdir if MODE.value == "eval" else None, needs="objective")
-    if (MODE.value == "convert") != (CHECKPOINT.value is not None):
-        raise UserError("--checkpoint FILE and --mode convert go together.")
-    console = make_console()
-
-    # Imported here: a mistake in the flags need not wait for JAX.
-    pass
-
-    if MODE.value == "convert":
-        run(config, pathlib.Path(CHECKPOINT.value).expanduser(), workdir, console=console)
-        return
-    flags.join(config, workdir)
-    if MODE.value == "eval":
-        evaluator.run(config, workdir, console=console)
-        return
-    directory.say_differences(workdir, config, console)
-    contrastive.run(
-        config,
-        workdir,
-        make_evaluate=lambda *args: evaluator.Evaluator(*args, console),
-        console=console,
+def parser() -> start.Parser:
+    """Returns the parser of the command line."""
+    made = start.Parser(
+        "train",
+        "--config NAME[:VARIANT] --workdir DIR [--mode train|eval] [FLAGS]",
+        "Trains an image and a text encoder on image-caption pairs, and evaluates them; or with "
+        "--mode eval evaluates a run.",
+        (
+            "--config configs/quickstart.py --workdir runs/first",
+            "--workdir runs/first --mode eval",
+        ),
+        called=f"{start.program()}.main",
     )
+    made.flag("--mode", choices=[*MODES], default="train", help="[%(default)s]")
+    flags.add_config(made, saved=True)
+    flags.add_workdir(made)
+    flags.add_processes(made)
+    return made
+
+
+def run(argv: Sequence[str]) -> None:
+    """Trains or evaluates as the flags say."""
+    options: argparse.Namespace = flags.parse(parser(), argv)
+    flags.check_config(options, saved=options.mode == "eval")
+    MODES[options.mode](options)
+
+
+def main(argv: Sequence[str]) -> int:
+    """Runs the program; returns its exit status."""
+    return start.status(lambda: run(argv))
 
 
 if __name__ == "__main__":
-    flags.run(main)
+    sys.exit(main(sys.argv[1:]))

@@ -1,18 +1,58 @@
-"""The command doctor."""
+"""Says what would go wrong with a run, or make it slow, before it takes GPUs."""
 
-import sys
+import argparse
+from collections.abc import Sequence
 
-from absl import flags
-
-from otter_jax.commands import flags
-from otter_jax.run.console import make_console
-from otter_jax.training.doctor import tell
-
-STEP = flags.DEFINE_bool("step", True, "Compile the step, and measure it.")
+from otter_jax.commands import flags, start
+from otter_jax.errors import UserError
 
 
-def main(_: list[str]) -> None:
-    """Runs the program."""
-    config = flags.config(saved_in=None, needs="objective")
-    if not tell(config, step=STEP.value, console=make_console()):
-        sys.exit(1)
+def parser() -> start.Parser:
+    """Returns the parser of the command line."""
+    made = start.Parser(
+        "doctor",
+        "--config NAME[:VARIANT] [FLAGS]",
+        "Says what would go wrong with a run, or make it slow, before it takes GPUs: images, "
+        "captions, labels, memory, and whether the pipeline keeps up with the step. Run it on the "
+        "machine that will train: half a minute, and the time to compile. Exit status 1 if "
+        "something is wrong.",
+        (
+            "--config pairs --config.data.name=mine",
+            "--config pairs:cpu --config.data.name=mine --nostep",
+        ),
+    )
+    made.flag("given", nargs="?", metavar="CONFIG", help="the same as --config CONFIG")
+    flags.add_config(made)
+    made.flag("--nostep", action="store_true", help="neither compile the step nor measure it")
+    return made
+
+
+def run(options: argparse.Namespace) -> int:
+    """Looks at the config that the flags name; returns 1 if something is wrong."""
+    start.announce()
+    config = flags.config(options, needs="objective")
+    from otter_jax.run.console import make_console
+    from otter_jax.training.doctor import tell
+
+    console = make_console()
+    if not tell(config, step=not options.nostep, console=console):
+        return 1
+    words = ("--config", options.config, *options.overrides, "--workdir", "runs/first")
+    console.print(start.following(("train", *words)))
+    return 0
+
+
+def parse(argv: Sequence[str]) -> argparse.Namespace:
+    """Returns the values of the flags; the config may also be given without its flag."""
+    rest, overrides = flags.split(argv)
+    if rest and not rest[0].startswith("-"):
+        rest = ["--config", *rest]
+    options = flags.parse(parser(), [*rest, *overrides])
+    if options.given is not None:
+        raise UserError(f"What is {options.given!r}? The doctor looks at one config.")
+    return options
+
+
+def main(argv: Sequence[str]) -> int:
+    """Runs the command; returns its exit status."""
+    return start.status(lambda: run(parse(argv)))

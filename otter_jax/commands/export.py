@@ -1,30 +1,97 @@
-"""The command export."""
+"""Writes the encoders of a run, or the network of a transfer, for other programs."""
 
 import argparse
 import pathlib
-import sys
+from collections.abc import Sequence
 
-from absl import logging
+import rich.console
+from ml_collections import ConfigDict
 
+from otter_jax.commands import flags, start
 from otter_jax.errors import UserError
-from otter_jax.run import directory
-from otter_jax.run.export import run
+from otter_jax.run.console import make_console
 
 
-def main(argv: list[str] | None = None) -> None:
-    """`run` by the command line; a user's mistake is one paragraph and exit status 2."""
-    parser = argparse.ArgumentParser(
-        "python -m otter_jax.export", description=__doc__.split("\n")[0]
+def parser() -> start.Parser:
+    """Returns the parser of the command line."""
+    made = start.Parser(
+        "export",
+        "--workdir DIR --out DIR [FLAGS]",
+        "Writes the best or latest weights of a run into a new folder: the image encoder for timm "
+        "and the text encoder for transformers; of a transfer its network for timm, gates folded "
+        "in, and with --share the same network with fewer channels, for this program.",
+        (
+            "--workdir runs/first --out exported",
+            "--workdir runs/birds --out birds --share 0.2",
+        ),
     )
-    parser.add_argument("--workdir", required=True, type=pathlib.Path, help="a run's directory")
-    parser.add_argument("--out", required=True, type=pathlib.Path, help="a new folder")
-    parser.add_argument("--weights", default="student", choices=["student", "ema"])
-    options = parser.parse_args(argv)
-    logging.set_verbosity(logging.ERROR)  # Orbax warns of what is meant
-    workdir, out = options.workdir.expanduser(), options.out.expanduser()
-    try:
-        run(directory.config_of(workdir), workdir, out, which=options.weights)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
-    print(f"The {options.weights} weights of {workdir} are in {out}.")
+    flags.add_workdir(made)
+    flags.add_out(made)
+    made.flag("--weights", choices=["student", "ema"], help="of two encoders: which [student]")
+    made.flag(
+        "--share",
+        type=float,
+        metavar="S",
+        help="of a transfer: the share of its filters to prune [0]",
+    )
+    made.flag(
+        "--by",
+        choices=["attention", "magnitude"],
+        help="with --share: by what the filters that go are chosen [attention]",
+    )
+    flags.add_config(made, saved=True)
+    return made
+
+
+def run(options: argparse.Namespace) -> None:
+    """Exports as the flags say; the run's config tells which kind of run it is."""
+    workdir, console = options.workdir, make_console()
+    config = flags.any_config(options)
+    transfer = "phases" in config
+    for name in ("weights",) if transfer else ("share", "by"):
+        if getattr(options, name) is not None:
+            one, other = ("two encoders", "a transfer")[:: -1 if transfer else 1]
+            raise UserError(f"--{name} is for {other}, and {workdir} is a run of {one}.")
+    if options.by is not None and not options.share:
+        raise UserError("--by goes with --share: it says which of the filters are pruned.")
+    start.announce()
+    if transfer:
+        _network(config, options, console)
+    else:
+        _encoders(config, options, console)
+
+
+def _encoders(
+    config: ConfigDict, options: argparse.Namespace, console: rich.console.Console
+) -> None:
+    from otter_jax.run.export import run as export
+
+    workdir, out, weights = options.workdir, options.out, options.weights or "student"
+    export(config, workdir, out, which=weights)
+    console.print(f"The {weights} weights of {workdir} are in {out}. They are read by")
+    console.print(f'  timm.create_model("local-dir:{out / "image"}", pretrained=True)')
+    console.print(f'  transformers.AutoModel.from_pretrained("{out / "text"}")')
+
+
+def _network(
+    config: ConfigDict, options: argparse.Namespace, console: rich.console.Console
+) -> None:
+    from otter_jax.transfer.export import export
+
+    folders: list[pathlib.Path] = export(
+        config,
+        options.workdir,
+        options.out,
+        share=options.share or 0.0,
+        by=options.by or "attention",
+        console=console,
+    )
+    for folder in folders:
+        console.print(f"Written: {folder}")
+    console.print("It is read by")
+    console.print(f'  timm.create_model("local-dir:{folders[0]}", pretrained=True)')
+
+
+def main(argv: Sequence[str]) -> int:
+    """Runs the command; returns its exit status."""
+    return start.status(lambda: run(flags.parse(parser(), argv)))

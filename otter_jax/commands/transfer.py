@@ -1,43 +1,56 @@
-"""The command transfer."""
+"""Trains a pretrained image encoder on labelled pictures, one group of its weights at a time."""
 
-import pathlib
+import argparse
+from collections.abc import Sequence
 
-from absl import flags
-
-from otter_jax.commands import flags
-from otter_jax.errors import UserError
-from otter_jax.run import directory
-from otter_jax.run.console import make_console
-from otter_jax.transfer.export import export
-from otter_jax.transfer.task import run
-
-EXPORT = flags.DEFINE_string("export", None, "Write a trained network into this new folder.")
+from otter_jax.commands import flags, start
 
 
-SHARE = flags.DEFINE_float("share", 0.0, "With --export: the share of its filters to prune.")
+def parser() -> start.Parser:
+    """Returns the parser of the command line."""
+    made = start.Parser(
+        "transfer",
+        "--config transfer[:VARIANT] --workdir DIR [FLAGS]",
+        "Trains a pretrained image encoder on labelled pictures, one group of its weights at a "
+        "time. The same command goes on with a run that was stopped.",
+        (
+            "--config transfer --workdir runs/birds --config.data.name=birds \\\n"
+            "      --config.data.folder=/data/birds",
+            "--config transfer:full --workdir runs/mine --config.data.name=mine",
+        ),
+    )
+    flags.add_config(made)
+    flags.add_workdir(made)
+    flags.add_processes(made)
+    return made
 
 
-BY = flags.DEFINE_enum(
-    "by",
-    "attention",
-    ["attention", "magnitude"],
-    "With --share: which filters go first, those with the least attention or the smallest kernel.",
-)
+def run(options: argparse.Namespace) -> None:
+    """Trains as the flags say, and writes the report."""
+    start.announce(options.process_id)
+    config = flags.config(options, needs="phases")
+    flags.join(options, config, options.workdir)
+    from otter_jax.report import transfer as report
+    from otter_jax.run import directory
+    from otter_jax.run.console import make_console
+    from otter_jax.transfer import task
+
+    console, workdir = make_console(), options.workdir
+    directory.say_differences(workdir, config, console)
+    task.run(config, workdir, console=console)
+    if config.report:
+        report.write(config, workdir, console=console)
+    console.print(f"Results are in {workdir / 'results'}, the log is {workdir / 'metrics.jsonl'}.")
+    export = (
+        "export",
+        "--workdir",
+        workdir,
+        "--out",
+        workdir.with_name(f"{workdir.name}_exported"),
+    )
+    console.print(start.following(export, (*export, "--share", 0.2)))
 
 
-def main(_: list[str]) -> None:
-    """Runs what the flags ask for."""
-    workdir, console = flags.workdir(), make_console()
-    if EXPORT.value is None:
-        if SHARE.value:
-            raise UserError("--share goes with --export.")
-        config = flags.config(saved_in=None, needs="phases")
-        flags.join(config, workdir)
-        directory.say_differences(workdir, config, console)
-        run(config, workdir, console=console)
-        return
-    config = flags.config(saved_in=workdir, needs="phases")
-    out = pathlib.Path(EXPORT.value).expanduser()
-    made = export(config, workdir, out, share=SHARE.value, by=BY.value, console=console)
-    for folder in made:
-        console.print(f"Written: {folder}")
+def main(argv: Sequence[str]) -> int:
+    """Runs the command; returns its exit status."""
+    return start.status(lambda: run(flags.parse(parser(), argv)))

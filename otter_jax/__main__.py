@@ -1,0 +1,24 @@
+"""The table of commands: `python -m otter_jax COMMAND`, and `otter-jax COMMAND` once installed."""
+
+import sys
+
+from otter_jax.commands import start
+
+COMMANDS = {  # name: (module with a function main(argv) -> exit status, what it does)
+    "train": ("otter_jax.commands.train", "train two encoders by a config"),
+    "eval": ("otter_jax.commands.evaluate", "evaluate a run zero-shot"),
+    "prepare": ("otter_jax.commands.prepare", "make a data set of your own image-caption pairs"),
+    "doctor": ("otter_jax.commands.doctor", "say what would go wrong with a run, or make it slow"),
+    "transfer": ("otter_jax.commands.transfer", "train an image encoder on labelled pictures"),
+    "export": ("otter_jax.commands.export", "write a run's encoders for timm and transformers"),
+    "convert": ("otter_jax.commands.convert", "make a run of the released code's checkpoint"),
+}
+
+
+def main() -> int:
+    """Runs the chosen command; returns its exit status."""
+    return start.choose(COMMANDS, sys.argv[1:])
+
+
+if __name__ == "__main__":
+    sys.exit(main())

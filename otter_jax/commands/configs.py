@@ -1,0 +1,94 @@
+"""Finds and loads configs: those that ship with the package by name, one's own by path."""
+
+import pathlib
+import traceback
+import types
+from collections.abc import Sequence
+from typing import Any
+
+from absl import flags
+from ml_collections import ConfigDict, config_flags
+
+from otter_jax.commands.start import nearest
+from otter_jax.errors import UserError
+
+HOME = pathlib.Path(__file__).parent.parent / "configs"
+
+
+def names() -> list[str]:
+    """Returns the names of the configs that ship with the package."""
+    return sorted(path.stem for path in HOME.glob("*.py") if path.stem != "__init__")
+
+
+def find(given: str) -> tuple[pathlib.Path, list[str]]:
+    """Returns the file that "NAME_OR_PATH[:VARIANT]" means, and the variant if there is one.
+
+    Raises UserError, with the nearest name, if there is no such file.
+    """
+    name, *variant = given.split(":", 1)
+    path = pathlib.Path(name).expanduser()
+    if path.suffix != ".py" and len(path.parts) == 1:
+        if name not in names():
+            raise UserError(
+                f"No config {name!r} ships with the program{nearest(name, names())} There are: "
+                f"{', '.join(names())}; a config of your own is given by its path, FOLDER/NAME.py."
+            )
+        return HOME / f"{name}.py", variant
+    if not path.is_file():
+        raise UserError(
+            f"There is no config file {name}{nearest(path.stem, names())} By name there are: "
+            f"{', '.join(names())}."
+        )
+    return path, variant
+
+
+def load(given: str, overrides: Sequence[str]) -> ConfigDict:
+    """Returns the config of a file, "NAME_OR_PATH[:VARIANT]", with the values of `overrides`.
+
+    Raises UserError if there is no such file, with file and line if it raises an error, and as
+    `override` does.
+    """
+    path, variant = find(given)
+    module = types.ModuleType("otter_jax_config")
+    module.__file__ = str(path)
+    try:
+        exec(compile(path.read_bytes(), str(path), "exec"), vars(module))
+        config = module.get_config(*variant)
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(f"The config failed at {_where(error, path)}") from error
+    if not isinstance(config, ConfigDict):
+        raise UserError(f"{path}: get_config returned {type(config).__name__}, not a ConfigDict.")
+    return override(config.lock(), overrides)
+
+
+def _where(error: Exception, path: pathlib.Path) -> str:
+    """Returns "FILE:LINE: ERROR", the line being the last one of the config file itself."""
+    *_, text = [line for line in traceback.format_exception_only(error) if line.strip()]
+    lines = [f.lineno for f in traceback.extract_tb(error.__traceback__) if f.filename == str(path)]
+    if isinstance(error, SyntaxError) and error.filename == str(path):
+        lines.append(error.lineno)
+    return f"{path}:{lines[-1] if lines else 1}: {' '.join(text.split())}"
+
+
+def override(config: ConfigDict, overrides: Sequence[str]) -> ConfigDict:
+    """Returns the config with new values, each given as "--config.KEY=VALUE".
+
+    Raises UserError for a key that is not there, with the nearest, and for a value of another kind.
+    """
+    values, argv = flags.FlagValues(), ["", *overrides]
+    try:
+        config_flags.DEFINE_config_dict("config", config, flag_values=values, sys_argv=argv)
+        values(argv)
+        return values.config
+    except (flags.Error, AttributeError, KeyError, TypeError, ValueError) as error:
+        text = str(error).replace("\\n", " ").replace("\\'", "'")  # a KeyError's text is quoted
+        raise UserError(f"On the command line: {' '.join(text.split())}") from error
+
+
+def with_tuples(value: Any) -> Any:
+    """Returns the same with tuples for the lists that JSON makes of them: flags override tuples."""
+    if isinstance(value, dict):
+        return {key: with_tuples(each) for key, each in value.items()}
+    return tuple(map(with_tuples, value)) if isinstance(value, list) else value

@@ -1,0 +1,179 @@
+"""Starts a command: its parser, its exit status, and what it says first and last.
+
+Nothing here imports JAX, so that help and mistakes on the command line take a moment.
+"""
+
+import argparse
+import difflib
+import importlib
+import os
+import pathlib
+import shlex
+import sys
+import textwrap
+import time
+import traceback
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NoReturn
+
+from otter_jax.errors import Stopped, UserError
+
+REQUEUE = 75  # EX_TEMPFAIL of sysexits.h: stopped and saved; the same command goes on
+WIDTH = 100  # columns
+
+
+def program() -> str:
+    """Returns the words by which this program is called here, to be copied."""
+    if pathlib.Path(sys.argv[0]).stem == "otter-jax":
+        return "otter-jax"
+    python, here = pathlib.Path(sys.executable), pathlib.Path.cwd()
+    python = python.relative_to(here) if python.is_relative_to(here) else "python"
+    return f"{python} -m otter_jax"
+
+
+def nearest(word: str, known: Sequence[str]) -> str:
+    """Returns '; did you mean X?' for the most similar of the known words, '.' without one."""
+    found = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
+    return f"; did you mean {found[0]}?" if found else "."
+
+
+def choose(commands: Mapping[str, tuple[str, str]], argv: Sequence[str]) -> int:
+    """Runs the command that `argv` begins with; returns its exit status.
+
+    `commands` maps a name to (module, one line about it); only the chosen module is imported.
+    """
+    name, *rest = argv or ["--help"]
+    if name in ("--help", "-h", "help"):
+        print(f"usage: {program()} COMMAND [FLAGS]\n")
+        for command, (_, line) in commands.items():
+            print(f"  {command:10}{line}")
+        print(f"\nThe flags of a command:  {program()} COMMAND --help")
+        print(
+            f"Ten minutes, two cores:  {program()} train --config quickstart --workdir runs/first"
+        )
+        return 0
+    if name not in commands:
+        there = f"There are: {', '.join(commands)}."
+        print(
+            f"error: There is no command {name!r}{nearest(name, [*commands])} {there}",
+            file=sys.stderr,
+        )
+        return 2
+    return importlib.import_module(commands[name][0]).main(rest)
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser whose help fits a screen, and whose errors are UserErrors that name the nearest."""
+
+    def __init__(
+        self,
+        command: str,
+        usage: str,
+        description: str,
+        examples: Sequence[str],
+        *,
+        called: str = "",
+    ):
+        """Before `usage` and each of the two `examples` stands how the command is called."""
+        self.command, self.called = command, called or f"{program()} {command}"
+        super().__init__(
+            usage=f"{self.called} {usage}",
+            description=textwrap.fill(description, WIDTH),
+            epilog="\n".join(f"  {self.called} {example}" for example in examples),
+            formatter_class=_Formatter,
+            allow_abbrev=False,
+            add_help=False,
+        )
+        self._flags = self.add_argument_group("flags")
+        self.flag("--help", "-h", action="help", help=argparse.SUPPRESS)
+
+    def flag(self, *names: str, **settings: Any) -> None:
+        """Adds a flag, or a positional argument, as `add_argument` does."""
+        self._flags.add_argument(*names, **settings)
+
+    def parse_all(self, argv: Sequence[str]) -> argparse.Namespace:
+        """Returns the values of the flags; raises UserError for a word that is none."""
+        known = list(self._option_string_actions)
+        for word in argv:
+            name = word.split("=")[0]
+            if name.startswith("--") and " " not in word and name not in (*known, "--"):
+                raise UserError(
+                    f"There is no flag {name}{nearest(name.split('.')[0], known)} {self._all()}"
+                )
+        options, surplus = self.parse_known_args(argv)
+        if surplus:
+            raise UserError(f"What is {' '.join(surplus)!r}? {self._all()}")
+        return options
+
+    def error(self, message: str) -> NoReturn:
+        """Raises UserError for what argparse finds."""
+        raise UserError(f"{message[0].upper()}{message[1:]}. {self._all()}")
+
+    def _all(self) -> str:
+        return f"All flags: {self.called} --help"
+
+
+class _Formatter(argparse.RawDescriptionHelpFormatter):
+    def __init__(self, prog: str):
+        super().__init__(prog, max_help_position=28, width=WIDTH)
+
+
+def announce(process_id: int | None = None, *, waits_for: str = "JAX and the program") -> None:
+    """Says at once what is loaded; of several processes the first alone does."""
+    env = os.environ
+    ranks = (process_id, env.get("SLURM_PROCID"), env.get("OMPI_COMM_WORLD_RANK"))
+    if not int(next((rank for rank in ranks if rank is not None), 0)):
+        print(f"Loading {waits_for}", flush=True)
+
+
+def following(*commands: Sequence[object]) -> str:
+    """Returns the commands that come next, each as its words, to be copied from the screen."""
+    lines = ["Next:"]
+    for words in commands:
+        line = shlex.join(map(str, words))
+        whole = f"  {program()} {line}"
+        if len(whole) > WIDTH:  # a line for each flag
+            whole = whole.replace(" --", " \\\n      --")
+        lines.append(whole)
+    return "\n".join(lines)
+
+
+def status(run: Callable[[], int | None]) -> int:
+    """Returns the exit status of `run()`: 0, or as it says itself.
+
+    A user's mistake is one paragraph and 2, a requested stop `REQUEUE`, Ctrl-C 130, and any other
+    exception a traceback and 1. One of several processes ends here, without returning.
+    """
+    from absl import logging
+
+    logging.set_verbosity(logging.ERROR)  # Orbax warns of what is meant
+    try:
+        return run() or 0
+    except Stopped:
+        return REQUEUE
+    except UserError as error:
+        return _failed(error, 2)
+    except Exception as error:
+        return _failed(error, 1)
+    except KeyboardInterrupt as error:
+        return _failed(error, 130)
+
+
+def _failed(error: BaseException, number: int) -> int:
+    """Says what went wrong and returns the exit status; of several processes, ends this one."""
+    jax = sys.modules.get("jax")
+    several = jax is not None and jax.distributed.is_initialized()
+    if not isinstance(error, UserError):
+        traceback.print_exception(error)
+    who = f" in process {jax.process_index()}" if several else ""
+    if several or isinstance(error, UserError):
+        print(f"error{who}: {error}", file=sys.stderr)
+    if several:
+        # At a usual exit JAX waits for the other processes, and these wait for this one in a
+        # computation. Instead they miss its signs of life, and end with a message that names it.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        if jax.process_index() == 0:  # without the coordinator JAX ends the others with a dump:
+            time.sleep(2)  # time for the same error to end them by themselves
+        os._exit(number)
+    return number

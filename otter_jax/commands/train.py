@@ -1,0 +1,50 @@
+"""Trains an image and a text encoder on image-caption pairs, and evaluates them."""
+
+import argparse
+from collections.abc import Sequence
+
+from otter_jax.commands import flags, start
+
+
+def parser() -> start.Parser:
+    """Returns the parser of the command line."""
+    made = start.Parser(
+        "train",
+        "--config NAME[:VARIANT] --workdir DIR [FLAGS]",
+        "Trains an image and a text encoder on image-caption pairs, and evaluates them. The same "
+        "command goes on with a run that was stopped.",
+        (
+            "--config quickstart --workdir runs/first",
+            "--config pairs:kd --workdir runs/mine --config.data.name=mine",
+        ),
+    )
+    flags.add_config(made)
+    flags.add_workdir(made)
+    flags.add_processes(made)
+    return made
+
+
+def run(options: argparse.Namespace) -> None:
+    """Trains as the flags say."""
+    start.announce(options.process_id)
+    config = flags.config(options, needs="objective")
+    flags.join(options, config, options.workdir)
+    from otter_jax.run import directory
+    from otter_jax.run.console import make_console
+    from otter_jax.training import contrastive
+
+    console, workdir = make_console(), options.workdir
+    directory.say_differences(workdir, config, console)
+    contrastive.run(config, workdir, console=console)
+    console.print(f"Results are in {workdir / 'results'}, the log is {workdir / 'metrics.jsonl'}.")
+    out = workdir.with_name(f"{workdir.name}_exported")
+    console.print(
+        start.following(
+            ("eval", "--workdir", workdir), ("export", "--workdir", workdir, "--out", out)
+        )
+    )
+
+
+def main(argv: Sequence[str]) -> int:
+    """Runs the command; returns its exit status."""
+    return start.status(lambda: run(flags.parse(parser(), argv)))
