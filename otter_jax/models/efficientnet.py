@@ -159,6 +159,7 @@ class Block(nn.Module):
         x = self.act(norm(name=f"bn{index}")(x, use_running_average=average))
         if self.squeeze:
             x = SqueezeExcite(self.squeeze, self.squeeze_act, self.gate, self.dtype, name="se")(x)
+        self.sow("intermediates", f"{project}_input", x)  # kept on request only
         x = Pointwise(self.channels, self.dtype, name=project)(x)
         x = norm(name=f"bn{index + 1}")(x, use_running_average=average)
         return x + shortcut if x.shape == shortcut.shape and self.stride == 1 else x

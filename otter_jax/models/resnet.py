@@ -60,6 +60,7 @@ class Block(nn.Module):
                 shortcut, use_running_average=not train
             )
         for i, (outputs, layer) in enumerate(zip(channels, layers, strict=True), 1):
+            self.sow("intermediates", f"conv{i}_input", x)  # kept on request only
             x = convolution(outputs, *layer, self.dtype, f"conv{i}")(x)
             x = BatchNorm(dtype=self.dtype, name=f"bn{i}")(x, use_running_average=not train)
             x = jax.nn.relu(x if i < len(layers) else x + shortcut)

@@ -1,31 +1,24 @@
-"""Pictures that excite filters."""
+"""Pictures that excite the most and the least attended filters."""
 
 import contextlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
 import numpy as np
-from jaxtyping import Float, PyTree, UInt8
+from flax import traverse_util
+from jaxtyping import PyTree, UInt8
 from ml_collections import ConfigDict
 
 from otter_jax.run.batches import eval_batches
 from otter_jax.transfer.labelled import Labelled
-
-Path = tuple[str, ...]
-
-
-Attention = Mapping[Path, Float[np.ndarray, "_"]]  # by the path of a convolution
-
+from otter_jax.transfer.pruning import Attention, Path
 
 LAYERS = 4  # whose filters are shown with pictures
-
-
 FILTERS = 3  # most, and as many least attended, of each
-
-
 PICTURES = 6  # of each filter
+SHOWN = 512  # pictures at most that the report looks through
 
 
 class Excitement(NamedTuple):
@@ -57,25 +50,24 @@ def excite(
     normalise: Callable[[Any], Any],
     batch_size: int,
 ) -> list[Excitement]:
-    """For the most and least attended filters of the most telling layers, what they answer to.
+    """Finds the pictures that the filters of the most telling layers answer to.
 
-    A filter's answer to a picture is the largest value, over all positions, of its convolution.
+    Of each layer those are the most and the least attended filters. A filter's answer to a picture
+    is the largest value, over all positions, of its convolution.
     """
     layers = telling(attention)
 
+    def of_layer(module, method):
+        return method == "__call__" and module.path in layers
+
     @jax.jit
     def answers(variables, image):
-        found = {}
-
-        def watch(call, args, kwargs, context):
-            out = call(*args, **kwargs)
-            if context.method_name == "__call__" and context.module.path in layers:
-                found["/".join(context.module.path)] = out.max((1, 2))
-            return out
-
-        with nn.intercept_methods(watch):
-            model.apply(variables, normalise(image), train=False)
-        return found
+        _, captured = model.apply(
+            variables, normalise(image), train=False,
+            capture_intermediates=of_layer, mutable=["intermediates"],
+        )  # fmt: skip
+        outputs = traverse_util.flatten_dict(captured["intermediates"])
+        return {"/".join(path): outputs[*path, "__call__"][0].max((1, 2)) for path in layers}
 
     parts = []
     for start in range(0, len(images), batch_size):
@@ -93,9 +85,6 @@ def excite(
             value = float(attention[layer][number])
             shown.append(Excitement(layer, number, rank, value, images[best]))
     return shown
-
-
-SHOWN = 512  # pictures at most that the report looks through
 
 
 def some_images(config: ConfigDict, data: Labelled) -> UInt8[np.ndarray, "N S S 3"]:

@@ -1,7 +1,7 @@
 """Networks with fewer filters: those with the least attention are taken out.
 
-A pruned filter is one whose gate is 0: what the norm behind it makes of that is a constant. Inside
-a residual block the filter really can go, with its norm and with what the next convolution would do
+A pruned filter is one whose gate is 0: the norm behind it makes a constant of that. Inside a
+residual block the filter really can go, with its norm and with what the next convolution would do
 to its output (`smaller`): the constant then moves behind that convolution. Where it cannot (the
 convolution is padded with zeros, or squeeze-and-excitation scales what it reads) scale and bias of
 the norm are 0, too, and so is the constant. Elsewhere the filter stays as a kernel of zeros:
@@ -10,9 +10,10 @@ between blocks, where others write to the same channels, and in stem and head.
 
 import functools
 import itertools
+import re
 import time
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import flax.linen as nn
 import jax
@@ -24,14 +25,30 @@ from jaxtyping import Array, Bool, Float, PyTree
 from otter_jax.errors import UserError
 from otter_jax.models.efficientnet import EfficientNet
 from otter_jax.models.mobilenet import MobileNet
-from otter_jax.models.norm import BatchNorm
 from otter_jax.models.resnet import ResNet
-from otter_jax.transfer import pictures
+from otter_jax.weights.encoders import variable_shapes
 
 Path = tuple[str, ...]
-
+Attention = Mapping[Path, Float[np.ndarray, "_"]]  # by the path of a convolution
+Pairs = tuple[tuple[str, str], ...]
 
 REPEATS = 5  # of each network, in turn, when speeds are compared
+
+# Pairs of a convolution and the batch norm behind it, in the order in which they are applied; of
+# these a network has the ones of which both are there.
+STEM: Pairs = (
+    ("conv1", "bn1"),  # ResNet
+    ("conv1_0", "conv1_1"), ("conv1_3", "conv1_4"), ("conv1_6", "bn1"),  # ResNet-D
+    ("conv_stem", "bn1"),  # EfficientNet, MobileNet
+)  # fmt: skip
+HEAD: Pairs = (("conv_head", "bn2"),)  # EfficientNet
+RESIDUAL: Pairs = (
+    ("downsample_0", "downsample_1"), ("downsample_1", "downsample_2"),  # the second in ResNet-D
+    ("conv1", "bn1"), ("conv2", "bn2"), ("conv3", "bn3"),
+)  # fmt: skip
+WIDENED: Pairs = (("conv_pw", "bn1"), ("conv_dw", "bn2"), ("conv_pwl", "bn3"))
+NOT_WIDENED: Pairs = (("conv_dw", "bn1"), ("conv_pw", "bn2"))
+LAST: Pairs = (("conv", "bn1"),)  # MobileNet's last stage
 
 
 class Inner(NamedTuple):
@@ -52,26 +69,27 @@ class Inner(NamedTuple):
 
 @functools.cache
 def norms(model: nn.Module) -> dict[Path, Path]:
-    """For each convolution that feeds a batch norm, the norm: found by tracing the network."""
-    made: dict[int, tuple[Path, Any]] = {}
-    found = {}
+    """Returns for each convolution that feeds a batch norm, by its path, the path of the norm.
 
-    def watch(call, args, kwargs, context):
-        out = call(*args, **kwargs)
-        if context.method_name == "__call__":
-            path = context.module.path
-            if isinstance(context.module, BatchNorm) and id(args[0]) in made:
-                found[made[id(args[0])][0]] = path
-            elif "kernel" in context.module.variables.get("params", {}):
-                made[id(out)] = (path, out)  # kept, so that its id stays its own
-        return out
-
-    def trace():
-        with nn.intercept_methods(watch):
-            model.init(jax.random.key(0), jnp.zeros((1, 64, 64, 3)), train=False)
-
-    jax.eval_shape(trace)
-    return found
+    They stand in the order in which the network applies them; {} for a network of another kind.
+    """
+    if not isinstance(model, ResNet | EfficientNet | MobileNet):
+        return {}
+    params = variable_shapes(model, jnp.zeros((1, 64, 64, 3)))["params"]
+    blocks = [name for name in params if name.startswith(("layer", "blocks_"))]
+    blocks.sort(key=lambda name: [int(number) for number in re.findall(r"\d+", name)])
+    layers = [((), params, STEM)]
+    for name in blocks:
+        of_inverted = WIDENED if "conv_pwl" in params[name] else NOT_WIDENED
+        pairs = RESIDUAL if isinstance(model, ResNet) else of_inverted + LAST
+        layers.append(((name,), params[name], pairs))
+    layers.append(((), params, HEAD))
+    return {
+        (*path, convolution): (*path, norm)
+        for path, there, pairs in layers
+        for convolution, norm in pairs
+        if convolution in there and norm in there
+    }
 
 
 def inner(model: nn.Module, params: PyTree) -> list[Inner]:
@@ -100,9 +118,9 @@ def magnitude(model: nn.Module, params: PyTree) -> dict[Path, Float[np.ndarray, 
 
 
 def lowest(
-    attention: Mapping[Path, Float[np.ndarray, "_"]], share: float, model: nn.Module, params: PyTree
+    attention: Attention, share: float, model: nn.Module, params: PyTree
 ) -> dict[Path, Bool[np.ndarray, "_"]]:
-    """Which filters stay when the `share` with the least attention goes.
+    """Says which filters stay when the `share` with the least attention goes.
 
     All filters that feed a norm are ranked together; the best of each convolution stays in any
     case. Where several convolutions make one channel of a block, they lose it together, by the mean
@@ -162,18 +180,16 @@ def mask(variables: PyTree, keep: Mapping[Path, Bool[np.ndarray, "_"]], model: n
 def inputs(variables: PyTree, *, model: nn.Module, paths: tuple[Path, ...]) -> dict[str, Array]:
     """What the convolutions at these paths read at the first place of a picture, by channel.
 
-    Of a pruned channel that is what it holds at every place of every picture.
+    Of a pruned channel that is what it holds at every place of every picture. The blocks of the
+    networks sow what their convolutions read.
     """
-    found = {}
-
-    def watch(call, args, kwargs, context):
-        if context.method_name == "__call__" and context.module.path in paths:
-            found["/".join(context.module.path)] = args[0][0, 0, 0]
-        return call(*args, **kwargs)
-
-    with nn.intercept_methods(watch):
-        model.apply(variables, jnp.zeros((1, 64, 64, 3)), train=False)
-    return found
+    picture = jnp.zeros((1, 64, 64, 3))
+    _, sown = model.apply(variables, picture, train=False, mutable=["intermediates"])
+    seen = traverse_util.flatten_dict(sown["intermediates"])
+    return {
+        "/".join((*block, name)): seen[*block, f"{name}_input"][0][0, 0, 0]
+        for *block, name in paths
+    }
 
 
 def smaller(
@@ -242,9 +258,9 @@ def faster(whole: Callable[[], None], fewer: Callable[[], None]) -> float:
 
 
 def rankings(
-    model: nn.Module, attention: pictures.Attention, params: PyTree, seed: int
-) -> dict[str, pictures.Attention]:
-    """What filters can be ranked by for pruning: attention, size of the folded kernel, chance."""
+    model: nn.Module, attention: Attention, params: PyTree, seed: int
+) -> dict[str, Attention]:
+    """The three rankings for pruning: by attention, by size of the folded kernel, by chance."""
     random = np.random.default_rng(seed)
     return {
         "attention": attention,
