@@ -1,4 +1,8 @@
-"""What stays as it is while the rest is trained."""
+"""Freezing: parameters that stay as they are while the rest is trained.
+
+A regular expression says which. They get no gradient and no update, their batch norms use the
+running statistics that they came with, and an EMA teacher shares them with its student.
+"""
 
 import re
 
@@ -12,7 +16,7 @@ from otter_jax.models.norm import BatchNorm
 
 
 def frozen(path: str, pattern: str) -> bool:
-    """Whether the parameter at `path`, such as "img/blocks_3_0/bn1/scale", matches `pattern`.
+    """Tells whether the parameter at `path`, such as "img/blocks_3_0/bn1/scale", matches `pattern`.
 
     The regular expression must match from the beginning of the path; "" freezes nothing.
     """
@@ -20,7 +24,10 @@ def frozen(path: str, pattern: str) -> bool:
 
 
 def frozen_mask(params: PyTree, pattern: str) -> PyTree[bool]:
-    """Which parameters stay as they are. Raises UserError if a pattern matches none, or all."""
+    """Marks the parameters that stay as they are.
+
+    Raises UserError if a pattern matches none of them, or all.
+    """
     flat = traverse_util.flatten_dict(params, sep="/")
     mask = {path: frozen(path, pattern) for path in flat}
     if pattern and (all(mask.values()) or not any(mask.values())):
@@ -34,14 +41,14 @@ def frozen_mask(params: PyTree, pattern: str) -> PyTree[bool]:
 
 
 def stop_frozen(params: PyTree, pattern: str) -> PyTree:
-    """`params` with no gradient to the frozen ones, so that their backward pass is not computed."""
+    """Stops the gradient to the frozen parameters, so that their backward pass is not computed."""
     flat = traverse_util.flatten_dict(params, sep="/")
     stopped = {k: jax.lax.stop_gradient(v) if frozen(k, pattern) else v for k, v in flat.items()}
     return traverse_util.unflatten_dict(stopped, sep="/")
 
 
 def share_frozen(teacher: PyTree, student: PyTree, pattern: str) -> PyTree:
-    """The EMA teacher with everything frozen taken from the student, where it is equal.
+    """Takes everything frozen in the EMA teacher from the student, where it is equal.
 
     The compiler then sees that both compute the same there, and computes it once.
     """
@@ -56,7 +63,10 @@ def share_frozen(teacher: PyTree, student: PyTree, pattern: str) -> PyTree:
 
 
 def stored_statistics(pattern: str):
-    """Context in which a batch norm with a frozen scale uses, and keeps, its running statistics."""
+    """Makes batch norms with a frozen scale use, and keep, their running statistics.
+
+    Returns a context; the modules that are applied in it need not know.
+    """
 
     def interceptor(call, args, kwargs, context):
         if isinstance(context.module, BatchNorm) and context.method_name == "__call__":

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 
 import jax
 import numpy as np
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec, SingleDeviceSharding
 from jaxtyping import PyTree
 
 from otter_jax.errors import UserError
@@ -16,25 +16,30 @@ WHOLE = PartitionSpec()  # a copy on every device
 
 
 def make_mesh(num_devices: int | None = None) -> Mesh:
-    """The first `num_devices` devices of all processes in one row; default: all of them."""
+    """Puts the first `num_devices` devices of all processes in one row; default: all of them."""
     devices = jax.devices()[:num_devices]
     # make_mesh defaults to explicit axes, under which flax's Embed cannot be traced.
     return jax.make_mesh((len(devices),), (AXIS,), axis_types=(AxisType.Auto,), devices=devices)
 
 
 def shardings(mesh: Mesh) -> tuple[NamedSharding, NamedSharding]:
-    """Where things live: (a whole copy on every device, rows spread over the devices)."""
+    """Returns where things live: (a copy on every device, rows spread over the devices)."""
     return NamedSharding(mesh, WHOLE), NamedSharding(mesh, ROWS)
 
 
+def one_device() -> SingleDeviceSharding:
+    """Returns the place of what is held by this process's first device alone."""
+    return SingleDeviceSharding(jax.local_devices()[0])
+
+
 def put_batch(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
-    """The global batch on the devices, from the rows that this process has read."""
+    """Puts the global batch on the devices, from the rows that this process has read."""
     put = functools.partial(jax.make_array_from_process_local_data, NamedSharding(mesh, ROWS))
     return {name: put(rows) for name, rows in batch.items()}
 
 
 def put_whole(tree: PyTree, mesh: Mesh) -> PyTree:
-    """A copy on every device, from what each process has whole."""
+    """Puts a copy on every device, from what each process has whole."""
     put = functools.partial(jax.make_array_from_process_local_data, NamedSharding(mesh, WHOLE))
     return jax.tree.map(lambda x: put(np.asarray(x)), tree)
 

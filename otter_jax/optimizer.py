@@ -19,7 +19,7 @@ def learning_rate(
     warmup_steps: int = 0,
     steps_per_epoch: float = 1,
 ) -> Schedule:
-    """Linear warm-up to `base`, then half a cosine that reaches 0 at `total_steps`.
+    """Returns a linear warm-up to `base`, then half a cosine that reaches 0 at `total_steps`.
 
     With steps_per_epoch > 1 the rate changes once an epoch, as in the release; else every step.
     """
@@ -34,7 +34,7 @@ def learning_rate(
 
 
 def matrices(params: PyTree) -> PyTree[bool]:
-    """Weight decay is for kernels and embeddings, not for biases, norms, temperatures and gates."""
+    """Marks what weight decay is for: kernels and embeddings, nothing with fewer axes, no gates."""
     return jax.tree_util.tree_map_with_path(
         lambda path, x: x.ndim > 1 and path[0].key != "gates", params
     )
@@ -50,7 +50,7 @@ def make_optimizer(
     frozen: PyTree[bool] | None = None,
     decayed: Callable[[PyTree], PyTree[bool]] = matrices,
 ) -> optax.GradientTransformation:
-    """SGD ("sgd") or AdamW ("adamw") under `schedule`; clip_norm 0 does not clip.
+    """Returns SGD ("sgd") or AdamW ("adamw") under `schedule`; clip_norm 0 does not clip.
 
     SGD adds weight_decay * parameter to the gradient, AdamW decays apart from it, both as PyTorch
     does. Parameters marked in `frozen` have no optimiser state and never move.

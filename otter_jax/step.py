@@ -19,7 +19,7 @@ from jaxtyping import Array, Float, Int, Key, PyTree
 from otter_jax import gates
 from otter_jax.freezing import share_frozen, stop_frozen, stored_statistics
 from otter_jax.mesh import AXIS, ROWS, WHOLE
-from otter_jax.objective import Objective, health, scale_of, targets_of
+from otter_jax.objective import ByDirection, Objective, health, scale_of, targets_of
 
 
 class TrainState(struct.PyTreeNode):
@@ -35,7 +35,7 @@ class TrainState(struct.PyTreeNode):
 def create_state(
     params: PyTree, batch_stats: PyTree, tx: optax.GradientTransformation
 ) -> TrainState:
-    """The state before the first step; the teacher starts as a copy of the student."""
+    """Returns the state before the first step; the teacher starts as a copy of the student."""
     student = {"params": params, "batch_stats": batch_stats}
     return TrainState(
         step=jnp.zeros((), jnp.int32),
@@ -60,43 +60,36 @@ def train_step(
     gate_strength: float = 0.0,
     ema_decay: float | None = 0.999,
 ) -> tuple[TrainState, dict[str, Float[Array, ""]]]:
-    """The next state, and the step's metrics.
+    """Returns the next state, and the step's metrics.
 
-    `batch`: image uint8 [B, H, W, 3], token_ids int32 [B, L], mask bool [B, L]; of packed captions
-    token_ids, mask and place as `Towers.embed_texts` takes them. Parameters whose path matches
-    `freeze` (see `frozen`) stay as they are. Gates (see `gates`) are parameters like others, with
-    `gate_strength` times their penalty in the loss. `ema_decay=None` keeps the teacher fixed: it
-    then looks at the batch as in evaluation, an EMA teacher as in training (its own batch
+    `batch` holds image uint8 [B, H, W, 3], and captions as `Towers` takes them. Parameters that
+    match `freeze` stay as they are (see `freezing`); gates (see `gates`) are parameters like
+    others, with `gate_strength` times their penalty in the loss. `ema_decay=None` keeps the teacher
+    fixed: it then looks at the batch as in evaluation, an EMA teacher as in training (its own batch
     statistics and dropout masks), as released.
     """
+    image, captions = batch["image"], {k: v for k, v in batch.items() if k != "image"}
 
     def encode(params, batch_stats, rng, train=True):
         with stored_statistics(freeze):
             return model.apply(
-                {"params": gates.fold(params), "batch_stats": batch_stats},
-                batch["image"], batch["token_ids"], batch["mask"], batch.get("place"),
+                {"params": gates.fold(params), "batch_stats": batch_stats}, image, captions,
                 train=train, rngs={"dropout": rng}, mutable=["batch_stats"],
             )  # fmt: skip
 
     student_rng, teacher_rng = jax.random.split(jax.random.fold_in(key, state.step))
-    per_device = functools.partial(jax.shard_map, mesh=mesh)
     student = {"params": state.params, "batch_stats": state.batch_stats}
     teacher = state.teacher if ema_decay is None else share_frozen(state.teacher, student, freeze)
-
     targets, numbers, teacher_stats = None, {}, None
-    if objective.teacher != "none":
+    if objective.teacher != "none":  # it looks first: what it sees is what the student learns from
         embeddings, updated = encode(**teacher, rng=teacher_rng, train=ema_decay is not None)
         teacher_stats = updated.get("batch_stats", {})
-        plan = functools.partial(objective.teacher_plans, axis_name=AXIS)
-        plans = per_device(plan, in_specs=ROWS, out_specs=ROWS)(*embeddings)
-        targets, numbers = targets_of(plans), health(plans)
+        targets, numbers = teach(objective, *embeddings, mesh=mesh)
 
     def loss_fn(params):
         params = stop_frozen(params, freeze)
         embeddings, updated = encode(params, state.batch_stats, student_rng)
-        loss = functools.partial(objective.loss, axis_name=AXIS)
-        loss = per_device(loss, in_specs=(ROWS, ROWS, ROWS, WHOLE), out_specs=WHOLE)
-        loss, terms = loss(*embeddings, targets, params["log_scale"])
+        loss, terms = matching_loss(objective, *embeddings, targets, params["log_scale"], mesh=mesh)
         if gate_penalty:
             terms["gate_penalty"] = gates.penalty(params["gates"], gate_penalty)
             loss += gate_strength * terms["gate_penalty"]
@@ -106,23 +99,60 @@ def train_step(
     (loss, (terms, batch_stats)), grads = grad_fn(state.params)
     updates, opt_state = tx.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
-
     if ema_decay is not None:
-        rate = 1 - ema_decay_at(state.step, ema_decay)
         student = {"params": params, "batch_stats": batch_stats}
-        teacher = optax.incremental_update(student, teacher, rate)
-        if teacher_stats is not None:  # a teacher that looked has statistics of its own
-            teacher["batch_stats"] = teacher_stats
-
+        teacher = follow(teacher, student, teacher_stats, ema_decay_at(state.step, ema_decay))
     norms = {"grad_norm": optax.tree.norm(grads), "param_norm": optax.tree.norm(params)}
-    metrics = {"loss": loss, **terms, **norms}
     scales = {f"scale_{name}": scale_of(x) for name, x in state.params["log_scale"].items()}
     new_state = TrainState(state.step + 1, params, batch_stats, opt_state, teacher)
-    return new_state, metrics | scales | numbers
+    return new_state, {"loss": loss, **terms, **norms, **scales, **numbers}
+
+
+def follow(
+    teacher: PyTree, student: PyTree, batch_stats: PyTree | None, decay: Float[Array, ""]
+) -> PyTree:
+    """Moves an EMA teacher towards the student: decay * teacher + (1 - decay) * student.
+
+    A teacher that looked at the batch has statistics of its own, `batch_stats`, and keeps those.
+    """
+    moved = optax.incremental_update(student, teacher, 1 - decay)
+    return moved if batch_stats is None else moved | {"batch_stats": batch_stats}
+
+
+def teach(
+    objective: Objective, img: Float[Array, "B D"], txt: Float[Array, "B D"], *, mesh: Mesh
+) -> tuple[ByDirection, dict[str, Float[Array, ""]]]:
+    """Returns the targets that a teacher with these embeddings sets, and their health.
+
+    The rows of the embeddings, and of both [B, B] targets, are spread over the devices of `mesh`;
+    no [B, B] matrix is sent. See `objective.health` for its three numbers.
+    """
+    plans_of = functools.partial(objective.teacher_plans, axis_name=AXIS)
+    plans = jax.shard_map(plans_of, mesh=mesh, in_specs=ROWS, out_specs=ROWS)(img, txt)
+    return targets_of(plans), health(plans)
+
+
+def matching_loss(
+    objective: Objective,
+    img: Float[Array, "B D"],
+    txt: Float[Array, "B D"],
+    targets: ByDirection | None,
+    log_scale: dict[str, Float[Array, ""]],
+    *,
+    mesh: Mesh,
+) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
+    """Returns the loss of a student with these embeddings, and its terms before weighting.
+
+    `targets` are those of `teach`, None for an objective without teacher. Rows are spread over the
+    devices of `mesh`; loss and terms are those of the whole batch, in nats.
+    """
+    loss_of = functools.partial(objective.loss, axis_name=AXIS)
+    spread = jax.shard_map(loss_of, mesh=mesh, in_specs=(ROWS, ROWS, ROWS, WHOLE), out_specs=WHOLE)
+    return spread(img, txt, targets, log_scale)
 
 
 def ema_decay_at(step: Int[Array, ""], limit: float) -> Float[Array, ""]:
-    """Decay applied after update `step` = 0, 1, ...: 3/12, 4/13, ..., at most `limit`.
+    """Returns the decay after update `step` = 0, 1, ...: 3/12, 4/13, ..., at most `limit`.
 
     A young teacher follows closely, an old one slowly. The release averages before the forward
     pass instead, with (1 + k) / (10 + k) for k = 1, 2, ...: the same sequence of teachers.

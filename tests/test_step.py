@@ -113,9 +113,7 @@ def test_a_frozen_batch_norm_normalises_by_its_stored_statistics():
     batch = put(tiny.batch())
     _, metrics = train_step(tiny.state(), batch)
     model, variables = tiny.towers(), tiny.variables()
-    img, txt = model.apply(
-        variables, batch["image"], batch["token_ids"], batch["mask"], train=False
-    )
+    img, txt = model.apply(variables, batch["image"], tiny.captions_of(batch), train=False)
     loss, _ = METHODS["infonce"].loss(img, txt, None, variables["params"]["log_scale"])
     np.testing.assert_allclose(metrics["loss"], loss, rtol=1e-5)
 

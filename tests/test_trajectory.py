@@ -90,9 +90,9 @@ def torch_axes(path, ndim):
 class Watched(Towers):
     """Leaves its embeddings among the statistics, which train_step hands out."""
 
-    def __call__(self, image, token_ids, mask, place=None, *, train):
+    def __call__(self, image, captions, *, train):
         img = self.embed_images(image, train=train)
-        txt = self.embed_texts(token_ids, mask, train=train)
+        txt = self.embed_texts(**captions, train=train)
         self.put_variable("batch_stats", "watched", {"img": img, "txt": txt})
         return img, txt
 
@@ -163,7 +163,7 @@ def first_state(model, weight, batch):
         return jnp.asarray(np.transpose(value, np.argsort(axes)), model.img.dtype)
 
     init = functools.partial(model.init, train=False)
-    inputs = batch["image"], batch["token_ids"], batch["mask"]
+    inputs = batch["image"], {name: batch[name] for name in ("token_ids", "mask")}
     shapes = jax.eval_shape(init, jax.random.key(0), *inputs)
     variables = jax.tree_util.tree_map_with_path(fill, shapes)
     return step.create_state(variables["params"], variables["batch_stats"], TX)
@@ -392,7 +392,7 @@ def test_two_steps_with_resnet50_and_bert_base_are_the_released_ones():
         {
             "image": jnp.asarray(pixels.transpose(0, 2, 3, 1), jnp.float32),
             "token_ids": jnp.asarray(golden["token_ids"][number]),
-            "mask": jnp.asarray(golden["mask"][number]),
+            "mask": jnp.asarray(golden["mask"][number], bool),
         }
         for number in range(2)
         for pixels in [np.random.RandomState(SEED + 10 + number).standard_normal((8, 3, 64, 64))]

@@ -52,11 +52,15 @@ def batch(seed: int = 0, size: int = B) -> dict[str, np.ndarray]:
     }
 
 
+def captions_of(batch):
+    return {name: rows for name, rows in batch.items() if name != "image"}
+
+
 @functools.cache
 def variables():
     model, x = towers(), batch()
     init = functools.partial(model.init, train=False)
-    return jax.jit(init)(jax.random.key(0), x["image"], x["token_ids"], x["mask"])
+    return jax.jit(init)(jax.random.key(0), x["image"], captions_of(x))
 
 
 def tx(**options):

@@ -53,9 +53,7 @@ def steps(method: str, devices: int, count: int) -> dict[str, np.ndarray]:
     step, put = tiny.jitted(method, devices, model=model)
     first = tiny.batch()
     init = functools.partial(model.init, train=False)
-    variables = jax.jit(init)(
-        jax.random.key(0), *(first[k] for k in ("image", "token_ids", "mask"))
-    )
+    variables = jax.jit(init)(jax.random.key(0), first["image"], tiny.captions_of(first))
     variables = jax.tree.map(lambda x: np.asarray(x, np.float64), variables)
     fresh = create_state(variables["params"], variables["batch_stats"], tiny.tx())
     state, found = meshes.put_whole(fresh, meshes.make_mesh(devices)), {}

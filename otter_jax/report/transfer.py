@@ -1,4 +1,4 @@
-"""The report of a transfer."""
+"""The report of a transfer: accuracy, gates, pruning and what excites filters, as one page."""
 
 import json
 import pathlib
@@ -13,22 +13,22 @@ from jaxtyping import Float, PyTree
 from matplotlib.figure import Figure
 from ml_collections import ConfigDict
 
-from otter_jax import gates
 from otter_jax import mesh as meshes
 from otter_jax.report import page
 from otter_jax.run import cluster, directory
 from otter_jax.run.console import progress_bar
 from otter_jax.transfer import phases, pictures, pruning
-from otter_jax.transfer.network import attention_of, gates_of, trained_network
+from otter_jax.transfer.network import attention_of, gates_of, trained
 from otter_jax.transfer.pictures import FILTERS, PICTURES, Attention, Excitement, Path, some_images
 from otter_jax.transfer.pruning import rankings
 from otter_jax.transfer.validation import Validation, normaliser
 
 WIDTH = 9.0  # of a figure, inches
+SHARES = (0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.7)  # of the filters, pruned for the report
 
 
 def ranking(attention: Attention) -> dict[str, dict[str, list]]:
-    """Per convolution the numbers of its filters, most attended first, and their attention."""
+    """Returns per convolution its filters, most attended first, and their attention."""
     ranked = {}
     for path, values in attention.items():
         order = np.argsort(-np.asarray(values), kind="stable")
@@ -40,7 +40,7 @@ def ranking(attention: Attention) -> dict[str, dict[str, list]]:
 
 
 def extremes(attention: Attention) -> list[dict[str, Any]]:
-    """The ends of the ranking, a row a convolution: its most and least attended filters."""
+    """Returns one row per convolution: its most and least attended filters."""
 
     def some(pairs):
         return ", ".join(f"{number} ({value:.3f})" for number, value in pairs[:FILTERS])
@@ -60,7 +60,7 @@ def extremes(attention: Attention) -> list[dict[str, Any]]:
 
 
 def plot_histograms(gates: Mapping[Path, Float[np.ndarray, "..."]]) -> Figure:
-    """How the gates A of each convolution are spread, by its path."""
+    """Plots a histogram of the gates A of each convolution."""
     columns = min(7, len(gates))
     rows = -(-len(gates) // columns)
     figure = Figure(figsize=(WIDTH, 0.5 + 0.85 * rows), layout="constrained")
@@ -82,7 +82,7 @@ def plot_histograms(gates: Mapping[Path, Float[np.ndarray, "..."]]) -> Figure:
 
 
 def plot_excitement(shown: Sequence[Excitement]) -> Figure:
-    """A row of pictures a filter."""
+    """Plots one row of pictures per filter."""
     figure = Figure(figsize=(WIDTH, 0.75 * len(shown)), layout="constrained")
     axes = figure.subplots(len(shown), PICTURES + 1, squeeze=False)
     for row, one in zip(axes, shown, strict=True):
@@ -97,7 +97,7 @@ def plot_excitement(shown: Sequence[Excitement]) -> Figure:
 
 
 def plot_epochs(epochs: Sequence[Mapping[str, Any]]) -> Figure:
-    """Accuracy after each phase."""
+    """Plots the accuracy after each phase."""
     figure = Figure(figsize=(WIDTH, 3), layout="constrained")
     axis = figure.subplots()
     numbers = range(1, len(epochs) + 1)
@@ -110,7 +110,7 @@ def plot_epochs(epochs: Sequence[Mapping[str, Any]]) -> Figure:
 
 
 def plot_pruning(points: Sequence[Mapping[str, Any]]) -> Figure:
-    """By the share of filters pruned: accuracy, by what goes first; size and speed."""
+    """Plots accuracy, size and speed over the share of filters pruned."""
     figure = Figure(figsize=(WIDTH, 3), layout="constrained")
     accuracy, cost = figure.subplots(1, 2)
     shares = [point["share"] for point in points]
@@ -131,18 +131,21 @@ def plot_pruning(points: Sequence[Mapping[str, Any]]) -> Figure:
     return figure
 
 
-SHARES = (0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.7)  # of the filters, pruned for the report
-
-
-def report(
+def write(
     config: ConfigDict,
     workdir: pathlib.Path,
     validate: Validation,
     *,
     console: rich.console.Console,
 ) -> None:
-    """Writes WORKDIR/report.html with its pictures in report/, and filters.json, the ranking."""
-    model, params, batch_stats, _ = trained_network(config, workdir, len(validate.data.names))
+    """Writes WORKDIR/report.html with its pictures in report/, and filters.json, the ranking.
+
+    Does nothing if the report is there. All processes call it, and help to measure.
+    """
+    if cluster.stack(np.array((workdir / "report.html").exists()))[0]:
+        return
+    network = trained(config, workdir, len(validate.data.names))
+    model, params, variables = network.model, network.params, network.folded()
     epochs = [json.loads(path.read_text()) for path in sorted((workdir / "results").glob("*.json"))]
     figures = {"Accuracy": plot_epochs(epochs)}
     groups = phases.sizes(params, model)
@@ -156,7 +159,6 @@ def report(
     if attention:
         results["filters.json"] = ranking(attention)
         parts.append(("The filters ranked (all of them: filters.json)", extremes(attention)))
-        variables = {"params": gates.fold(params), "batch_stats": batch_stats}
         figures["Gates"] = plot_histograms(gates_of(params))
         points = prune_points(config, model, variables, attention, validate, console)
         results["pruning.json"] = points
@@ -172,17 +174,27 @@ def report(
             batch_size=config.eval.batch_size,
         )
         figures["What excites the most and least attended filters"] = plot_excitement(shown)
-    if not cluster.is_first():  # it has helped to measure
-        return
-    for name, result in results.items():
-        directory.write_json(workdir / name, result)
+    if cluster.is_first():  # the others have helped to measure
+        for name, result in results.items():
+            directory.write_json(workdir / name, result)
+        title = f"Transfer of {config.model.arch} to {config.data.name}, {config.phases}"
+        _write_page(workdir, title, parts, figures)
+    console.print(f"The report is in {workdir / 'report.html'}.")
+
+
+def _write_page(
+    workdir: pathlib.Path,
+    title: str,
+    parts: list[tuple[str, page.Part]],
+    figures: Mapping[str, Figure],
+) -> None:
     folder = workdir / "report"
     folder.mkdir(exist_ok=True)
+    drawn = []
     for number, (heading, figure) in enumerate(figures.items()):
         figure.savefig(folder / f"{number}.png", dpi=150)
-        parts.append((heading, pathlib.Path("report") / f"{number}.png"))
-    title = f"Transfer of {config.model.arch} to {config.data.name}, {config.phases}"
-    directory.write_text(workdir / "report.html", page.page(title, parts))
+        drawn.append((heading, pathlib.Path("report") / f"{number}.png"))
+    directory.write_text(workdir / "report.html", page.page(title, [*parts, *drawn]))
 
 
 def prune_points(
@@ -193,7 +205,7 @@ def prune_points(
     validate: Validation,
     console: rich.console.Console,
 ) -> list[dict[str, Any]]:
-    """Accuracy in validation, size and speed of the network, by the share of its filters pruned.
+    """Measures accuracy, size and speed of a network, by the share of its filters pruned.
 
     Nothing is trained in between. Beside it the accuracy when those with the smallest folded kernel
     go first ("magnitude"), and when as many go at random: what the ranking is worth. `values` are

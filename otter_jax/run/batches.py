@@ -1,4 +1,4 @@
-"""What this process reads of a set, as a config says."""
+"""The batches that this process reads of a set, as a config says."""
 
 import contextlib
 from collections.abc import Callable, Iterator
@@ -18,14 +18,14 @@ from otter_jax.data.source import Source
 from otter_jax.run import cluster
 
 
-def train_batches(
-    config: ConfigDict, source: Source, target: pipeline.Target, start: int
+def training(
+    config: ConfigDict, source: Source, annotation: pipeline.Annotation, start: int
 ) -> Iterator[pipeline.Batch]:
-    """Its rows of the global batches from step `start` on, as `pipeline.train_batches` has them."""
+    """Yields this process's rows of the global batches of training from step `start` on."""
     data = config.data
     return pipeline.train_batches(
         source,
-        target,
+        annotation,
         seed=config.seed,
         batch_size=config.train.batch_size,
         image_size=data.image_size,
@@ -40,12 +40,12 @@ def train_batches(
     )
 
 
-def eval_batches(
+def evaluation(
     config: ConfigDict, source: Source, *, shared: bool = True
 ) -> Iterator[pipeline.Batch]:
-    """Its rows of every record once, in order, as `pipeline.eval_batches` has them.
+    """Yields this process's rows of every record once, in order.
 
-    Not `shared` with the other processes, all rows in each of them.
+    With shared=False every process reads all rows.
     """
     return pipeline.eval_batches(
         source,
@@ -57,8 +57,8 @@ def eval_batches(
     )
 
 
-def ensure_set(dataset: str, data_dir: str, tars: Tars = (), folder: str = "") -> None:
-    """As `store.ensure`; of several processes the first makes the set, and the others find it."""
+def ensure_once(dataset: str, data_dir: str, tars: Tars = (), folder: str = "") -> None:
+    """Makes the set unless it is there, in the first process; the others wait, and find it."""
     with cluster.first_before_others():
         ensure(dataset, data_dir, tars, folder)
 
@@ -72,14 +72,14 @@ def over_all(
     check: Callable[[], None],
     advance: Callable[[int], None] = lambda count: None,
 ) -> tuple[Int[np.ndarray, "N R"], Bool[np.ndarray, "N"]]:
-    """What `best_of` makes of each image of a set, and whether the image could be read.
+    """Returns `best_of` of each image of a set, and whether the image could be read.
 
     Every process reads its rows, and gets the results of all. `best_of` is compiled, from rows on
-    their devices to a copy on each; `check` is called once a batch, and may raise to end it here;
+    their devices to a copy on each. `check` is called once per batch, and may raise to end it here;
     `advance` hears how many records were done.
     """
     found, valid = [], np.zeros(len(source), bool)
-    with contextlib.closing(eval_batches(config, source)) as batches:
+    with contextlib.closing(evaluation(config, source)) as batches:
         for number, batch in enumerate(batches):
             check()
             best = best_of(meshes.put_batch({"image": batch["image"]}, mesh)["image"])
@@ -92,7 +92,7 @@ def over_all(
 def name_unreadable(
     source: Source, valid: Bool[np.ndarray, "N"], console: rich.console.Console
 ) -> list[str]:
-    """The keys of the images that could not be read, of which it says that they are left out."""
+    """Returns the keys of the images that could not be read, and says that they are left out."""
     keys = [source.key(int(i)) for i in np.flatnonzero(~valid)]
     if keys:
         console.print(
@@ -102,14 +102,14 @@ def name_unreadable(
     return keys
 
 
-def batch_shapes(
-    config: ConfigDict, target: pipeline.Target, mesh: Mesh
+def shapes(
+    config: ConfigDict, annotation: pipeline.Annotation, mesh: Mesh
 ) -> dict[str, jax.ShapeDtypeStruct]:
-    """Shapes of a global batch of training, to compile for before one is read."""
+    """Returns the shapes of a global batch of training, to compile for before one is read."""
     B, S = config.train.batch_size, config.data.image_size
-    shapes = {"image": ((B, S, S, 3), np.uint8), **target.shapes(B)}
+    rows_of = {"image": ((B, S, S, 3), np.uint8), **annotation.shapes(B)}
     _, rows = meshes.shardings(mesh)
     return {
         name: jax.ShapeDtypeStruct(shape, dtype, sharding=rows)
-        for name, (shape, dtype) in shapes.items()
+        for name, (shape, dtype) in rows_of.items()
     }

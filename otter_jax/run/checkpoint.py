@@ -1,4 +1,4 @@
-"""Training states on disk (Orbax): saved in the background, kept by a policy, opened anywhere."""
+"""Checkpoints (Orbax): saved in the background, kept by a policy, opened on any devices."""
 
 import math
 import pathlib
@@ -17,12 +17,15 @@ _policy = ocp.checkpoint_managers.preservation_policy
 
 class _Manager(ocp.CheckpointManager):
     def reached_preemption(self, step: int) -> bool:
-        """No: to ask JAX moves a counter that is `cluster.Stop`'s."""
+        """Returns False: polling JAX here would advance the counter by which `cluster.Stop` agrees.
+
+        All processes agree on the stopping step by asking JAX equally often.
+        """
         return False
 
 
 class Checkpoints:
-    """The checkpoints of one run, in WORKDIR/checkpoints/STEP.
+    """Keeps the checkpoints of one run, in WORKDIR/checkpoints/STEP.
 
     Kept are the latest, the one with the largest metric `best` (of those saved together with
     metrics; "" for none), and each whose step is a multiple of `keep_every` (0 for none). A
@@ -58,18 +61,18 @@ class Checkpoints:
 
     @property
     def latest(self) -> int | None:
-        """Step of the newest complete checkpoint, None if there is none."""
+        """The step of the newest complete checkpoint, None if there is none."""
         return self._manager.latest_step()
 
     @property
     def best(self) -> int | None:
-        """Step of the checkpoint with the largest metric; the latest if none has that metric."""
+        """The step of the checkpoint with the largest metric; the latest if none has it."""
         scores = {step: self._metrics(step).get(self._best) for step in self._manager.all_steps()}
         scores = {step: score for step, score in scores.items() if score is not None}
         return max(scores, key=scores.get, default=self.latest)
 
     def entries(self, step: int) -> set[str]:
-        """What the state of `step` holds: "params", "teacher", ..."""
+        """Returns the names in the state of `step`: "params", "teacher", ..."""
         return set(self._manager.item_metadata(step)["state"].tree)
 
     def save(self, step: int, state: PyTree, metrics: Mapping[str, float] | None = None) -> None:
@@ -83,7 +86,7 @@ class Checkpoints:
         )
 
     def is_rated(self, step: int) -> bool:
-        """Whether the metric `best` of this checkpoint is known, as it must be if there is one."""
+        """Tells whether the metric `best` of this checkpoint is known, or none is needed."""
         return not self._best or self._best in self._metrics(step)
 
     def rate(self, step: int, metrics: Mapping[str, float]) -> None:
@@ -96,7 +99,7 @@ class Checkpoints:
         self._manager.reload()
 
     def restore(self, step: int, like: PyTree, sharding: Sharding) -> PyTree:
-        """The state of `step` on the devices of `sharding`, whatever devices saved it.
+        """Restores the state of `step` on the devices of `sharding`, whatever devices saved it.
 
         `like` gives structure and shapes (arrays or ShapeDtypeStructs). Raises UserError, listing
         what differs, if the checkpoint is of another model.
@@ -104,7 +107,7 @@ class Checkpoints:
         return self._restore(step, like, sharding, partial=False)
 
     def restore_part(self, step: int, like: PyTree, sharding: Sharding) -> PyTree:
-        """Those entries of the state of `step` that `like` names; nothing else is read."""
+        """Restores the entries of the state of `step` that `like` names; nothing else is read."""
         return self._restore(step, like, sharding, partial=True)
 
     def wait(self) -> None:
@@ -140,7 +143,7 @@ def restore_best(
     best: str,
     optional: Mapping[str, PyTree] | None = None,
 ) -> tuple[PyTree, int]:
-    """The entries of `like` in a run's best checkpoint by metric `best`, and which step it is.
+    """Restores the entries of `like` from a run's best checkpoint by metric `best`; and its step.
 
     Of `optional` entries those come along that are there. Raises UserError if there is no
     checkpoint, or it is of another model.

@@ -39,7 +39,7 @@ LONG = 7 * 24 * 3600  # seconds; for what may take its time, such as making a da
 
 
 def launcher() -> str:
-    """What started this process as one of several: "SLURM", "Open MPI", or "" for nothing.
+    """Returns what started this process as one of several: "SLURM", "Open MPI", or "" for nothing.
 
     A batch script or a shell inside an allocation is one process: only `srun` and `mpirun` count.
     """
@@ -120,19 +120,19 @@ def _reach(coordinator: str, *, first: bool) -> None:
 
 
 def is_first() -> bool:
-    """Whether this is process 0, which alone writes and prints what all of them know."""
+    """Tells whether this is process 0, which alone writes and prints what all of them know."""
     return jax.process_index() == 0
 
 
 def stack(x: Shaped[np.ndarray, "*shape"]) -> Shaped[np.ndarray, "P *shape"]:
-    """The arrays of all P processes, which must have one shape. All processes call it."""
+    """Stacks the arrays of all P processes, which must have one shape. All processes call it."""
     if jax.process_count() == 1:
         return x[None]
     return np.asarray(multihost_utils.process_allgather(x))
 
 
 def gather(text: str) -> list[str]:
-    """The texts of all processes. All processes call it."""
+    """Returns the texts of all processes. All processes call it."""
     raw = np.frombuffer(text.encode(), np.uint8)
     sizes = stack(np.array(len(raw), np.int32))
     padded = np.zeros(max(1, sizes.max()), np.uint8)
@@ -163,7 +163,7 @@ def agree(facts: Callable[[], Mapping[str, Any]]) -> None:
 
 
 def fingerprint(tree: PyTree) -> str:
-    """Eight digits that differ when a value of the tree does, for `agree`."""
+    """Returns eight digits that differ when a value of the tree does, for `agree`."""
     crc = 0
     for leaf in jax.tree.leaves(tree):
         crc = zlib.crc32(np.ascontiguousarray(leaf).view(np.uint8), crc)
@@ -197,7 +197,7 @@ def check_shared(workdir: pathlib.Path) -> None:
 
 @contextlib.contextmanager
 def first_before_others() -> Iterator[None]:
-    """Context that the other processes enter when the first has left it."""
+    """Makes the other processes wait before this context until the first has left it."""
     if not is_first():
         meet("first_before_others")
     yield
@@ -215,7 +215,7 @@ _meetings = itertools.count()  # a barrier needs a name of its own
 
 
 class Stop:
-    """Context in which SIGTERM and Ctrl-C ask for a stop; a second one has its usual effect.
+    """Takes SIGTERM and Ctrl-C in this context as requests to stop; a second one acts as usual.
 
     Of several processes any may get the signal, and JAX lets all agree on where to stop.
     """
@@ -236,7 +236,7 @@ class Stop:
             signal.signal(number, handler)
 
     def reached(self) -> bool:
-        """Whether to stop here. All processes ask equally often, and get the same answers."""
+        """Tells whether to stop here. All processes ask equally often, and get the same answers."""
         if not jax.distributed.is_initialized():
             self._reached = bool(self.by)
         elif not self._reached:
@@ -245,13 +245,13 @@ class Stop:
         return self._reached
 
     def check(self) -> None:
-        """Raises Stopped where `reached` is true."""
+        """Raises Stopped if a stop was asked for (`reached`)."""
         if self.reached():
             raise Stopped
 
     @contextlib.contextmanager
     def interrupting(self) -> Iterator[None]:
-        """Context that a signal ends at once with Stopped; of several processes, none does."""
+        """Lets a signal end this context at once with Stopped; with several processes none does."""
         self._interrupts = not jax.distributed.is_initialized()
         try:
             if self._interrupts and self.by:

@@ -1,17 +1,22 @@
-"""What a run prints: the console, a progress bar, numbers as people read them."""
+"""The words of a run: its console and progress bar, and numbers as people read them."""
+
+import textwrap
+from collections.abc import Mapping
 
 import rich.console
 import rich.progress
 
+WIDTH = 100  # columns that what is printed fits in
+
 
 def make_console() -> rich.console.Console:
-    """Where programs say what they do."""
+    """Returns the console that programs print to."""
     # Keys, paths and regular expressions are printed as they are: not read as markup, not broken.
     return rich.console.Console(markup=False, highlight=False, soft_wrap=True)
 
 
 def progress_bar(console: rich.console.Console) -> rich.progress.Progress:
-    """What is done, for how long, and how long it will take; nothing but on a terminal."""
+    """Returns a bar of what is done and the time left; it shows on terminals alone."""
     return rich.progress.Progress(
         rich.progress.TextColumn("{task.description}"),
         rich.progress.BarColumn(),
@@ -24,13 +29,27 @@ def progress_bar(console: rich.console.Console) -> rich.progress.Progress:
     )
 
 
+def in_columns(fields: Mapping[str, str]) -> str:
+    """Lays names and their texts out in two columns, the texts wrapped at `WIDTH`."""
+    return "\n".join(
+        textwrap.fill(
+            f"{name:11} {text}",
+            WIDTH,
+            subsequent_indent=" " * 12,
+            break_long_words=False,
+            break_on_hyphens=False,
+        )
+        for name, text in fields.items()
+    )
+
+
 def millions(count: int) -> str:
-    """1234567 as 1.23 M."""
+    """Writes 1234567 as 1.23 M."""
     return f"{count / 1e6:.2f} M" if count >= 1e5 else f"{count:,}"
 
 
 def duration(seconds: float) -> str:
-    """Seconds as 1h02m, 3m04s or 5s."""
+    """Writes seconds as 1h02m, 3m04s or 5s."""
     minutes, s = divmod(round(seconds), 60)
     hours, m = divmod(minutes, 60)
     return f"{hours}h{m:02d}m" if hours else f"{m}m{s:02d}s" if m else f"{s}s"

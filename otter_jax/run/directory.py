@@ -1,4 +1,4 @@
-"""The directory of a run: its config, how it was started, its results."""
+"""The directory of a run: its config, how it was started, its results, files written whole."""
 
 import hashlib
 import json
@@ -20,12 +20,12 @@ PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "nump
 
 
 def describe(workdir: pathlib.Path, config: Mapping[str, Any]) -> None:
-    """Writes config.json, and how this start was made into run.json (one entry a start)."""
+    """Writes config.json, and adds how this start was made to run.json, one entry per start."""
     workdir.mkdir(parents=True, exist_ok=True)
     write_text(workdir / "config.json", json.dumps(config, indent=2, sort_keys=True))
     path = workdir / "run.json"
     starts = json.loads(path.read_text()) if path.exists() else []
-    here = pathlib.Path(__file__).parent
+    here = pathlib.Path(__file__).parent.parent
     try:
         git = subprocess.run(
             ["git", "describe", "--always", "--dirty"],
@@ -44,8 +44,8 @@ def describe(workdir: pathlib.Path, config: Mapping[str, Any]) -> None:
 
 
 def versions() -> dict[str, Any]:
-    """What computes: Python, the packages, and this package as it lies on disk."""
-    here = pathlib.Path(__file__).parent
+    """Returns the versions of Python and the packages, and a digest of this package's code."""
+    here = pathlib.Path(__file__).parent.parent
     code = hashlib.sha256()
     for path in sorted(here.rglob("*.py")):
         code.update(path.read_bytes())
@@ -57,7 +57,7 @@ def versions() -> dict[str, Any]:
 
 
 def config_of(workdir: pathlib.Path, *, needs: str = "objective") -> ConfigDict:
-    """The config of the latest start of a run.
+    """Returns the config of the latest start of a run.
 
     Raises UserError if there is none, or it has no key `needs`: a run of another program.
     """
@@ -68,7 +68,7 @@ def config_of(workdir: pathlib.Path, *, needs: str = "objective") -> ConfigDict:
 
 
 def read_config(workdir: pathlib.Path) -> ConfigDict:
-    """The config of the latest start of any program's run. Raises UserError if there is none."""
+    """Returns the config of the latest start of any run. Raises UserError if there is none."""
     path = workdir / "config.json"
     if not path.is_file():
         raise UserError(f"There is no {path}: is {workdir} the directory of a run?")
@@ -83,7 +83,7 @@ def write_json(path: pathlib.Path, value: Any) -> None:
 
 
 def results(workdir: pathlib.Path, step: int) -> pathlib.Path:
-    """Where an evaluation of the state after `step` steps is written."""
+    """Returns the file that an evaluation of the state after `step` steps is written to."""
     return workdir / "results" / f"step_{step:08d}.json"
 
 
@@ -104,7 +104,7 @@ def say_differences(
 
 
 def differences(before: ConfigDict, after: ConfigDict) -> Iterator[str]:
-    """`key: old -> new` for every value of two configs that differs."""
+    """Yields `key: old -> new` for every value of two configs that differs."""
     old, new = flatten(json.loads(before.to_json())), flatten(json.loads(after.to_json()))
     for key in sorted(old.keys() | new.keys()):
         if old.get(key) != new.get(key):
@@ -112,7 +112,7 @@ def differences(before: ConfigDict, after: ConfigDict) -> Iterator[str]:
 
 
 def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """{"a": {"b": 1}} as {"a.b": 1}."""
+    """Flattens {"a": {"b": 1}} to {"a.b": 1}."""
     flat = {}
     for key, value in tree.items():
         flat |= (

@@ -1,6 +1,6 @@
-"""A trained model for other programs: an image encoder for timm, a text encoder for transformers.
+"""Exports a trained model: an image encoder for timm, a text encoder for transformers.
 
-    python -m otter_jax.export --workdir runs/first --out exported
+    otter-jax export --workdir runs/first --out exported
 
 writes
 
@@ -23,12 +23,12 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
+from otter_jax import mesh as meshes
 from otter_jax.data.captions import Tokenizer
 from otter_jax.errors import UserError
 from otter_jax.models.towers import Towers
-from otter_jax.run import directory
+from otter_jax.run import directory, trained
 from otter_jax.run.model import check_sizes
-from otter_jax.run.trained import trained
 from otter_jax.weights.folders import write_image, write_text
 from otter_jax.weights.tensors import Tensors
 
@@ -45,23 +45,20 @@ def run(
     """
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):
         raise UserError(f"--out {out} is there already, and not an empty folder; give a new one.")
-    here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     # Others compute in float32, so the numbers to compare with are float32's.
-    model, weights_of, folder, step = trained(config, workdir, here, dtype="float32")
-    tokenizer = Tokenizer(folder, config.data.max_tokens)
+    found = trained.load(config, workdir, meshes.one_device(), dtype="float32")
+    model, variables = found.model, jax.device_get(found.of(which, workdir))
+    tokenizer = Tokenizer(found.tokenizer, config.data.max_tokens)
     check_sizes(config, model, tokenizer)
-    if which not in weights_of:
-        raise UserError(f"{workdir} has no {which} weights; there is {', '.join(weights_of)}.")
-    variables = jax.device_get(weights_of[which])
     scratch = out.with_name(out.name + ".tmp")  # so that `out` is never half an export
     shutil.rmtree(scratch, ignore_errors=True)
     write_image(scratch / "image", config, model, variables)
-    write_text(scratch / "text", config, model, variables, folder)
+    write_text(scratch / "text", config, model, variables, found.tokenizer)
     scales = {k: float(np.exp(v)) for k, v in variables["params"]["log_scale"].items()}
     about = {
         "dim": model.dim,
         "weights": which,
-        "step": step,
+        "step": found.step,
         "scale": {name: min(max(scale, 1.0), 100.0) for name, scale in scales.items()},
         "image": {"resize": config.data.resize, "size": config.data.image_size},
         "mean": list(model.mean),  # in 0..255
@@ -70,16 +67,18 @@ def run(
         "config": json.loads(config.to_json()),
     }
     directory.write_json(scratch / "otter_jax.json", about)
-    np.savez(scratch / "check.npz", **check(model, variables, tokenizer, config.data.image_size))
+    np.savez(scratch / "check.npz", **examples(model, variables, tokenizer, config.data.image_size))
     scratch.replace(out)
 
 
-def check(model: Towers, variables: dict[str, Any], tokenizer: Tokenizer, size: int) -> Tensors:
-    """Pictures (noise, uint8), captions, and the model's embeddings of both."""
+def examples(model: Towers, variables: dict[str, Any], tokenizer: Tokenizer, size: int) -> Tensors:
+    """Returns pictures (noise, uint8), captions, and the model's embeddings of both."""
     pictures = np.random.RandomState(0).randint(0, 256, (4, size, size, 3)).astype(np.uint8)
-    inputs = map(jnp.asarray, (pictures, *tokenizer.encode(CAPTIONS)))
+    token_ids, mask = map(jnp.asarray, tokenizer.encode(CAPTIONS))
+    captions = {"token_ids": token_ids, "mask": mask}
     with jax.default_matmul_precision("highest"):  # GPUs' default, TF32, is 1e-3 off
-        image, text = jax.jit(functools.partial(model.apply, train=False))(variables, *inputs)
+        embed = jax.jit(functools.partial(model.apply, train=False))
+        image, text = embed(variables, jnp.asarray(pictures), captions)
     return {
         "pictures": pictures,
         "captions": np.array(CAPTIONS),

@@ -1,4 +1,4 @@
-"""From the model section of a config to the two towers and what they start from."""
+"""Fresh models: from the model section of a config to two towers and what they start from."""
 
 import functools
 from collections.abc import Callable, Mapping
@@ -24,7 +24,7 @@ from otter_jax.weights.encoders import Encoder
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 
 
-def towers(
+def fresh(
     *,
     dim: int,
     img: Mapping[str, Any],
@@ -33,7 +33,7 @@ def towers(
     gate_shape: str = "",
     key: Key[Array, ""],
 ) -> tuple[Towers, PyTree, Path]:
-    """The model, its variables {"params", "batch_stats"}, and the folder of its tokenizer.
+    """Makes the model; returns it, its variables {"params", "batch_stats"}, its tokenizer's folder.
 
     Arguments are those of `configs/common.py`, section model; with `gate_shape` the convolutions of
     the image tower get gates of 1 (`gates.create`).
@@ -49,12 +49,12 @@ def towers(
     return model, {"batch_stats": {}} | gated(variables, gate_shape), text.tokenizer
 
 
-def complete(given: PyTree, fresh: Callable[[], PyTree]) -> PyTree:
-    """The variables that `fresh` makes, those of them that are given as given."""
+def complete(given: PyTree, initial: Callable[[], PyTree]) -> PyTree:
+    """Returns the variables that `initial` makes, with those that are given in their places."""
     given = traverse_util.flatten_dict(given)
 
     def draw():
-        flat = traverse_util.flatten_dict(fresh())
+        flat = traverse_util.flatten_dict(initial())
         return {path: leaf for path, leaf in flat.items() if path not in given}
 
     # Compiled without optimisation and without what is given: a second instead of a minute.
@@ -70,7 +70,7 @@ def shapes(
     dtype: str,
     gate_shape: str = "",
 ) -> tuple[Towers, PyTree, Path]:
-    """As `towers`, with the variables' shapes alone; no weights are read."""
+    """Returns what `fresh` does with the variables' shapes alone; no weights are read."""
     txt = {**txt, "pretrained": False}
     model, _, text = load_towers(dim=dim, img=img, txt=txt, dtype=dtype, pretrained=False)
     like = jax.eval_shape(lambda: gated(initialise(model, jax.random.key(0)), gate_shape))
@@ -78,7 +78,7 @@ def shapes(
 
 
 def gated(variables: PyTree, shape: str) -> PyTree:
-    """`variables` with gates of 1 on the image tower; as they are if `shape` is ""."""
+    """Adds gates of 1 on the image tower; with `shape` "" returns the variables as they are."""
     if not shape:
         return variables
     params = variables["params"]
@@ -94,14 +94,13 @@ def load_towers(
     dtype: str,
     pretrained: bool = True,
 ) -> tuple[Towers, Encoder, Encoder]:
-    """The model, and its image and text encoder as they were loaded; see `weights.load_image`."""
-    if dtype not in DTYPES:
-        raise UserError(f"model.dtype={dtype!r}: one of {', '.join(DTYPES)}.")
+    """Returns the model, and its two encoders as `weights.load_image` and `load_text` have them."""
+    as_dtype = dtype_of(dtype)
     image = encoders.load_image(
-        img["weights"], arch=img["arch"], dtype=DTYPES[dtype], pretrained=pretrained
+        img["weights"], arch=img["arch"], dtype=as_dtype, pretrained=pretrained
     )
     text = encoders.load_text(
-        txt["weights"], dropout=txt["dropout"], dtype=DTYPES[dtype], pretrained=txt["pretrained"]
+        txt["weights"], dropout=txt["dropout"], dtype=as_dtype, pretrained=txt["pretrained"]
     )
     model = Towers(
         img=image.module,
@@ -112,6 +111,13 @@ def load_towers(
         std=tuple(img["std"]),
     )
     return model, image, text
+
+
+def dtype_of(name: str) -> Any:
+    """Returns the dtype that encoders compute in. Raises UserError for another than `DTYPES`."""
+    if name not in DTYPES:
+        raise UserError(f"model.dtype={name!r}: one of {', '.join(DTYPES)}.")
+    return DTYPES[name]
 
 
 def check_sizes(config: ConfigDict, model: Towers, tokenizer: Tokenizer) -> None:
@@ -146,6 +152,7 @@ def check_image_size(size: int, module: nn.Module, arch: str) -> None:
 
 
 def initialise(model: Towers, key: Key[Array, ""]) -> PyTree:
-    """Fresh variables; their shapes do not depend on the sizes of images and texts."""
+    """Returns random variables; their shapes do not depend on the sizes of images and texts."""
     image, ids = jnp.zeros((1, 64, 64, 3), jnp.uint8), jnp.zeros((1, 8), jnp.int32)
-    return model.init(key, image, ids, jnp.ones((1, 8), bool), train=False)
+    captions = {"token_ids": ids, "mask": jnp.ones((1, 8), bool)}
+    return model.init(key, image, captions, train=False)

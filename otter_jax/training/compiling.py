@@ -9,7 +9,7 @@ from otter_jax.run import cluster
 
 
 def compiled(jitted: Any, *shapes: Any, name: str, console: rich.console.Console) -> Any:
-    """The function compiled for arguments of such shapes; says how long it took, and its memory."""
+    """Compiles a function for arguments of such shapes; says how long it took, and its memory."""
     with console.status(f"Compiling {name}"):
         began = time.monotonic()
         program = jitted.lower(*shapes).compile()
@@ -20,7 +20,7 @@ def compiled(jitted: Any, *shapes: Any, name: str, console: rich.console.Console
 
 
 def memory(program: Any) -> str:
-    """Bytes per device that a compiled program holds at once, as text."""
+    """Returns the bytes per device that a compiled program holds at once, as text."""
     total = bytes_needed(program)
     if total is None:
         return "memory that this backend does not tell"
@@ -29,7 +29,7 @@ def memory(program: Any) -> str:
 
 
 def bytes_needed(program: Any) -> int | None:
-    """Bytes per device that a compiled program holds at once; None if the backend does not tell."""
+    """Returns the bytes per device that a program holds at once, None if it is not known."""
     m = program.memory_analysis()
     if m is None:
         return None

@@ -1,11 +1,10 @@
-"""Training: reads pairs, steps, reports, evaluates, saves, and goes on after a stop."""
+"""Contrastive training of two towers, by any of the four methods, as a task of the loop."""
 
-import contextlib
 import dataclasses
 import functools
 import math
 import pathlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import flax.linen as nn
@@ -16,29 +15,41 @@ from jax.sharding import Mesh
 from jaxtyping import Int32, PyTree
 from ml_collections import ConfigDict
 
-from otter_jax import freezing, gates, optimizer, step
+from otter_jax import freezing, gates, step
 from otter_jax import mesh as meshes
-from otter_jax.data import pipeline
 from otter_jax.data.captions import Tokenizer
 from otter_jax.data.packing import Packed
+from otter_jax.data.pipeline import Annotation
 from otter_jax.data.source import Source, open_dataset
 from otter_jax.errors import UserError
 from otter_jax.objective import Objective
-from otter_jax.run import cluster
-from otter_jax.run.batches import batch_shapes, ensure_set, train_batches
-from otter_jax.run.checkpoint import Checkpoints
-from otter_jax.run.cluster import fingerprint
-from otter_jax.run.console import duration, millions
-from otter_jax.run.model import check_sizes, towers
-from otter_jax.run.trained import fixed_teacher
-from otter_jax.training import compiling, loop, meters
+from otter_jax.optimizer import Schedule, learning_rate, make_optimizer
+from otter_jax.run import batches, cluster, model, trained
+from otter_jax.run.console import duration, in_columns, millions
+from otter_jax.training.compiling import compiled
+from otter_jax.training.loop import Step, is_multiple, train
+from otter_jax.training.meters import Metrics
+from otter_jax.zeroshot.evaluator import Evaluator
 
 SAMPLE = 5_000  # captions whose lengths are looked at before training
+TEACHERS = {"none": "none", "softmax": "softmax", "transport": "optimal transport"}
+
+
+def run(config: ConfigDict, workdir: pathlib.Path, *, console: rich.console.Console) -> None:
+    """Trains to the last step of `config`, from the newest checkpoint in `workdir` if there is one.
+
+    SIGTERM or Ctrl-C saves after the step that is running, and raises Stopped. Raises UserError for
+    what the config or the data get wrong, before anything is compiled, and when a number is no
+    longer finite.
+    """
+    setup = Setup.of(config)
+    evaluator = Evaluator(config, setup.model, setup.tokenizer, setup.mesh, workdir, console)
+    train(Contrastive(setup, evaluator, console), workdir, console=console)
 
 
 @dataclasses.dataclass(frozen=True)
 class Length:
-    """How long a run is."""
+    """Tells how long a run is."""
 
     pairs: int
     steps: int
@@ -46,20 +57,20 @@ class Length:
 
     @classmethod
     def of(cls, config: ConfigDict, pairs: int) -> "Length":
-        """The steps of config.train.epochs over so many pairs."""
+        """Returns the length of config.train.epochs over so many pairs."""
         B = config.train.batch_size
         steps = max(1, round(config.train.epochs * pairs / B))
         return cls(pairs, steps, pairs / B)
 
 
 @dataclasses.dataclass
-class Job:
-    """What a run trains, on what, and how.
+class Setup:
+    """Holds all that a training step is made of: what is trained, on what, and how.
 
     Attributes:
-      variables: what training starts from: {"params", "batch_stats"}.
+      variables: what training starts from: {"params", "batch_stats"}; None once they are taken.
       captions, lengths: some of the set's, evenly over it, and how many tokens they have uncut.
-      target: what makes the captions of a batch, packed or not.
+      annotation: makes the captions of a batch, packed or not.
       schedule: the learning rate over steps.
     """
 
@@ -68,61 +79,63 @@ class Job:
     source: Source
     length: Length
     model: nn.Module
-    variables: PyTree
+    variables: PyTree | None
     tokenizer: Tokenizer
     captions: list[str]
     lengths: Int32[np.ndarray, "_"]
-    target: pipeline.Annotation
-    schedule: optimizer.Schedule
+    annotation: Annotation
+    schedule: Schedule
     tx: Any
 
     @classmethod
-    def of(cls, config: ConfigDict) -> "Job":
-        """On all devices. Makes the data set if it is not there.
+    def of(cls, config: ConfigDict) -> "Setup":
+        """Sets up a config on all devices. Makes the data set if it is not there.
 
         Raises UserError for what the config or the data get wrong, before anything is compiled.
         """
         mesh = meshes.make_mesh()
         check(config, mesh.size)
-        ensure_set(config.data.name, config.data.dir, config.data.tars)
+        batches.ensure_once(config.data.name, config.data.dir, config.data.tars)
         source = open_dataset(config.data.dir, config.data.name, config.data.split)
         source.check_has("image")
         source.check_has(Tokenizer.feature)
         length = Length.of(config, len(source))
-        model, variables, tokenizer_folder = towers(
+        module, variables, tokenizer_folder = model.fresh(
             **config.model.to_dict(),
             gate_shape=config.gates.shape,
             key=jax.random.key(config.seed),
         )
         tokenizer = Tokenizer(tokenizer_folder, config.data.max_tokens)
-        check_sizes(config, model, tokenizer)
+        model.check_sizes(config, module, tokenizer)
         captions = [source[i][Tokenizer.feature] for i in source.sample(SAMPLE)]
+        fingerprint = cluster.fingerprint
         cluster.agree(
             lambda: {
                 "data.name": f"{source.name}, {len(source)} pairs, {fingerprint(captions)}",
                 "model's weights": fingerprint(variables),
             }
         )
-        lengths, target = tokenizer.lengths(captions), tokenizer
+        lengths, annotation = tokenizer.lengths(captions), tokenizer
         if config.data.packed:
-            target = Packed.of(
+            annotation = Packed.of(
                 tokenizer,
                 lengths,
                 per_group=config.train.batch_size // mesh.size,
-                longest=model.txt.config.max_length,
+                longest=module.txt.config.max_length,
             )
-        schedule, tx = optimizer_of(config, variables["params"], length)
+        schedule, tx = optimizer(config, variables["params"], length)
         return cls(
-            config, mesh, source, length, model, variables, tokenizer, captions, lengths, target,
-            schedule, tx,
+            config, mesh, source, length, module, variables, tokenizer, captions, lengths,
+            annotation, schedule, tx,
         )  # fmt: skip
 
     def state(self) -> step.TrainState:
-        """The state before the first step."""
-        return step.create_state(self.variables["params"], self.variables["batch_stats"], self.tx)
+        """Returns the state before the first step, and lets go of the variables: it has them."""
+        variables, self.variables = self.variables, None
+        return step.create_state(variables["params"], variables["batch_stats"], self.tx)
 
     def train_step(self) -> Any:
-        """`step.train_step` of a state and a batch, to be compiled; it takes the state over."""
+        """Returns `step.train_step` of a state and a batch, jitted; it takes the state over."""
         config = self.config
         whole, rows = meshes.shardings(self.mesh)
         one_step = functools.partial(
@@ -138,6 +151,83 @@ class Job:
             ema_decay=None if config.teacher.checkpoint else config.teacher.ema_decay,
         )
         return jax.jit(one_step, donate_argnums=0, in_shardings=(whole, rows), out_shardings=whole)
+
+
+class Contrastive:
+    """Trains two towers to match images with their captions; a `training.loop.Task`."""
+
+    unit = "pairs"
+    remedy = "A lower optim.learning_rate, a longer optim.warmup_steps or optim.clip_norm=1"
+
+    def __init__(self, setup: Setup, evaluator: Evaluator, console: rich.console.Console):
+        self.config, self.mesh, self.source = setup.config, setup.mesh, setup.source
+        self.steps = setup.length.steps
+        self._setup, self._evaluator, self._console = setup, evaluator, console
+        self._like: PyTree = None  # the state's shapes
+        self._compiled: Step | None = None
+
+    def initial_state(self, start: int) -> step.TrainState:
+        """Returns the state before the first step, with a fixed teacher if the config has one."""
+        teacher = None
+        if self.config.teacher.checkpoint and not start:
+            teacher = trained.fixed_teacher(self.config, self._setup.variables)
+        state = self._setup.state()
+        if teacher is not None:
+            state = state.replace(teacher=teacher)
+        self._like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), state)
+        return state
+
+    def begin(self, state: step.TrainState, start: int) -> None:
+        """Prints method, model, data and length of the run, in a few lines."""
+        self._console.print(in_columns(_summary(self._setup, state, start)))
+
+    def batches(self, start: int) -> Iterator[dict[str, np.ndarray]]:
+        """Yields this process's rows of the batches from step `start` on."""
+        return batches.training(self.config, self.source, self._setup.annotation, start)
+
+    def step_at(self, now: int) -> Step:
+        """Returns the compiled step; all steps are alike."""
+        if self._compiled is None:
+            shapes = batches.shapes(self.config, self._setup.annotation, self.mesh)
+            self._compiled = compiled(
+                self._setup.train_step(), self._like, shapes, name="the step", console=self._console
+            )
+        return self._compiled
+
+    def is_evaluated(self, now: int) -> bool:
+        """Tells whether an evaluation follows step `now`, other than the last."""
+        return is_multiple(now, self.config.eval.every)
+
+    def evaluate(self, now: int, state: step.TrainState, check: Callable[[], None]) -> Metrics:
+        """Evaluates student and EMA teacher on all sets of the config."""
+        variables = {"student": {"params": state.params, "batch_stats": state.batch_stats}}
+        if not self.config.teacher.checkpoint:
+            variables["ema"] = state.teacher
+        return self._evaluator(now, variables, check)
+
+    def numbers(self, now: int) -> Metrics:
+        """Returns the learning rate of step `now`, and the epoch that it ends in."""
+        return {
+            "learning_rate": float(self._setup.schedule(now - 1)),
+            "epoch": now * self.config.train.batch_size / self._setup.length.pairs,
+        }
+
+    def line(self, now: int, recorded: Metrics) -> str:
+        """Returns the log line: loss and terms, scales, the targets' health, rate, time left."""
+        m = recorded
+        terms, scales, health = f"pairs {m['pairs']:.3f}", f"{m['scale_pairs']:.1f}", ""
+        if "teacher" in m:
+            terms += f", teacher {m['teacher']:.3f}"
+            scales += f", {m['scale_teacher']:.1f}"
+            health = (
+                f"target entropy {m['entropy']:.2f}, own {m['own_mass']:.2f}, row error"
+                f" {m['row_error']:.1e} | "
+            )
+        return (
+            f"step {now}/{self.steps} epoch {m['epoch']:.1f} | loss {m['loss']:.3f} ({terms}) |"
+            f" scale {scales}\n    {health}{m['pairs_per_second']:.0f} pairs/s, waiting for data"
+            f" {m['data_wait']:.0%} | left {duration(m['seconds_left'])}"
+        )
 
 
 def check(config: ConfigDict, devices: int) -> None:
@@ -169,20 +259,18 @@ def check(config: ConfigDict, devices: int) -> None:
         )
 
 
-def optimizer_of(
-    config: ConfigDict, params: PyTree, length: Length
-) -> tuple[optimizer.Schedule, Any]:
-    """The learning rate over steps, and the optimiser that config.optim asks for."""
+def optimizer(config: ConfigDict, params: PyTree, length: Length) -> tuple[Schedule, Any]:
+    """Returns the learning rate over steps, and the optimiser that config.optim asks for."""
     o = config.optim
     if o.schedule not in ("step", "epoch"):
         raise UserError(f'optim.schedule={o.schedule!r}: "step" or "epoch".')
-    schedule = optimizer.learning_rate(
+    schedule = learning_rate(
         o.learning_rate,
         total_steps=length.steps,
         warmup_steps=o.warmup_steps,
         steps_per_epoch=length.steps_per_epoch if o.schedule == "epoch" else 1.0,
     )
-    tx = optimizer.make_optimizer(
+    tx = make_optimizer(
         o.name,
         schedule,
         momentum=o.momentum,
@@ -193,156 +281,53 @@ def optimizer_of(
     return schedule, tx
 
 
-# What evaluates, made once, called with a step, {"student": variables, "ema": variables}, and what
-# raises Stopped if a stop was asked for.
-Evaluate = Callable[[int, dict[str, PyTree], Callable[[], None]], dict[str, float]]
-
-
-MakeEvaluate = Callable[[ConfigDict, nn.Module, Tokenizer, Mesh, pathlib.Path], Evaluate]
-
-
-def run(
-    config: ConfigDict,
-    workdir: pathlib.Path,
-    *,
-    make_evaluate: MakeEvaluate,
-    console: rich.console.Console,
-) -> None:
-    """Trains to the last step of `config`, from the newest checkpoint in `workdir` if there is one.
-
-    SIGTERM or Ctrl-C saves after the step that is running, and raises Stopped. Raises UserError for
-    what the config or the data get wrong, before anything is compiled, and when a number is no
-    longer finite.
-    """
-    job = Job.of(config)
-    evaluate = make_evaluate(config, job.model, job.tokenizer, job.mesh, workdir)
-    length = job.length
-    whole, _ = meshes.shardings(job.mesh)
-
-    with contextlib.ExitStack() as stack:
-
-        def closing(thing):
-            return stack.enter_context(contextlib.closing(thing))
-
-        keep_every = config.checkpoint.keep_every
-        checkpoints = closing(Checkpoints(workdir, best=config.eval.best, keep_every=keep_every))
-        state = job.state()
-        start = checkpoints.latest or 0
-        cluster.agree(lambda: {"latest checkpoint": start})
-        if checkpoints.latest is not None:
-            state = checkpoints.restore(start, state, whole)
-        else:
-            if config.teacher.checkpoint:
-                state = state.replace(teacher=fixed_teacher(config, job.variables))
-            state = meshes.put_whole(state, job.mesh)
-        job.variables = None  # they are in the state now
-        batches = closing(train_batches(config, job.source, job.target, start))
-
-        def weights_of(state):
-            found = {"student": {"params": state.params, "batch_stats": state.batch_stats}}
-            return found | ({} if config.teacher.checkpoint else {"ema": state.teacher})
-
-        # Only now: a start that was refused above leaves the run's description as it was.
-        scalars = stack.enter_context(loop.recorded(workdir, config, start))
-        stop = stack.enter_context(cluster.Stop())
-        training = loop.Loop(
-            workdir=workdir,
-            last=length.steps,
-            batch_size=config.train.batch_size,
-            unit="pairs",
-            log_every=config.train.log_every,
-            evaluated=loop.every(config.eval.every),
-            saved=loop.every(config.checkpoint.every, config.checkpoint.keep_every),
-            step_at=lambda _: compiled,
-            evaluate=lambda now, state: evaluate(now, weights_of(state), stop.check),
-            numbers=lambda now: {
-                "learning_rate": float(job.schedule(now - 1)),
-                "epoch": now * config.train.batch_size / length.pairs,
-            },
-            line=functools.partial(log_line, steps=length.steps),
-            remedy="A lower optim.learning_rate, a longer optim.warmup_steps or optim.clip_norm=1",
-            checkpoints=checkpoints,
-            scalars=scalars,
-            stop=stop,
-            source=job.source,
-            mesh=job.mesh,
-            console=console,
-        )
-        training.make_up(start, state)
-        if start >= length.steps:
-            console.print(f"Done already: {start} of {length.steps} steps are in {workdir}.")
-            return
-        console.print(summary(job, state, start))
-        shapes = batch_shapes(config, job.target, job.mesh)
-        compiled = compiling.compiled(
-            job.train_step(), state, shapes, name="the step", console=console
-        )
-        training.run(start, state, batches)
-
-
-def log_line(now: int, m: meters.Metrics, steps: int) -> str:
-    """What is said of a step: loss and terms, scales, the targets' health, rate and time left."""
-    terms, scales, health = f"pairs {m['pairs']:.3f}", f"{m['scale_pairs']:.1f}", ""
-    if "teacher" in m:
-        terms += f", teacher {m['teacher']:.3f}"
-        scales += f", {m['scale_teacher']:.1f}"
-        health = (
-            f" | target entropy {m['entropy']:.2f}, own {m['own_mass']:.2f},"
-            f" row error {m['row_error']:.1e}"
-        )
-    return (
-        f"step {now}/{steps} epoch {m['epoch']:.1f} | loss {m['loss']:.3f}"
-        f" ({terms}) | scale {scales}{health} | {m['pairs_per_second']:.0f} pairs/s,"
-        f" waiting for data {m['data_wait']:.0%} | left {duration(m['seconds_left'])}"
-    )
-
-
-def summary(job: Job, state: Any, start: int) -> str:
-    """What is about to happen, in a few lines, before it costs anything."""
-    config, length, mesh = job.config, job.length, job.mesh
-    mask = freezing.frozen_mask(state.params, config.optim.freeze)
-    sizes = jax.tree.map(lambda x: x.size, state.params)
-    parts = []
-    for name in sorted(sizes):
-        frozen = [
-            n for n, f in zip(*map(jax.tree.leaves, (sizes[name], mask[name])), strict=True) if f
-        ]
-        total = sum(jax.tree.leaves(sizes[name]))
-        parts.append(f"{name} {millions(total - sum(frozen))} of {millions(total)}")
+def _summary(setup: Setup, state: step.TrainState, start: int) -> dict[str, str]:
+    """Returns what the run is about to do, by name."""
+    config, length, mesh = setup.config, setup.length, setup.mesh
     B = config.train.batch_size
     objective = Objective(**config.objective)
-    teacher = {"none": "none", "softmax": "softmax", "transport": "optimal transport"}[
-        objective.teacher
-    ]
-    kind = f"fixed, {config.teacher.checkpoint}" if config.teacher.checkpoint else "EMA"
-    lines = [
-        f"method      {config.method}: alpha {objective.alpha:g}, teacher {teacher}"
-        + (f" ({kind})" if objective.teacher != "none" else ""),
-        f"trained     {'; '.join(parts)} parameters",
-        f"frozen      {config.optim.freeze or 'nothing'}",
-        "averaged    "
-        + (
-            "nothing (the teacher is fixed)"
-            if config.teacher.checkpoint
-            else f"all parameters, EMA decay up to {config.teacher.ema_decay:g}"
-        ),
-        f"data        {job.source.name}, {length.pairs:,} pairs",
-        f"captions    {captions(job)}",
-        *([f"packed      {job.target}"] if config.data.packed else []),
-        f"batch       {B} over {mesh.size} device{'s' * (mesh.size > 1)}: {B - 1} negatives a row",
-        f"chance      pairs term {2 * math.log(B):.3f}: ln B = {math.log(B):.3f} each way",
-        f"length      {length.steps} steps = {config.train.epochs:g} epochs"
+    fixed = config.teacher.checkpoint
+    kind = f" (fixed, {fixed})" if fixed else " (EMA)"
+    averaged = f"all parameters, EMA decay up to {config.teacher.ema_decay:g}"
+    fields = {
+        "method": f"{config.method}: alpha {objective.alpha:g}, teacher "
+        f"{TEACHERS[objective.teacher]}{kind if objective.teacher != 'none' else ''}",
+        "trained": _trained(config, state.params),
+        "frozen": config.optim.freeze or "nothing",
+        "averaged": "nothing (the teacher is fixed)" if fixed else averaged,
+        "data": f"{setup.source.name}, {length.pairs:,} pairs",
+        "captions": _captions(setup),
+    }
+    if config.data.packed:
+        fields["packed"] = str(setup.annotation)
+    devices = f"{mesh.size} device{'s' * (mesh.size > 1)}"
+    return fields | {
+        "batch": f"{B} over {devices}: {B - 1} negatives a row",
+        "chance": f"pairs term {2 * math.log(B):.3f}: ln B = {math.log(B):.3f} each way",
+        "length": f"{length.steps} steps = {config.train.epochs:g} epochs"
         + (f", going on from step {start}" if start else ""),
-    ]
-    return "\n".join(lines)
+    }
 
 
-def captions(job: Job) -> str:
-    """How long captions are, and how many are cut or empty, as text; of a sample."""
-    limit, lengths = job.tokenizer.max_tokens, job.lengths
+def _trained(config: ConfigDict, params: PyTree) -> str:
+    """Returns how many parameters of each part are trained, of how many, as text."""
+    mask = freezing.frozen_mask(params, config.optim.freeze)
+    sizes = jax.tree.map(lambda x: x.size, params)
+    parts = []
+    for name in sorted(sizes):
+        leaves = zip(*map(jax.tree.leaves, (sizes[name], mask[name])), strict=True)
+        frozen = sum(size for size, is_frozen in leaves if is_frozen)
+        total = sum(jax.tree.leaves(sizes[name]))
+        parts.append(f"{name} {millions(total - frozen)} of {millions(total)}")
+    return f"{'; '.join(parts)} parameters"
+
+
+def _captions(setup: Setup) -> str:
+    """Returns how long captions are, and how many are cut or empty, of a sample, as text."""
+    limit, lengths = setup.tokenizer.max_tokens, setup.lengths
     cut = (lengths > limit).mean()
-    empty = sum(not text.strip() for text in job.captions)
+    empty = sum(not text.strip() for text in setup.captions)
     return (
         f"{lengths.mean():.1f} tokens on average, {cut:.1%} cut at {limit}, "
-        f"{empty} empty, of {len(job.captions):,} looked at"
+        f"{empty} empty, of {len(setup.captions):,} looked at"
     )

@@ -1,6 +1,6 @@
-"""What would go wrong with a run, or make it slow, before it takes GPUs.
+"""Doctor: finds what would go wrong with a run, or make it slow, before it takes GPUs.
 
-    python -m otter_jax.doctor configs/pairs.py --config.data.name=mine
+    otter-jax doctor --config pairs --config.data.name=mine
 
 On the machine that will train, in half a minute and the time to compile: whether the images can be
 read, how long captions are, whether labels and class names agree, whether the step fits into
@@ -21,30 +21,24 @@ import rich.console
 from ml_collections import ConfigDict
 
 from otter_jax import mesh as meshes
-from otter_jax.data import images
+from otter_jax.data import images, pipeline
 from otter_jax.errors import UserError
 from otter_jax.models.bert import Bert
-from otter_jax.run.batches import batch_shapes, train_batches
+from otter_jax.run import batches
 from otter_jax.run.console import duration
 from otter_jax.training import compiling
-from otter_jax.training.contrastive import Job
+from otter_jax.training.contrastive import Setup
 from otter_jax.zeroshot.sets import EvalSet
 
 LOOKED_AT = 500  # images
-
-
 SECONDS = 6.0  # of reading, and of stepping, to measure their rates
-
-
 STEPS = 20  # at most
-
-
 TIGHT = 0.9  # of the memory; more may not be had in one piece
 
 
 @dataclasses.dataclass(frozen=True)
 class Finding:
-    """One line: `level` is "ok", "warning" or "error"."""
+    """Holds one line of what was found; `level` is "ok", "warning" or "error"."""
 
     level: str
     what: str
@@ -52,32 +46,32 @@ class Finding:
 
 
 def findings(config: ConfigDict, *, step: bool) -> Iterator[Finding]:
-    """What is found, one after the other; nothing after an error that hides the rest."""
+    """Yields what is found, one after the other; nothing after an error that hides the rest."""
     try:
-        job = Job.of(config)
+        setup = Setup.of(config)
     except UserError as error:
         yield Finding("error", "config", str(error))
         return
     B = config.train.batch_size
-    devices = f"{job.mesh.size} device{'s' * (job.mesh.size > 1)}"
-    yield Finding("ok", "config", f"{B} pairs on {devices}, {job.length.steps} steps")
-    yield from look_at_images(job)
-    yield from look_at_captions(job)
+    devices = f"{setup.mesh.size} device{'s' * (setup.mesh.size > 1)}"
+    yield Finding("ok", "config", f"{B} pairs on {devices}, {setup.length.steps} steps")
+    yield from look_at_images(setup)
+    yield from look_at_captions(setup)
     for name, spec in config.eval.sets.items():
         yield look_at_labels(name, spec, config.data.dir)
     try:
-        supply = pipeline_rate(job)
+        supply = pipeline_rate(setup)
     except UserError as error:
         yield Finding("error", "pipeline", str(error))
         return
     yield Finding("ok", "pipeline", f"reads {supply:,.0f} pairs/s; {readers(config)}")
     if step:
-        yield from look_at_step(job, supply)
+        yield from look_at_step(setup, supply)
 
 
-def look_at_images(job: Job) -> Iterator[Finding]:
-    """Whether they can be read, and whether they are larger than they need be."""
-    source, resize = job.source, job.config.data.resize
+def look_at_images(setup: Setup) -> Iterator[Finding]:
+    """Finds whether images can be read, and whether they are larger than they need be."""
+    source, resize = setup.source, setup.config.data.resize
     some = source.sample(LOOKED_AT)
 
     def read(number):
@@ -98,28 +92,28 @@ def look_at_images(job: Job) -> Iterator[Finding]:
         middle = int(np.median(sides))
         text = f"{len(sides)} of {len(some)} read; shorter side {middle} pixels in the middle"
         large = middle >= 2 * resize
-        advice = f"; otter_jax.prepare --resize {resize} makes reading several times faster"
+        advice = f"; otter-jax prepare --resize {resize} makes reading several times faster"
         yield Finding("warning" if large else "ok", "images", text + (advice if large else ""))
 
 
-def look_at_captions(job: Job) -> Iterator[Finding]:
-    """How long they are, and whether padding is worth sparing."""
-    limit, lengths = job.tokenizer.max_tokens, job.lengths
+def look_at_captions(setup: Setup) -> Iterator[Finding]:
+    """Finds how long captions are, and whether packing them is worth it."""
+    limit, lengths = setup.tokenizer.max_tokens, setup.lengths
     cut, mean = float((lengths > limit).mean()), float(np.minimum(lengths, limit).mean())
     text = (
         f"{lengths.mean():.1f} tokens on average, 95 % at most {np.quantile(lengths, 0.95):.0f}, "
         f"{cut:.1%} cut at {limit}"
     )
     yield Finding("warning" if cut > 0.05 else "ok", "captions", text)
-    if job.config.data.packed:
-        yield Finding("ok", "captions", f"packed, {job.target}")
-    elif isinstance(job.model.txt, Bert) and limit > 1.5 * mean:
+    if setup.config.data.packed:
+        yield Finding("ok", "captions", f"packed, {setup.annotation}")
+    elif isinstance(setup.model.txt, Bert) and limit > 1.5 * mean:
         text = f"padding is {1 - mean / limit:.0%} of the tokens; data.packed=True spares most"
         yield Finding("warning", "captions", text)
 
 
 def look_at_labels(name: str, spec: ConfigDict, data_dir: str) -> Finding:
-    """Whether a set can be evaluated on."""
+    """Finds whether a set can be evaluated on."""
     try:
         found = EvalSet.open(name, spec, data_dir)
     except UserError as error:
@@ -131,36 +125,40 @@ def look_at_labels(name: str, spec: ConfigDict, data_dir: str) -> Finding:
     return Finding("warning" if without else "ok", f"eval {name}", text + (more if without else ""))
 
 
-def pipeline_rate(job: Job) -> float:
-    """Pairs a second of this machine's pipeline."""
-    with contextlib.closing(train_batches(job.config, job.source, job.target, 0)) as batches:
-        next(batches)  # starts threads or processes
+def pipeline_rate(setup: Setup) -> float:
+    """Measures the pairs per second of this machine's pipeline."""
+    with contextlib.closing(_reader(setup)) as reader:
+        next(reader)  # starts threads or processes
         began, read = time.monotonic(), 0
         while time.monotonic() - began < SECONDS:
-            read += len(next(batches)["image"])
+            read += len(next(reader)["image"])
         return read / (time.monotonic() - began)
 
 
+def _reader(setup: Setup) -> Iterator[pipeline.Batch]:
+    return batches.training(setup.config, setup.source, setup.annotation, 0)
+
+
 def readers(config: ConfigDict) -> str:
-    """Who reads."""
+    """Returns what reads: processes or threads, as text."""
     workers = config.data.num_workers
     cores = os.cpu_count() or 1
     return f"{workers} processes" if workers else f"threads of this process, on {cores} cores"
 
 
-def look_at_step(job: Job, supply: float) -> Iterator[Finding]:
-    """Whether it fits into memory, and whether it waits for the pipeline."""
-    whole, _ = meshes.shardings(job.mesh)
+def look_at_step(setup: Setup, supply: float) -> Iterator[Finding]:
+    """Finds whether the step fits into memory, and whether it waits for the pipeline."""
+    whole, _ = meshes.shardings(setup.mesh)
     try:
-        state = jax.device_put(job.state(), whole)
-        shapes = batch_shapes(job.config, job.target, job.mesh)
+        state = jax.device_put(setup.state(), whole)
+        shapes = batches.shapes(setup.config, setup.annotation, setup.mesh)
         began = time.monotonic()
-        program = job.train_step().lower(state, shapes).compile()
+        program = setup.train_step().lower(state, shapes).compile()
     except jax.errors.JaxRuntimeError as error:
         yield Finding("error", "step", f"cannot be compiled: {str(error).splitlines()[0]}")
         return
     compiled = duration(time.monotonic() - began)
-    needed, limit = compiling.bytes_needed(program), memory_of(job)
+    needed, limit = compiling.bytes_needed(program), memory_of(setup)
     text = f"compiled in {compiled}; it needs {compiling.memory(program)} of {limit / 2**20:,.0f}"
     if needed is not None and needed > TIGHT * limit:
         text += "; a smaller train.batch_size, more devices or model.dtype=bfloat16 help"
@@ -170,24 +168,24 @@ def look_at_step(job: Job, supply: float) -> Iterator[Finding]:
     else:
         yield Finding("ok", "step", text)
     try:
-        demand = step_rate(job, program, state)
+        demand = step_rate(setup, program, state)
     except jax.errors.JaxRuntimeError as error:
         yield Finding("error", "step", f"cannot be run: {str(error).splitlines()[0]}")
         return
-    text = f"takes {demand:,.0f} pairs/s on {job.mesh.devices.flat[0].device_kind}"
+    text = f"takes {demand:,.0f} pairs/s on {setup.mesh.devices.flat[0].device_kind}"
     share = supply * jax.process_count() / demand
     if share < 1:
         text += (
             f": devices will wait {1 - share:.0%} of the time. More cores, data.num_workers, or "
-            "otter_jax.prepare help"
+            "otter-jax prepare help"
         )
         yield Finding("warning", "step", text)
     else:
         yield Finding("ok", "step", f"{text}, the pipeline reads {share:.1f} times that")
 
 
-def memory_of(job: Job) -> float:
-    """Bytes that a device has; of CPUs, their part of the machine's memory."""
+def memory_of(setup: Setup) -> float:
+    """Returns the bytes that a device has; of CPUs, their part of the machine's memory."""
     device = jax.local_devices()[0]
     stats = device.memory_stats() or {}
     if "bytes_limit" in stats:
@@ -196,22 +194,22 @@ def memory_of(job: Job) -> float:
     return machine / jax.local_device_count()
 
 
-def step_rate(job: Job, program, state) -> float:
-    """Pairs a second of steps whose batch is there."""
-    with contextlib.closing(train_batches(job.config, job.source, job.target, 0)) as batches:
-        host = {k: v for k, v in next(batches).items() if k not in ("replaced", "cut")}
-    batch = meshes.put_batch(host, job.mesh)
+def step_rate(setup: Setup, program, state) -> float:
+    """Measures the pairs per second of steps that need not wait for a batch."""
+    with contextlib.closing(_reader(setup)) as reader:
+        host = {k: v for k, v in next(reader).items() if k not in ("replaced", "cut")}
+    batch = meshes.put_batch(host, setup.mesh)
     state, _ = jax.block_until_ready(program(state, batch))
     began, steps = time.monotonic(), 0
     while steps < STEPS and (not steps or time.monotonic() - began < SECONDS):
         state, metrics = program(state, batch)
         jax.block_until_ready(metrics)
         steps += 1
-    return steps * job.config.train.batch_size / (time.monotonic() - began)
+    return steps * setup.config.train.batch_size / (time.monotonic() - began)
 
 
 def tell(config: ConfigDict, *, step: bool, console: rich.console.Console) -> bool:
-    """Prints what is found; whether nothing is wrong."""
+    """Prints what is found; tells whether nothing is wrong."""
     good = True
     for finding in findings(config, step=step):
         console.print(f"{finding.level:8}{finding.what:15} {finding.text}")

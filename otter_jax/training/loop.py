@@ -1,13 +1,15 @@
-"""The steps of a run, and everything that happens between two of them."""
+"""The loop of a run: its steps, and all that happens between two of them, whatever is trained.
+
+A `Task` says what is trained; there are two, `training.contrastive` and `transfer.task`.
+"""
 
 import collections
 import contextlib
-import dataclasses
 import json
 import math
 import pathlib
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import numpy as np
@@ -21,61 +23,135 @@ from otter_jax.errors import Stopped, UserError
 from otter_jax.run import cluster, directory
 from otter_jax.run.checkpoint import Checkpoints
 from otter_jax.run.console import progress_bar
-from otter_jax.training import meters
-from otter_jax.training.meters import Clock, Metrics, Mishaps
+from otter_jax.training.meters import Clock, Metrics, Mishaps, Scalars
+
+Step = Callable[[Any, Any], tuple[Any, Any]]  # (state, batch) -> (state, metrics)
 
 
-@dataclasses.dataclass
+@runtime_checkable
+class Task(Protocol):
+    """Describes what a run trains; `train` does the rest.
+
+    Attributes:
+      config: with the sections that all runs have: data, train, eval, checkpoint.
+      source: the records that are trained on.
+      unit: names the rows of a batch, for rates: "pairs" or "images".
+      steps: of the whole run.
+      remedy: usually helps when a number is not finite; the beginning of a sentence.
+    """
+
+    config: ConfigDict
+    mesh: Mesh
+    source: Source
+    unit: str
+    steps: int
+    remedy: str
+
+    def initial_state(self, start: int) -> Any:
+        """Returns the state before the first step; if `start` > 0, what is restored is like it.
+
+        It is called once. Raises UserError if a run of this task cannot be at step `start`.
+        """
+
+    def begin(self, state: Any, start: int) -> None:
+        """Says what is about to happen after step `start`, before it costs anything.
+
+        It is called once, and only if steps are left to make.
+        """
+
+    def batches(self, start: int) -> Iterator[dict[str, np.ndarray]]:
+        """Yields this process's rows of the batches from step `start` on; it can be closed."""
+
+    def step_at(self, now: int) -> Step:
+        """Returns the compiled function that makes step `now` = 1, 2, ..."""
+
+    def is_evaluated(self, now: int) -> bool:
+        """Tells whether an evaluation follows step `now`, other than the last."""
+
+    def evaluate(self, now: int, state: Any, check: Callable[[], None]) -> Metrics:
+        """Evaluates, records and prints the state after step `now`; returns its metrics.
+
+        `check` is to be called once per batch, and raises Stopped if a stop was asked for.
+        """
+
+    def numbers(self, now: int) -> Metrics:
+        """Returns what else is recorded of step `now`, such as its learning rate."""
+
+    def line(self, now: int, recorded: Metrics) -> str:
+        """Returns the log line of step `now` from everything that is recorded of it."""
+
+
+def train(task: Task, workdir: pathlib.Path, *, console: rich.console.Console) -> None:
+    """Trains `task` to its last step, from the newest checkpoint in `workdir` if there is one.
+
+    SIGTERM or Ctrl-C saves after the step that is running, and raises Stopped. Raises UserError if
+    the checkpoint is of another task, and when a number is no longer finite.
+    """
+    config = task.config
+    whole, _ = meshes.shardings(task.mesh)
+    with contextlib.ExitStack() as stack:
+        checkpoints = stack.enter_context(
+            contextlib.closing(
+                Checkpoints(workdir, best=config.eval.best, keep_every=config.checkpoint.keep_every)
+            )
+        )
+        start = checkpoints.latest or 0
+        cluster.agree(lambda: {"latest checkpoint": start})
+        state = task.initial_state(start)
+        if checkpoints.latest is not None:
+            state = checkpoints.restore(start, state, whole)
+        else:
+            state = meshes.put_whole(state, task.mesh)
+        batches = stack.enter_context(contextlib.closing(task.batches(start)))
+        # Only now: a start that was refused above leaves the run's description as it was.
+        scalars = stack.enter_context(_recorded(workdir, config, start))
+        stop = stack.enter_context(cluster.Stop())
+        loop = Loop(task, workdir, checkpoints, scalars, stop, console)
+        loop.make_up(start, state)
+        if start >= task.steps:
+            console.print(f"Done already: {start} of {task.steps} steps are in {workdir}.")
+            return
+        task.begin(state, start)
+        loop.run(start, state, batches)
+
+
 class Loop:
     """Trains, logs, evaluates and saves until the last step or a stop.
 
-    Attributes:
-      stop: asked after every step, and by what evaluates.
-      last: how many steps the whole run has.
-      batch_size: of all devices; what is counted of it a second is called `unit`.
-      evaluated, saved: whether a step is followed by an evaluation, or a checkpoint. The last step
-        is followed by both, an evaluation always by a checkpoint.
-      step_at: what makes step n = 1, 2, ... of a state and a batch.
-      evaluate: the metrics of the state after step n. It may raise Stopped.
-      numbers: what else is recorded of step n, such as its learning rate.
-      line: a log line of step n from everything that is recorded of it.
-      remedy: what usually helps when a number is not finite.
+    The last step is followed by an evaluation and a checkpoint, an evaluation always by a
+    checkpoint.
     """
 
-    workdir: pathlib.Path
-    last: int
-    batch_size: int
-    unit: str
-    log_every: int
-    evaluated: Callable[[int], bool]
-    saved: Callable[[int], bool]
-    step_at: Callable[[int], Callable[[Any, Any], tuple[Any, Any]]]
-    evaluate: Callable[[int, Any], Metrics]
-    numbers: Callable[[int], Metrics]
-    line: Callable[[int, Metrics], str]
-    remedy: str
-    checkpoints: Checkpoints
-    scalars: meters.Scalars | None  # of the first process alone
-    stop: cluster.Stop
-    source: Source
-    mesh: Mesh
-    console: rich.console.Console
+    def __init__(
+        self,
+        task: Task,
+        workdir: pathlib.Path,
+        checkpoints: Checkpoints,
+        scalars: Scalars | None,
+        stop: cluster.Stop,
+        console: rich.console.Console,
+    ):
+        """`stop` is asked after every step; the first process alone has `scalars`."""
+        self._task, self._workdir, self._checkpoints = task, workdir, checkpoints
+        self._scalars, self._stop, self._console = scalars, stop, console
 
     def run(self, start: int, state: Any, batches: Iterator[dict[str, np.ndarray]]) -> None:
-        """All steps after `start`.
+        """Makes all steps after `start`.
 
         Raises Stopped when a stop was asked for and all is saved, UserError when a number is no
         longer finite.
         """
-        now, last, stopped = start, self.last, False
-        mishaps = Mishaps(self.source, self.console)
-        clock = Clock(self.batch_size, self.unit)
+        task, last, batch_size = self._task, self._task.steps, self._task.config.train.batch_size
+        task.step_at(start + 1)  # compiled before the clock starts
+        now, stopped = start, False
+        mishaps = Mishaps(task.source, self._console)
+        clock = Clock(batch_size, task.unit)
         pending: collections.deque = collections.deque()  # metrics still being computed
-        with progress_bar(self.console) as bar:
-            task = bar.add_task("training", total=last, completed=start)
+        with progress_bar(self._console) as bar:
+            shown = bar.add_task("training", total=last, completed=start)
             while now < last and not stopped:
                 try:
-                    with clock.waiting(), self.stop.interrupting():
+                    with clock.waiting(), self._stop.interrupting():
                         batch = next(batches)
                 except Stopped:
                     stopped = True
@@ -83,32 +159,29 @@ class Loop:
                 now += 1
                 mishaps.add(batch)
                 with clock.paused():  # a step of another kind may have to be compiled
-                    train_step = self.step_at(now)
-                state, metrics = train_step(state, meshes.put_batch(batch, self.mesh))
+                    make_step = task.step_at(now)
+                state, metrics = make_step(state, meshes.put_batch(batch, task.mesh))
                 pending.append((now, metrics))
-                stopped = self.stop.reached()  # once a step: all processes must ask equally often
-                milestone = self._is_evaluated(now) or self.saved(now)
-                log = now % self.log_every == 0 or now == last
+                stopped = self._stop.reached()  # once a step: all processes must ask equally often
+                milestone = self._is_evaluated(now) or self._is_saved(now)
+                log = now % task.config.train.log_every == 0 or now == last
                 # One step runs ahead of the numbers that are looked at: devices never wait for it.
                 while len(pending) > (0 if milestone or log else 1):
                     clock.add(self._finite(*pending.popleft()))
-                bar.update(task, completed=now)
+                bar.update(shown, completed=now)
                 if log:
-                    means = clock.period(now, last) | self.numbers(now) | mishaps.counts()
-                    self._write(now, means)
-                    self.console.print(self.line(now, means))
+                    recorded = clock.period(now, last) | task.numbers(now) | mishaps.counts()
+                    self._write(now, recorded)
+                    self._console.print(task.line(now, recorded))
                 if milestone and not stopped:
-                    bar.update(task, description="evaluating, saving")
+                    bar.update(shown, description="evaluating, saving")
                     with clock.paused():
                         stopped = self._milestone(now, state)
-                    bar.update(task, description="training")
+                    bar.update(shown, description="training")
         for step in pending:
             self._finite(*step)
-        if stopped and now > start:
-            # Whoever stops a run may give it seconds only: saved now, evaluated at the next start.
-            self.checkpoints.save(now, state)
-        self.checkpoints.wait()
-        mishaps.tell(pairs=(now - start) * self.batch_size)
+        self._end(start, now, state, stopped)
+        mishaps.tell(pairs=(now - start) * batch_size)
         if stopped:
             self._tell_stop(now)
             raise Stopped
@@ -117,19 +190,24 @@ class Loop:
         """Evaluates the checkpoint that a run goes on from, if a stop came before that."""
         if not start or not self._is_evaluated(start):
             return
-        done = directory.results(self.workdir, start).exists() and self.checkpoints.is_rated(start)
+        done = directory.results(self._workdir, start).exists()
+        done = done and self._checkpoints.is_rated(start)
         if not cluster.stack(np.array(done))[0]:
             try:
-                self.checkpoints.rate(start, self._evaluate(start, state))
+                self._checkpoints.rate(start, self._evaluate(start, state))
             except Stopped:
                 self._tell_stop(start)
                 raise
 
     def _is_evaluated(self, now: int) -> bool:
-        return now == self.last or self.evaluated(now)
+        return now == self._task.steps or self._task.is_evaluated(now)
+
+    def _is_saved(self, now: int) -> bool:
+        periods = self._task.config.checkpoint
+        return is_multiple(now, periods.every) or is_multiple(now, periods.keep_every)
 
     def _milestone(self, now: int, state: Any) -> bool:
-        """Evaluates if that is due, and saves; whether a stop came in between."""
+        """Evaluates if that is due, and saves; tells whether a stop came in between."""
         metrics, stopped = {}, False
         try:
             if self._is_evaluated(now):
@@ -138,25 +216,32 @@ class Loop:
             stopped = True
         except Exception:
             if jax.process_count() == 1:  # of several, the others may not be here to save with
-                self.checkpoints.save(now, state)
+                self._checkpoints.save(now, state)
             raise
-        self.checkpoints.save(now, state, metrics)
+        self._checkpoints.save(now, state, metrics)
         return stopped
 
     def _evaluate(self, now: int, state: Any) -> Metrics:
-        metrics = self.evaluate(now, state)
+        metrics = self._task.evaluate(now, state, self._stop.check)
         if metrics:
             self._write(now, metrics)
         return metrics
 
+    def _end(self, start: int, now: int, state: Any, stopped: bool) -> None:
+        """Returns when the last state is on disk."""
+        if stopped and now > start:
+            # Whoever stops a run may give it seconds only: saved now, evaluated at the next start.
+            self._checkpoints.save(now, state)
+        self._checkpoints.wait()
+
     def _write(self, now: int, numbers: Metrics) -> None:
-        if self.scalars is not None:
-            self.scalars.write(now, numbers)
+        if self._scalars is not None:
+            self._scalars.write(now, numbers)
 
     def _tell_stop(self, now: int) -> None:
-        by = self.stop.by or "a signal to one of the processes"
-        self.console.print(
-            f"Stopped by {by} after step {now} of {self.last}{'; saved' * (now > 0)}. "
+        by = self._stop.by or "a signal to one of the processes"
+        self._console.print(
+            f"Stopped by {by} after step {now} of {self._task.steps}{'; saved' * (now > 0)}. "
             "The same command goes on from there."
         )
 
@@ -165,30 +250,28 @@ class Loop:
         bad = {name: value for name, value in values.items() if not math.isfinite(value)}
         if bad:
             # Saved are only states whose loss, gradient and parameters were finite.
-            self.checkpoints.wait()
-            good = self.checkpoints.latest
+            self._checkpoints.wait()
+            good = self._checkpoints.latest
             raise UserError(
                 f"Step {now}: {', '.join(f'{k} is {v}' for k, v in bad.items())}. The run ends; "
                 + (f"the last good checkpoint is step {good}" if good else "there is no checkpoint")
-                + f". {self.remedy} usually helps; if dtype is bfloat16, float32 tells whether "
-                "precision is the cause."
+                + f". {self._task.remedy} usually helps; if dtype is bfloat16, float32 tells "
+                "whether precision is the cause."
             )
         return values
 
 
 @contextlib.contextmanager
-def recorded(
-    workdir: pathlib.Path, config: ConfigDict, start: int
-) -> Iterator[meters.Scalars | None]:
+def _recorded(workdir: pathlib.Path, config: ConfigDict, start: int) -> Iterator[Scalars | None]:
     """Describes a start from step `start` in `workdir`, for which the first process has Scalars."""
     if not cluster.is_first():
         yield None
         return
     directory.describe(workdir, json.loads(config.to_json()))
-    with contextlib.closing(meters.Scalars(workdir, start)) as scalars:
+    with contextlib.closing(Scalars(workdir, start)) as scalars:
         yield scalars
 
 
-def every(*periods: int) -> Callable[[int], bool]:
-    """Whether a step is a multiple of one of these; 0 is no period."""
-    return lambda now: any(period and now % period == 0 for period in periods)
+def is_multiple(now: int, period: int) -> bool:
+    """Tells whether step `now` is one of every `period` steps; a period of 0 never is due."""
+    return bool(period) and now % period == 0

@@ -1,4 +1,4 @@
-"""What is measured between two steps."""
+"""Meters of a run: its numbers over steps, where time goes, and mishaps with its data."""
 
 import collections
 import contextlib
@@ -17,12 +17,11 @@ from otter_jax.run.directory import write_text
 
 NAMED = 10  # unreadable images
 
-
 Metrics = dict[str, float]
 
 
 class Mishaps:
-    """What was wrong with the data of this start: counted over all processes, and named."""
+    """Counts over all processes, and names, what was wrong with the data of this start."""
 
     def __init__(self, source: Source, console: rich.console.Console):
         self._source, self._console = source, console
@@ -32,12 +31,12 @@ class Mishaps:
         self._own_cut = 0
 
     def add(self, batch: dict[str, np.ndarray]) -> None:
-        """Takes out of this process's batch what is not for the step."""
+        """Takes out of this process's batch what tells of mishaps, and is not for the step."""
         self._own_replaced |= {int(n) for n in batch.pop("replaced") if n >= 0}
         self._own_cut += int(np.sum(batch.pop("cut", 0)))
 
     def counts(self) -> dict[str, int]:
-        """Images replaced and captions cut so far; new ones are named. All processes call it."""
+        """Returns how many images were replaced and captions cut; names new ones. All call it."""
         own = json.dumps([sorted(self._own_replaced), self._own_cut])
         self._own_replaced, self._own_cut = set(), 0
         told = [json.loads(text) for text in cluster.gather(own)]
@@ -68,7 +67,7 @@ class Mishaps:
 
 
 class Clock:
-    """Where the time of a logging period went, and the means of its numbers."""
+    """Measures where the time of a logging period goes, and averages its numbers."""
 
     def __init__(self, batch_size: int, unit: str):
         self._batch_size, self._unit = batch_size, unit
@@ -81,25 +80,25 @@ class Clock:
 
     @contextlib.contextmanager
     def waiting(self) -> Iterator[None]:
-        """Time in this context counts as waiting for data."""
+        """Counts the time in this context as waiting for data."""
         began = time.monotonic()
         yield
         self._waited += time.monotonic() - began
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
-        """Time in this context does not count."""
+        """Leaves the time in this context out."""
         began = time.monotonic()
         yield
         self._paused += time.monotonic() - began
 
     def add(self, values: Metrics) -> None:
-        """One step's numbers."""
+        """Adds the numbers of one step."""
         self._steps += 1
         self._sums.update(values)
 
     def period(self, now: int, last: int) -> Metrics:
-        """Means of the numbers since the last call, and the rates; starts a new period."""
+        """Returns the means since the last call, and the rates; starts a new period."""
         seconds = max(time.monotonic() - self._began - self._paused, 1e-9)
         means = {name: total / self._steps for name, total in self._sums.items()}
         rates = {
@@ -112,7 +111,7 @@ class Clock:
 
 
 class Scalars:
-    """Numbers over steps, in metrics.jsonl (one object a line) and as TensorBoard events.
+    """Writes numbers over steps to metrics.jsonl (one object per line) and as TensorBoard events.
 
     A run that goes on from step `start` first drops the lines, and the results, that it will write
     again.

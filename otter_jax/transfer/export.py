@@ -1,4 +1,4 @@
-"""A trained network as a folder."""
+"""Exports a trained network as folders, pruned on request."""
 
 import pathlib
 import shutil
@@ -10,13 +10,12 @@ import rich.console
 from jaxtyping import PyTree
 from ml_collections import ConfigDict
 
-from otter_jax import gates
 from otter_jax import mesh as meshes
 from otter_jax.data.source import open_dataset
 from otter_jax.errors import UserError
 from otter_jax.transfer import pruning
 from otter_jax.transfer.labelled import Labelled
-from otter_jax.transfer.network import attention_of, trained_network
+from otter_jax.transfer.network import Network, attention_of, trained
 from otter_jax.transfer.pruning import rankings
 from otter_jax.transfer.validation import Validation
 from otter_jax.weights import folders, naming
@@ -40,40 +39,45 @@ def export(
     there, or for attention in a network without gates.
     """
     if out.exists():
-        raise UserError(f"--export {out} is there already; give a new folder.")
-    names_of = open_dataset(config.data.dir, config.data.name, config.data.train).classes(
+        raise UserError(f"--out {out} is there already; give a new folder.")
+    names = open_dataset(config.data.dir, config.data.name, config.data.train).classes(
         config.data.label
     )
-    model, params, batch_stats, step = trained_network(config, workdir, len(names_of))
-    attention = attention_of(params)
-    variables = {"params": gates.fold(params), "batch_stats": batch_stats}
-    networks = {"network": (model, variables)}
+    network = trained(config, workdir, len(names))
+    networks = {"network": (network.model, network.folded())}
     if share:
-        if by == "attention" and not attention:
-            raise UserError(
-                "--share ranks filters by their gates, and this network has none; "
-                "--by magnitude ranks them by the size of their kernels."
-            )
-        ranked = rankings(model, attention, variables["params"], config.seed)[by]
-        keep = pruning.lowest(ranked, share, model, variables["params"])
-        masked = pruning.mask(variables, keep, model)
-        networks["network"] = (model, masked)
-        networks["smaller"] = pruning.smaller(model, variables, keep)
-        mesh = meshes.make_mesh(1)
-        held_out = Labelled.open(config, "validation")
-        validate = Validation(config, model, held_out, mesh, console)
-        before, after = (validate(**meshes.put_whole(tree, mesh)) for tree in (variables, masked))
-        console.print(
-            f"{share:.0%} of the filters pruned by {by}: validation top-1 {before['top-1']:.3f} "
-            f"before, {after['top-1']:.3f} after, and nothing trained since. To train on: "
-            f"--config.model.weights={out / 'smaller'}"
-        )
+        networks = _pruned(config, network, share, by, console)
+        console.print(f"To train on: --config.model.weights={out / 'smaller'}")
     scratch = out.with_name(out.name + ".tmp")  # so that `out` is never half an export
     shutil.rmtree(scratch, ignore_errors=True)
-    for name, (network_, variables_) in networks.items():
-        write(scratch / name, network_, variables_, config, label_names=names_of, step=step)
+    for name, (model, variables) in networks.items():
+        write(scratch / name, model, variables, config, label_names=names, step=network.step)
     scratch.replace(out)
     return [out / name for name in networks]
+
+
+def _pruned(
+    config: ConfigDict, network: Network, share: float, by: str, console: rich.console.Console
+) -> dict[str, tuple[nn.Module, PyTree]]:
+    """Returns the network masked, and the smaller one of the same function; says what it costs."""
+    attention = attention_of(network.params)
+    if by == "attention" and not attention:
+        raise UserError(
+            "--share ranks filters by their gates, and this network has none; "
+            "--by magnitude ranks them by the size of their kernels."
+        )
+    model, variables = network.model, network.folded()
+    ranked = rankings(model, attention, variables["params"], config.seed)[by]
+    keep = pruning.lowest(ranked, share, model, variables["params"])
+    masked = pruning.mask(variables, keep, model)
+    mesh = meshes.make_mesh(1)
+    validate = Validation(config, model, Labelled.open(config, "validation"), mesh, console)
+    before, after = (validate(**meshes.put_whole(tree, mesh)) for tree in (variables, masked))
+    console.print(
+        f"{share:.0%} of the filters pruned by {by}: validation top-1 {before['top-1']:.3f} "
+        f"before, {after['top-1']:.3f} after, and nothing trained since."
+    )
+    return {"network": (model, masked), "smaller": pruning.smaller(model, variables, keep)}
 
 
 def write(
@@ -85,7 +89,7 @@ def write(
     label_names: list[str],
     **more: Any,
 ) -> None:
-    """A network without gates as timm's folder; `more` goes into its config.json."""
+    """Writes a network without gates as timm's folder; `more` goes into its config.json."""
     folders.write_timm(
         folder,
         naming.export(jax.device_get(variables), naming.families(model)[0]),

@@ -1,4 +1,4 @@
-"""Labelled pictures: what a network is transferred to, and how well it names them."""
+"""Labelled splits: the pictures that a network is transferred to, and validated on."""
 
 import dataclasses
 
@@ -8,7 +8,7 @@ from ml_collections import ConfigDict
 
 from otter_jax.data.source import Source, in_both, open_dataset
 from otter_jax.errors import UserError
-from otter_jax.run.batches import ensure_set
+from otter_jax.run.batches import ensure_once
 
 REMEDY = (
     "data.train and data.validation name the splits; to divide one: "
@@ -18,7 +18,7 @@ REMEDY = (
 
 @dataclasses.dataclass(frozen=True)
 class Labelled:
-    """A split, the class of each record, and the classes' names."""
+    """Holds a split, the class of each record, and the classes' names."""
 
     source: Source
     labels: Int[np.ndarray, "N"]
@@ -26,7 +26,7 @@ class Labelled:
 
     @classmethod
     def open(cls, config: ConfigDict, which: str) -> "Labelled":
-        """The "train" or "validation" of config.data.
+        """Opens the "train" or "validation" of config.data.
 
         Raises UserError if there is none, it has no classes, or a record has none.
         """
@@ -52,7 +52,7 @@ class Labelled:
 
 
 def open_splits(config: ConfigDict) -> tuple[Labelled, Labelled]:
-    """What is trained on, and what is validated on.
+    """Opens the split that is trained on, and the one that is validated on.
 
     Raises UserError if a record is in both, or a class in one alone.
     """
@@ -62,7 +62,7 @@ def open_splits(config: ConfigDict) -> tuple[Labelled, Labelled]:
             "data.name is missing: the name of a set, for a folder of your own a new one with "
             "--config.data.folder=DIR."
         )
-    ensure_set(data.name, data.dir, folder=data.folder)
+    ensure_once(data.name, data.dir, folder=data.folder)
     train, validation = Labelled.open(config, "train"), Labelled.open(config, "validation")
     both = in_both(data.dir, data.name, data.train, data.validation)
     if both:

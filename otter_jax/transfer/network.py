@@ -1,28 +1,51 @@
-"""The network of a transfer."""
+"""The network of a transfer: a fresh one from given weights, or a trained one from its run."""
 
+import functools
 import pathlib
+from typing import NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
-from jaxtyping import PyTree
+from jaxtyping import Float, PyTree
 from ml_collections import ConfigDict
 
 from otter_jax import gates
+from otter_jax import mesh as meshes
 from otter_jax.errors import UserError
 from otter_jax.run.checkpoint import restore_best
 from otter_jax.run.model import complete
 from otter_jax.run.trained import image_encoder, image_module
-from otter_jax.transfer import pictures
 from otter_jax.weights import encoders
 
+Path = tuple[str, ...]
 
-def network(config: ConfigDict, classes: int) -> tuple[nn.Module, PyTree, PyTree]:
-    """The module with a classifier, its parameters and batch statistics; with gates of 1.
 
-    What no weights are given for is drawn from config.seed.
+class Network(NamedTuple):
+    """An image encoder with a classifier.
+
+    Attributes:
+      params: its parameters, with its gates under "gates" if it has any.
+      step: of the run that trained it.
+    """
+
+    model: nn.Module
+    params: PyTree
+    batch_stats: PyTree
+    step: int = 0
+
+    def folded(self) -> PyTree:
+        """Returns the variables that it computes with: gates are folded into their kernels."""
+        return {"params": gates.fold(self.params), "batch_stats": self.batch_stats}
+
+
+def fresh(config: ConfigDict, classes: int) -> Network:
+    """Makes the network that a transfer starts from, with gates of 1.
+
+    What no weights are given for is drawn from config.seed. Raises UserError as `image_encoder`
+    does, and if batch norms would use stored statistics that no weights bring.
     """
     m = config.model
     module, given = image_encoder(
@@ -30,7 +53,7 @@ def network(config: ConfigDict, classes: int) -> tuple[nn.Module, PyTree, PyTree
     )
     module = module.clone(num_classes=classes)
     image, key = jnp.zeros((1, 64, 64, 3)), jax.random.key(config.seed)
-    variables = complete(given, lambda: module.init(key, image, train=False))
+    variables = complete(given, functools.partial(module.init, key, image, train=False))
     params = variables["params"]
     batch_stats = variables.get("batch_stats", {})
     if batch_stats and not m.weights and config.train.stored_statistics:
@@ -40,38 +63,33 @@ def network(config: ConfigDict, classes: int) -> tuple[nn.Module, PyTree, PyTree
         )
     if config.gates.shape:
         params = params | {"gates": gates.create(params, config.gates.shape)}
-    return module, params, batch_stats
+    return Network(module, params, batch_stats)
 
 
-def trained_network(
-    config: ConfigDict, workdir: pathlib.Path, classes: int
-) -> tuple[nn.Module, PyTree, PyTree, int]:
-    """A run's network, its gated parameters and batch statistics, and which step it is.
+def trained(config: ConfigDict, workdir: pathlib.Path, classes: int) -> Network:
+    """Restores the best network of a run by eval.best, else the latest.
 
-    The step is the best by eval.best, else the latest. Raises UserError if there is none, or it is
-    of another network than the config's.
+    Raises UserError if there is none, or it is of another network than the config's.
     """
     m = config.model
     model = image_module(m.weights, arch=m.arch, dtype=m.dtype).clone(num_classes=classes)
     like = encoders.variable_shapes(model, jnp.zeros((1, 64, 64, 3)))
     if config.gates.shape:
-        own = {
-            "gates": jax.eval_shape(lambda p: gates.create(p, config.gates.shape), like["params"])
-        }
+        create = functools.partial(gates.create, shape=config.gates.shape)
+        own = {"gates": jax.eval_shape(create, like["params"])}
         like = like | {"params": like["params"] | own}
     like = {"batch_stats": {}} | like
-    here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-    found, step = restore_best(workdir, like, here, best=config.eval.best)
-    return model, found["params"], found["batch_stats"], step
+    found, step = restore_best(workdir, like, meshes.one_device(), best=config.eval.best)
+    return Network(model, found["params"], found["batch_stats"], step)
 
 
-def gates_of(params: PyTree) -> dict[pictures.Path, np.ndarray]:
-    """The gates A, by the path of their convolution; {} without gates."""
+def gates_of(params: PyTree) -> dict[Path, Float[np.ndarray, "..."]]:
+    """Returns the gates A by the path of their convolution; {} without gates."""
     flat = traverse_util.flatten_dict(params.get("gates", {}))
     return {path[:-1]: np.asarray(gate) for path, gate in flat.items()}
 
 
-def attention_of(params: PyTree) -> dict[pictures.Path, np.ndarray]:
-    """The attention to each filter, by the path of its convolution; {} without gates."""
+def attention_of(params: PyTree) -> dict[Path, Float[np.ndarray, "_"]]:
+    """Returns the attention to each filter by the path of its convolution; {} without gates."""
     found = gates.attention(params.get("gates", {}))
     return {path[:-1]: np.asarray(values) for path, values in found.items()}

@@ -1,4 +1,4 @@
-"""Which parameters a phase trains."""
+"""Phases: which group of a network's parameters each epoch trains."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -19,7 +19,7 @@ GROUPS = {  # what a phase can train
 
 
 def group_of(path: tuple[str, ...], beside: set[str], model: nn.Module) -> str:
-    """The group of the parameter at `path`, which lies in one module with those `beside`."""
+    """Returns the group of the parameter at `path`, in one module with those `beside` it."""
     if path[0] == "gates":
         return "a"
     if path[0] == model.classifier:
@@ -28,7 +28,7 @@ def group_of(path: tuple[str, ...], beside: set[str], model: nn.Module) -> str:
 
 
 def select(params: PyTree, group: str, model: nn.Module) -> PyTree:
-    """The parameters of one group; {} if there are none."""
+    """Returns the parameters of one group; {} if there are none."""
     flat = traverse_util.flatten_dict(params)
     beside: dict[tuple[str, ...], set[str]] = {}
     for *module, name in flat:
@@ -38,7 +38,7 @@ def select(params: PyTree, group: str, model: nn.Module) -> PyTree:
 
 
 def merge(params: PyTree, groups: Mapping[str, PyTree]) -> PyTree:
-    """`params` with those of the groups in their places."""
+    """Returns `params` with those of the groups in their places."""
     flat = traverse_util.flatten_dict(params)
     for part in groups.values():
         flat |= traverse_util.flatten_dict(part)
@@ -46,12 +46,15 @@ def merge(params: PyTree, groups: Mapping[str, PyTree]) -> PyTree:
 
 
 def groups_of(phases: Sequence[str]) -> list[str]:
-    """The groups that any of the phases trains, sorted."""
+    """Returns the groups that any of the phases trains, sorted."""
     return sorted(set("".join(phases)))
 
 
 def parse(text: str) -> list[str]:
-    """The groups of each epoch: "FFa[fb]" is ["f", "f", "a", "bf"]. Raises UserError."""
+    """Parses the groups of each epoch: "FFa[fb]" is ["f", "f", "a", "bf"].
+
+    Raises UserError for a letter that is no group, and for no letter at all.
+    """
     known = "; ".join(f"{letter} {what}" for letter, what in GROUPS.items())
     phases = []
     for match in re.finditer(r"\[(\w+)\]|(\w)|(.)", text, re.DOTALL):
@@ -69,7 +72,7 @@ def parse(text: str) -> list[str]:
 
 
 def sizes(params: PyTree, model: nn.Module) -> dict[str, int]:
-    """How many values each group has."""
+    """Returns how many values each group has."""
     return {
         group: sum(leaf.size for leaf in jax.tree.leaves(select(params, group, model)))
         for group in GROUPS

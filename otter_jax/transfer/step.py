@@ -1,4 +1,4 @@
-"""Training one group of a network's parameters at a time: the groups, their phases, the step.
+"""The step of a transfer: it trains one group of a network's parameters, or several.
 
 Start reading at `transfer_step`.
 """
@@ -39,7 +39,7 @@ def transfer_step(
     strength: float,
     stored_statistics: bool,
 ) -> tuple[TransferState, dict[str, Float[Array, ""]]]:
-    """The next state, and the step's metrics, when the parameters of `groups` are trained.
+    """Returns the next state, and the step's metrics, when the parameters of `groups` are trained.
 
     `batch`: image uint8 [B, H, W, 3], label int32 [B]. Batch norms normalise by the batch and move
     their running statistics, whatever is trained; with `stored_statistics` by those they have.
@@ -75,14 +75,14 @@ def transfer_step(
 
 
 def adam() -> optax.GradientTransformation:
-    """Adam before its learning rate; the constants are the usual ones."""
+    """Returns Adam before its learning rate, with the usual constants."""
     return optax.scale_by_adam()
 
 
 def create_state(
     params: PyTree, batch_stats: PyTree, phases: list[str], model: nn.Module
 ) -> TransferState:
-    """The state before the first step. Raises UserError for a group without parameters."""
+    """Returns the state before the first step. Raises UserError for a group without parameters."""
     opt_state = {}
     for group in groups_of(phases):
         chosen = select(params, group, model)

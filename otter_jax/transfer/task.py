@@ -1,19 +1,10 @@
-"""Transfer of a pretrained image encoder to labelled pictures, one group of its weights at a time.
-
-    python -m otter_jax.transfer --config configs/transfer.py --workdir runs/birds
-    python -m otter_jax.transfer --workdir runs/birds --export birds [--share 0.2]
-
-The second line writes the trained network, its gates folded into its filters and the given share of
-the filters pruned, for timm and for this project.
-"""
+"""Transfer to labelled pictures, one group of weights at a time, as a task of the loop."""
 
 import bisect
-import contextlib
 import functools
 import pathlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
-import flax.linen as nn
 import jax
 import numpy as np
 import optax
@@ -24,27 +15,189 @@ from ml_collections import ConfigDict
 
 from otter_jax import gates
 from otter_jax import mesh as meshes
-from otter_jax.data import pipeline
+from otter_jax.data.pipeline import Labels
 from otter_jax.errors import UserError
-from otter_jax.report.transfer import report
-from otter_jax.run import cluster, directory
-from otter_jax.run.batches import batch_shapes, train_batches
-from otter_jax.run.checkpoint import Checkpoints
-from otter_jax.run.console import duration, millions
+from otter_jax.run import batches, cluster, directory
+from otter_jax.run.console import duration, in_columns, millions
 from otter_jax.run.model import check_image_size
-from otter_jax.training import compiling, loop, meters
+from otter_jax.training.compiling import compiled
+from otter_jax.training.loop import Step, train
+from otter_jax.training.meters import Metrics
 from otter_jax.transfer import phases
 from otter_jax.transfer.labelled import Labelled, open_splits
-from otter_jax.transfer.network import network
+from otter_jax.transfer.network import Network, fresh
 from otter_jax.transfer.step import TransferState, create_state, transfer_step
 from otter_jax.transfer.validation import KS, Validation, normaliser
+
+
+def run(config: ConfigDict, workdir: pathlib.Path, *, console: rich.console.Console) -> Validation:
+    """Trains through all phases, from the newest checkpoint in `workdir` if there is one.
+
+    Validates and saves after each phase; returns what it validates by. SIGTERM or Ctrl-C saves
+    after the step that is running, and raises Stopped. Raises UserError for what the config or the
+    data get wrong, before anything is compiled, and when a number is no longer finite.
+    """
+    mesh = meshes.make_mesh()
+    check(config, mesh.size)
+    training, held_out = open_splits(config)
+    ends = phase_ends(config, len(training.labels))
+    network = fresh(config, len(training.names))
+    cluster.agree(
+        lambda: {
+            "data.name": cluster.fingerprint((training.labels, held_out.labels)),
+            "model's weights": cluster.fingerprint((network.params, network.batch_stats)),
+        }
+    )
+    check_image_size(config.data.image_size, network.model, config.model.arch)
+    validation = Validation(config, network.model, held_out, mesh, console)
+    train(Transfer(config, workdir, mesh, training, validation, network, ends, console), workdir,
+          console=console)  # fmt: skip
+    return validation
+
+
+class Transfer:
+    """Trains a classifier of labelled pictures phase by phase; a `training.loop.Task`."""
+
+    unit = "images"
+    remedy = "A lower optim.learning_rate or gates.strength"
+
+    def __init__(
+        self,
+        config: ConfigDict,
+        workdir: pathlib.Path,
+        mesh: Mesh,
+        training: Labelled,
+        validation: Validation,
+        network: Network,
+        ends: list[int],
+        console: rich.console.Console,
+    ):
+        """`ends` are the last steps of the phases (`phase_ends`)."""
+        self.config, self.mesh, self.source = config, mesh, training.source
+        self.steps = ends[-1]
+        self._ends, self._phases = ends, phases.parse(config.phases)
+        self._workdir, self._console = workdir, console
+        self._training, self._validation = training, validation
+        self._model = network.model
+        self._state: TransferState | None = create_state(
+            network.params, network.batch_stats, self._phases, network.model
+        )
+        self._like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), self._state)
+        self._annotation = Labels(config.data.label)
+        self._schedule = learning_rate(config, self.steps)
+        self._compiled: dict[str, Step] = {}  # by the groups that a step trains
+
+    def initial_state(self, start: int) -> TransferState:
+        """Returns the state before the first step, and lets go of it.
+
+        Raises UserError if the phases end before step `start`.
+        """
+        if start > self.steps:
+            raise UserError(
+                f"{self._workdir} is at step {start}, but {self.config.phases!r} end at step "
+                f"{self.steps}: give the phases that it was trained by, or another --workdir."
+            )
+        state, self._state = self._state, None
+        return state
+
+    def begin(self, state: TransferState, start: int) -> None:
+        """Prints network, phases, data and length of the run; drops a report of fewer phases."""
+        if cluster.is_first():
+            (self._workdir / "report.html").unlink(missing_ok=True)
+        self._console.print(in_columns(self._summary(state, start)))
+
+    def batches(self, start: int) -> Iterator[dict[str, np.ndarray]]:
+        """Yields this process's rows of the batches from step `start` on."""
+        return batches.training(self.config, self.source, self._annotation, start)
+
+    def step_at(self, now: int) -> Step:
+        """Returns the step of the phase that step `now` belongs to, compiled at its first use."""
+        groups = self._phases[self._phase(now)]
+        if groups not in self._compiled:
+            whole, rows = meshes.shardings(self.mesh)
+            jitted = jax.jit(
+                functools.partial(
+                    transfer_step,
+                    model=self._model,
+                    groups=groups,
+                    learning_rate=self._schedule,
+                    normalise=normaliser(self.config),
+                    penalty=self.config.gates.penalty,
+                    strength=self.config.gates.strength,
+                    stored_statistics=self.config.train.stored_statistics,
+                ),
+                donate_argnums=0, in_shardings=(whole, rows), out_shardings=whole,
+            )  # fmt: skip
+            shapes = batches.shapes(self.config, self._annotation, self.mesh)
+            self._compiled[groups] = compiled(
+                jitted, self._like, shapes, name=f"phase {groups}", console=self._console
+            )
+        return self._compiled[groups]
+
+    def is_evaluated(self, now: int) -> bool:
+        """Tells whether step `now` is the last of a phase."""
+        return now in self._ends
+
+    def evaluate(self, now: int, state: TransferState, check: Callable[[], None]) -> Metrics:
+        """Validates; writes WORKDIR/results/step_N.json and prints a line."""
+        measured = self._validation(state.params, state.batch_stats, check)
+        phase = self._phase(now)
+        result = {"step": now, "epoch": phase + 1, "phase": self._phases[phase], **measured}
+        if cluster.is_first():
+            directory.write_json(directory.results(self._workdir, now), result)
+        shown = ", ".join(f"{name} {value:.3f}" for name, value in measured.items())
+        of = f"{phase + 1}/{len(self._phases)} ({self._phases[phase]})"
+        self._console.print(f"epoch {of} | validation {shown}")
+        return measured
+
+    def numbers(self, now: int) -> Metrics:
+        """Returns the learning rate of step `now`, and the epoch that it ends in."""
+        return {
+            "learning_rate": float(self._schedule(now - 1)),
+            "epoch": now * self.config.train.batch_size / len(self._training.labels),
+        }
+
+    def line(self, now: int, recorded: Metrics) -> str:
+        """Returns the log line: phase, loss, accuracy on the batches, rate and time left."""
+        m = recorded
+        return (
+            f"step {now}/{self.steps} epoch {m['epoch']:.1f} ({self._phases[self._phase(now)]}) |"
+            f" loss {m['loss']:.3f} | accuracy {m['accuracy']:.3f}\n   "
+            f" {m['images_per_second']:.0f} images/s, waiting for data {m['data_wait']:.0%} | left"
+            f" {duration(m['seconds_left'])}"
+        )
+
+    def _phase(self, now: int) -> int:
+        """Returns which phase step `now` belongs to, from 0."""
+        return bisect.bisect_left(self._ends, now)
+
+    def _summary(self, state: TransferState, start: int) -> dict[str, str]:
+        sizes = phases.sizes(state.params, self._model)
+        trained = [
+            f"{group} {phases.GROUPS[group]}: {millions(sizes[group])}"
+            for group in phases.groups_of(self._phases)
+        ]
+        held_out, m = self._validation.data, self.config.model
+        share = np.bincount(held_out.labels).max() / len(held_out.labels)
+        devices = f"{self.mesh.size} device{'s' * (self.mesh.size > 1)}"
+        return {
+            "network": f"{m.arch}, weights {m.weights or 'random'}",
+            "phases": f"{self.config.phases}: an epoch each",
+            "trained": f"{'; '.join(trained)}; of {millions(sum(sizes.values()))} values in all",
+            "data": f"{self.source.name}, {len(self._training.labels):,} images, "
+            f"{len(self._training.names)} classes",
+            "validation": f"{held_out.source.name}, {len(held_out.labels):,} images; always the "
+            f"commonest class: top-1 {share:.3f}",
+            "batch": f"{self.config.train.batch_size} over {devices}",
+            "length": f"{self.steps} steps" + (f", going on from step {start}" if start else ""),
+        }
 
 
 def check(config: ConfigDict, devices: int) -> None:
     """Raises UserError for what cannot be, before any data is read."""
     meshes.check_divides("train.batch_size", config.train.batch_size, devices)
     meshes.check_divides("eval.batch_size", config.eval.batch_size, devices)
-    phases = phases.parse(config.phases)
+    parsed = phases.parse(config.phases)
     if config.train.log_every <= 0:
         raise UserError(f"train.log_every={config.train.log_every}: must be more than 0.")
     if config.optim.schedule not in ("constant", "cosine"):
@@ -52,7 +205,7 @@ def check(config: ConfigDict, devices: int) -> None:
     gates.check(**config.gates)
     if config.eval.best not in ("", *(f"top-{k}" for k in KS)):
         raise UserError(f'eval.best={config.eval.best!r}: "top-1", "top-3" or "".')
-    gated = any("a" in groups for groups in phases)
+    gated = any("a" in groups for groups in parsed)
     if gated and not config.gates.shape:
         raise UserError(
             f"phases={config.phases!r} train the gates (a), but gates.shape is empty: "
@@ -65,125 +218,14 @@ def check(config: ConfigDict, devices: int) -> None:
         )
 
 
-def run(config: ConfigDict, workdir: pathlib.Path, *, console: rich.console.Console) -> None:
-    """Trains through all phases, from the newest checkpoint in `workdir` if there is one.
+def phase_ends(config: ConfigDict, images: int) -> list[int]:
+    """Returns the last step of each phase, an epoch long; a batch may belong to two epochs.
 
-    Validates and saves after each phase; at the end writes the report. SIGTERM or Ctrl-C saves
-    after the step that is running, and raises Stopped. Raises UserError for what the config or the
-    data get wrong, before anything is compiled, and when a number is no longer finite.
+    Raises UserError if a batch is larger than the set.
     """
-    mesh = meshes.make_mesh()
-    check(config, mesh.size)
-    phases = phases.parse(config.phases)
-    train, validation = open_splits(config)
-    ends = phase_ends(len(phases), len(train.labels), config.train.batch_size)
-    model, params, batch_stats = network(config, len(train.names))
-    cluster.agree(
-        lambda: {
-            "data.name": cluster.fingerprint((train.labels, validation.labels)),
-            "model's weights": cluster.fingerprint((params, batch_stats)),
-        }
-    )
-    check_image_size(config.data.image_size, model, config.model.arch)
-    state = create_state(params, batch_stats, phases, model)
-    whole, rows = meshes.shardings(mesh)
-    validate = Validation(config, model, validation, mesh, console)
-    schedule = learning_rate(config, ends[-1])
-
-    with contextlib.ExitStack() as stack:
-
-        def closing(thing):
-            return stack.enter_context(contextlib.closing(thing))
-
-        keep_every = config.checkpoint.keep_every
-        checkpoints = closing(Checkpoints(workdir, best=config.eval.best, keep_every=keep_every))
-        start = checkpoints.latest or 0
-        cluster.agree(lambda: {"latest checkpoint": start})
-        if start > ends[-1]:
-            raise UserError(
-                f"{workdir} is at step {start}, but {config.phases!r} end at step {ends[-1]}: give "
-                "the phases that it was trained by, or another --workdir."
-            )
-        if checkpoints.latest is not None:
-            state = checkpoints.restore(start, state, whole)
-        else:
-            state = meshes.put_whole(state, mesh)
-        like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), state)
-        labels = pipeline.Labels(config.data.label)
-        batches = closing(train_batches(config, train.source, labels, start))
-
-        def evaluate(now, state):
-            measured = validate(state.params, state.batch_stats, stop.check)
-            phase = bisect.bisect_left(ends, now)
-            result = {"step": now, "epoch": phase + 1, "phase": phases[phase], **measured}
-            if cluster.is_first():
-                directory.write_json(directory.results(workdir, now), result)
-            shown = ", ".join(f"{name} {value:.3f}" for name, value in measured.items())
-            of = f"{phase + 1}/{len(phases)} ({phases[phase]})"
-            console.print(f"epoch {of} | validation {shown}")
-            return measured
-
-        @functools.cache
-        def compiled(groups):
-            jitted = jax.jit(
-                functools.partial(
-                    transfer_step,
-                    model=model,
-                    groups=groups,
-                    learning_rate=schedule,
-                    normalise=normaliser(config),
-                    penalty=config.gates.penalty,
-                    strength=config.gates.strength,
-                    stored_statistics=config.train.stored_statistics,
-                ),
-                donate_argnums=0, in_shardings=(whole, rows), out_shardings=whole,
-            )  # fmt: skip
-            shapes = batch_shapes(config, labels, mesh)
-            return compiling.compiled(jitted, like, shapes, name=f"phase {groups}", console=console)
-
-        scalars = stack.enter_context(loop.recorded(workdir, config, start))
-        stop = stack.enter_context(cluster.Stop())
-        training = loop.Loop(
-            workdir=workdir,
-            last=ends[-1],
-            batch_size=config.train.batch_size,
-            unit="images",
-            log_every=config.train.log_every,
-            evaluated=lambda now: now in ends,
-            saved=loop.every(config.checkpoint.every, config.checkpoint.keep_every),
-            step_at=lambda now: compiled(phases[bisect.bisect_left(ends, now)]),
-            evaluate=evaluate,
-            numbers=lambda now: {
-                "learning_rate": float(schedule(now - 1)),
-                "epoch": now * config.train.batch_size / len(train.labels),
-            },
-            line=functools.partial(log_line, phases=phases, ends=ends),
-            remedy="A lower optim.learning_rate or gates.strength",
-            checkpoints=checkpoints,
-            scalars=scalars,
-            stop=stop,
-            source=train.source,
-            mesh=mesh,
-            console=console,
-        )
-        training.make_up(start, state)
-        del params, batch_stats
-        if start < ends[-1]:
-            if cluster.is_first():
-                (workdir / "report.html").unlink(missing_ok=True)  # of fewer phases
-            console.print(summary(config, state, model, train, validation, ends, mesh, start))
-            training.run(start, state, batches)
-        else:
-            console.print(f"Done already: {start} of {ends[-1]} steps are in {workdir}.")
-    reported = cluster.stack(np.array((workdir / "report.html").exists()))[0]
-    if config.report and not reported:
-        report(config, workdir, validate, console=console)
-        console.print(f"The report is in {workdir / 'report.html'}.")
-
-
-def phase_ends(phases: int, images: int, batch_size: int) -> list[int]:
-    """The last step of each phase, an epoch long; a batch may belong to two epochs."""
-    ends = [round((i + 1) * images / batch_size) for i in range(phases)]
+    batch_size = config.train.batch_size
+    count = len(phases.parse(config.phases))
+    ends = [round((i + 1) * images / batch_size) for i in range(count)]
     if ends[0] < 1 or images < batch_size:
         raise UserError(
             f"train.batch_size={batch_size} is more than the {images} pictures: make it smaller."
@@ -192,48 +234,7 @@ def phase_ends(phases: int, images: int, batch_size: int) -> list[int]:
 
 
 def learning_rate(config: ConfigDict, steps: int) -> Callable[[Array | int], Array | float]:
-    """The rate of Adam after so many steps."""
-    rate = config.optim.learning_rate
+    """Returns Adam's rate over steps, constant or a cosine to 0 at the last."""
     if config.optim.schedule == "constant":
-        return lambda _: rate
-    return optax.cosine_decay_schedule(rate, steps)
-
-
-def summary(
-    config: ConfigDict,
-    state: TransferState,
-    model: nn.Module,
-    train: Labelled,
-    validation: Labelled,
-    ends: list[int],
-    mesh: Mesh,
-    start: int,
-) -> str:
-    """What is about to happen, in a few lines, before it costs anything."""
-    groups = phases.sizes(state.params, model)
-    used = phases.groups_of(phases.parse(config.phases))
-    trained_network = "; ".join(f"{g} {phases.GROUPS[g]}: {millions(groups[g])}" for g in used)
-    share = np.bincount(validation.labels).max() / len(validation.labels)
-    m = config.model
-    lines = [
-        f"network     {m.arch}, weights {m.weights or 'random'}",
-        f"phases      {config.phases}: an epoch each",
-        f"trained     {trained_network}; of {millions(sum(groups.values()))} values in all",
-        f"data        {train.source.name}, {len(train.labels):,} images, "
-        f"{len(train.names)} classes",
-        f"validation  {validation.source.name}, {len(validation.labels):,} images; always the "
-        f"commonest class: top-1 {share:.3f}",
-        f"batch       {config.train.batch_size} over {mesh.size} device{'s' * (mesh.size > 1)}",
-        f"length      {ends[-1]} steps" + (f", going on from step {start}" if start else ""),
-    ]
-    return "\n".join(lines)
-
-
-def log_line(now: int, m: meters.Metrics, phases: list[str], ends: list[int]) -> str:
-    """What is said of a step."""
-    return (
-        f"step {now}/{ends[-1]} epoch {m['epoch']:.1f} ({phases[bisect.bisect_left(ends, now)]}) | "
-        f"loss {m['loss']:.3f} | accuracy {m['accuracy']:.3f} | {m['images_per_second']:.0f} "
-        f"images/s, waiting for data {m['data_wait']:.0%} | left "
-        f"{duration(m['seconds_left'])}"
-    )
+        return optax.constant_schedule(config.optim.learning_rate)
+    return optax.cosine_decay_schedule(config.optim.learning_rate, steps)

@@ -1,4 +1,4 @@
-"""Accuracy on labelled pictures."""
+"""Validation: a network's accuracy on a labelled split."""
 
 import functools
 from collections.abc import Callable
@@ -14,16 +14,20 @@ from ml_collections import ConfigDict
 from otter_jax import gates
 from otter_jax import mesh as meshes
 from otter_jax.errors import UserError
-from otter_jax.run.batches import name_unreadable, over_all
+from otter_jax.run import batches
 from otter_jax.transfer.labelled import Labelled
 
 KS = (1, 3)  # of top-K
 
 
 def normaliser(config: ConfigDict) -> Callable[[UInt8[Array, "B H W 3"]], Float[Array, "B H W 3"]]:
-    """From pixels 0..255 to what the network is used to."""
+    """Returns what turns pixels in 0..255 into the values that the network is used to."""
     mean, std = (jnp.array(list(config.model[key]), jnp.float32) for key in ("mean", "std"))
-    return lambda image: (image.astype(jnp.float32) - mean) / std
+
+    def normalise(image):
+        return (image.astype(jnp.float32) - mean) / std
+
+    return normalise
 
 
 class Validation:
@@ -54,11 +58,13 @@ class Validation:
     def __call__(
         self, params: PyTree, batch_stats: PyTree, check: Callable[[], None] = lambda: None
     ) -> dict[str, float]:
-        """{"top-1", "top-3"} of the gated network; unreadable images are left out, and named.
+        """Returns "top-1" and "top-3" of the gated network.
 
-        `check` is called once a batch, and may raise to end it.
+        Unreadable images are left out, and named.
+
+        `check` is called once per batch, and may raise to end it.
         """
-        ranked, ok = over_all(
+        ranked, ok = batches.over_all(
             self._config,
             self.data.source,
             self.mesh,
@@ -66,7 +72,7 @@ class Validation:
             check=check,
         )
         if not self._named:
-            name_unreadable(self.data.source, ok, self._console)
+            batches.name_unreadable(self.data.source, ok, self._console)
             self._named = True
         hits = ranked == self.data.labels[:, None]
         if not ok.any():

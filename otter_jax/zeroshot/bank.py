@@ -1,4 +1,4 @@
-"""The vectors of classes, from their names."""
+"""The bank: one vector per class, made of its names in templates."""
 
 import pathlib
 from collections.abc import Callable, Sequence
@@ -10,7 +10,10 @@ from otter_jax.errors import UserError
 
 
 def read_names(path: str) -> list[str]:
-    """Class names, one a line. Blank lines and repeated names are left out, and said so."""
+    """Reads class names, one per line; blank and repeated ones are left out, and said so.
+
+    Raises UserError if the file cannot be read, or holds no name.
+    """
     try:
         lines = pathlib.Path(path).expanduser().read_text("utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
@@ -29,7 +32,7 @@ def read_names(path: str) -> list[str]:
 def prompts(
     names: Sequence[str | Sequence[str]], templates: Sequence[str]
 ) -> tuple[list[str], list[int]]:
-    """Every name in every template, and the class that each of them speaks of.
+    """Returns every name in every template, and the number of the class that each speaks of.
 
     A class may have several names. Names outer, templates inner, as released.
     """
@@ -46,7 +49,7 @@ def class_bank(
     names: Sequence[str | Sequence[str]],
     templates: Sequence[str],
 ) -> Float[np.ndarray, "C D"]:
-    """One unit vector a class: the normalised mean of the unit vectors of its prompts."""
+    """Returns one unit vector per class: the normalised mean of its prompts' unit vectors."""
     captions, labels = prompts(names, templates)
     embeddings = embed_texts(captions)
     bank = np.zeros((len(names), embeddings.shape[1]), np.float32)

@@ -1,11 +1,10 @@
-"""Zero-shot evaluation: images are recognised by the names of their classes alone.
+"""Evaluates weights on labelled sets whose classes are known by their names alone.
 
 Each class becomes one vector, the normalised mean of its prompts' embeddings; an image's best
 classes are those with the largest cosine. FH@K, flat hit, is the share of images with one of
 their labels among the K best classes.
 """
 
-import functools
 import math
 import pathlib
 from collections.abc import Callable, Mapping
@@ -15,22 +14,21 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+import rich.console
 import rich.table
 from jax.sharding import Mesh
-from jaxtyping import PyTree
+from jaxtyping import Bool, Int, PyTree
 from ml_collections import ConfigDict
 
-from otter_jax import gates
 from otter_jax import mesh as meshes
 from otter_jax.data.captions import Tokenizer
 from otter_jax.errors import Stopped, UserError
-from otter_jax.run import cluster, directory
-from otter_jax.run.batches import name_unreadable, over_all
+from otter_jax.run import batches, cluster, directory, trained
 from otter_jax.run.console import progress_bar
+from otter_jax.run.embedder import Embedder
 from otter_jax.run.model import check_sizes
-from otter_jax.run.trained import trained
 from otter_jax.zeroshot.bank import class_bank
-from otter_jax.zeroshot.hits import KS, _by_name, chance, flat_hit, frequency
+from otter_jax.zeroshot.hits import KS, by_name, chance, flat_hit, frequency
 from otter_jax.zeroshot.sets import EvalSet
 
 
@@ -47,9 +45,9 @@ class Evaluator:
         console: rich.console.Console,
     ):
         """Opens the sets; raises UserError for what is wrong with them, or with eval.best."""
-        self._config, self._tokenizer, self._mesh = config, tokenizer, mesh
+        self._config, self._mesh = config, mesh
         self._workdir, self._console = workdir, console
-        meshes.check_divides("eval.batch_size", config.eval.batch_size, mesh.size)
+        self._embedder = Embedder(model, tokenizer, mesh, batch_size=config.eval.batch_size)
         self.sets = [
             EvalSet.open(name, spec, config.data.dir) for name, spec in config.eval.sets.items()
         ]
@@ -68,83 +66,76 @@ class Evaluator:
             )
         whole, rows = meshes.shardings(mesh)
 
-        def folded(variables):
-            return variables | {"params": gates.fold(variables["params"])}
-
-        def texts(variables, token_ids, mask):
-            return model.apply(folded(variables), token_ids, mask, method=model.embed_texts)
-
-        def best_classes(variables, bank, image):
-            img = model.apply(folded(variables), image, method=model.embed_images)
+        def best_classes(bank, img):
             scores = jnp.matmul(img, bank.T, precision=jax.lax.Precision.HIGHEST)
             return jax.lax.top_k(scores, min(max(KS), bank.shape[0]))[1]
 
-        self._texts = jax.jit(texts, in_shardings=(whole, rows, rows), out_shardings=whole)
-        self._best = jax.jit(best_classes, in_shardings=(whole, whole, rows), out_shardings=whole)
+        self._best_classes = jax.jit(best_classes, in_shardings=(whole, rows), out_shardings=whole)
 
     def __call__(
         self,
         step: int,
-        weights_of: Mapping[str, PyTree],
+        variables: Mapping[str, PyTree],
         check: Callable[[], None] = lambda: None,
     ) -> dict[str, float]:
-        """FH@K of every set by every weights, as {"SET/WEIGHTS/FH@K": value}.
+        """Returns FH@K of every set by every weights, as {"SET/WEIGHTS/FH@K": value}.
 
-        Prints them as a table with the baselines beside, and writes WORKDIR/results/step_N.json.
-        `check` is called once a batch, and may raise to end it.
+        `variables` are those of the weights "student", "ema" after training step `step`. Prints
+        the hits as a table with the baselines beside, and writes WORKDIR/results/step_N.json.
+        `check` is called once per batch, and may raise to end it.
         """
         if not self.sets:
             return {}
         results: dict[str, dict[str, Any]] = {s.name: {} for s in self.sets}
-        total = sum(len(s.source) for s in self.sets) * len(weights_of)
+        total = sum(len(s.source) for s in self.sets) * len(variables)
         with progress_bar(self._console) as bar:
             task = bar.add_task("evaluating", total=total)
-            for weights, variables in weights_of.items():
+
+            def advance(count):
+                bar.advance(task, count)
+
+            for weights, own in variables.items():
                 banks: dict[Any, np.ndarray] = {}
                 for s in self.sets:
                     bar.update(task, description=f"evaluating {s.name}, {weights}")
-                    prompt_key = (tuple(s.names), s.templates)
-                    if prompt_key not in banks:
-                        banks[prompt_key] = self._bank(variables, *prompt_key, check)
-                    ranked, valid = over_all(
-                        self._config,
-                        s.source,
-                        self._mesh,
-                        functools.partial(self._best, variables, banks[prompt_key]),
-                        check=check,
-                        advance=lambda count: bar.advance(task, count),
-                    )
+                    key = (tuple(s.names), s.templates)
+                    if key not in banks:
+                        banks[key] = self._bank(own, s, check)
+                    ranked, valid = self._rank(own, banks[key], s, check, advance)
                     results[s.name] |= self._result(s, weights, ranked, valid)
         if cluster.is_first():
-            directory.write_json(
-                directory.results(self._workdir, step), {"step": step, "sets": results}
-            )
+            file = directory.results(self._workdir, step)
+            directory.write_json(file, {"step": step, "sets": results})
         self._console.print(table(step, results))
         return {
             f"{name}/{weights}/{metric}": value
             for name, result in results.items()
-            for weights in weights_of
+            for weights in variables
             for metric, value in result[weights].items()
         }
 
-    def _bank(self, variables, names, templates, check):
-        B = self._config.eval.batch_size
+    def _bank(self, variables, s, check):
+        def embed(prompts):
+            return self._embedder.texts(variables, prompts, check)
 
-        def embed(captions):
-            chunks = []
-            for start in range(0, len(captions), B):
-                check()
-                part = captions[start : start + B]
-                ids, mask = self._tokenizer.encode(part + [""] * (B - len(part)))
-                rows = meshes.put_batch(_own_rows({"ids": ids, "mask": mask}), self._mesh)
-                out = self._texts(variables, rows["ids"], rows["mask"])
-                chunks.append(np.asarray(out)[: len(part)])
-            return np.concatenate(chunks)
+        return class_bank(embed, s.names, s.templates)
 
-        return class_bank(embed, names, templates)
+    def _rank(self, variables, bank, s, check, advance):
+        def best(image):
+            return self._best_classes(bank, self._embedder.images(variables, image))
 
-    def _result(self, s, weights, ranked, valid):
-        unreadable = name_unreadable(s.source, valid, self._console)
+        return batches.over_all(
+            self._config, s.source, self._mesh, best, check=check, advance=advance
+        )
+
+    def _result(
+        self,
+        s: EvalSet,
+        weights: str,
+        ranked: Int[np.ndarray, "N R"],
+        valid: Bool[np.ndarray, "N"],
+    ) -> dict[str, Any]:
+        unreadable = batches.name_unreadable(s.source, valid, self._console)
         labelled = (s.labels >= 0).any(axis=1)
         counted = valid & labelled
         if not counted.any():
@@ -153,7 +144,7 @@ class Evaluator:
             )
         labels, classes = s.labels[counted], len(s.names)
         hits = flat_hit(ranked[counted], labels)
-        found = _by_name(hits)
+        found = by_name(hits)
         if ((labels >= 0).sum(axis=1) == 1).all():
             found["accuracy"] = hits[1]  # with one label an image, FH@1 is top-1 accuracy
         return {
@@ -162,13 +153,13 @@ class Evaluator:
             "classes": classes,
             "unreadable": unreadable,
             "unlabelled": int((~labelled).sum()),
-            "chance": _by_name(chance(labels, classes)),
-            "frequency": _by_name(frequency(labels, classes)),
+            "chance": by_name(chance(labels, classes)),
+            "frequency": by_name(frequency(labels, classes)),
         }
 
 
 def table(step: int, results: Mapping[str, Mapping[str, Any]]) -> rich.table.Table:
-    """Results of all sets, each with its baselines beneath."""
+    """Lays out the results of all sets, each with its baselines beneath."""
     out = rich.table.Table(title=f"Zero-shot, step {step}", title_justify="left")
     for heading in ("set", "images", "classes", "weights"):
         out.add_column(heading)
@@ -196,19 +187,13 @@ def run(config: ConfigDict, workdir: pathlib.Path, *, console: rich.console.Cons
     """
     mesh = meshes.make_mesh()
     whole, _ = meshes.shardings(mesh)
-    model, weights_of, tokenizer_folder, step = trained(config, workdir, whole)
-    tokenizer = Tokenizer(tokenizer_folder, config.data.max_tokens)
-    check_sizes(config, model, tokenizer)
-    evaluator = Evaluator(config, model, tokenizer, mesh, workdir, console)
+    found = trained.load(config, workdir, whole)
+    tokenizer = Tokenizer(found.tokenizer, config.data.max_tokens)
+    check_sizes(config, found.model, tokenizer)
+    evaluator = Evaluator(config, found.model, tokenizer, mesh, workdir, console)
     with cluster.Stop() as stop:
         try:
-            evaluator(step, weights_of, stop.check)
+            evaluator(found.step, found.variables, stop.check)
         except Stopped:
             console.print("Stopped before the end of the evaluation; nothing of it is kept.")
             raise
-
-
-def _own_rows(batch):
-    """This process's part of a batch that every process has made whole."""
-    count, index = jax.process_count(), jax.process_index()
-    return {name: np.split(rows, count)[index] for name, rows in batch.items()}

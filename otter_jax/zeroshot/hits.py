@@ -1,4 +1,4 @@
-"""Hits and baselines."""
+"""Flat hits, and the baselines that they are read beside. NumPy alone."""
 
 from collections.abc import Sequence
 
@@ -11,7 +11,7 @@ KS = (1, 2, 5, 10)
 def flat_hit(
     ranked: Int[np.ndarray, "N R"], labels: Int[np.ndarray, "N M"], ks: Sequence[int] = KS
 ) -> dict[int, float]:
-    """FH@K for each K: the share of rows with a label among their K best classes.
+    """Returns FH@K for each K: the share of rows with a label among their K best classes.
 
     `ranked` holds class numbers, best first; `labels` is padded with -1. An image without labels
     is a miss. A K beyond the R ranked classes is left out.
@@ -23,7 +23,7 @@ def flat_hit(
 def chance(
     labels: Int[np.ndarray, "N M"], classes: int, ks: Sequence[int] = KS
 ) -> dict[int, float]:
-    """FH@K expected of a random order of the classes."""
+    """Returns the FH@K that a random order of the classes is expected to have."""
     counts = (labels >= 0).sum(axis=1)
     found = {}
     for k in (k for k in ks if k <= classes):
@@ -37,11 +37,12 @@ def chance(
 def frequency(
     labels: Int[np.ndarray, "N M"], classes: int, ks: Sequence[int] = KS
 ) -> dict[int, float]:
-    """FH@K of always answering the classes that are most frequent in these very labels."""
+    """Returns the FH@K of always answering the classes most frequent in these very labels."""
     counts = np.bincount(labels[labels >= 0], minlength=classes)
     order = np.argsort(-counts, kind="stable")[: max(ks)]
     return flat_hit(np.broadcast_to(order, (len(labels), len(order))), labels, ks)
 
 
-def _by_name(hits):
+def by_name(hits: dict[int, float]) -> dict[str, float]:
+    """Names {1: x} as {"FH@1": x}, as results and metrics have it."""
     return {f"FH@{k}": value for k, value in hits.items()}

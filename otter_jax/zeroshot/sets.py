@@ -8,13 +8,20 @@ from ml_collections import ConfigDict
 
 from otter_jax.data.source import Source, open_dataset
 from otter_jax.errors import UserError
-from otter_jax.run.batches import ensure_set
+from otter_jax.run.batches import ensure_once
 from otter_jax.zeroshot.bank import read_names
 
 
 @dataclasses.dataclass(frozen=True)
 class EvalSet:
-    """A labelled set and the classes to search in."""
+    """Holds a labelled set and the classes to search in.
+
+    Attributes:
+      name: of the set in the config.
+      names: of the classes.
+      labels: int32 [N, M], the classes of each picture, padded with -1.
+      templates: what a class is asked for with, such as "a photo of {}.".
+    """
 
     name: str
     source: Source
@@ -24,14 +31,14 @@ class EvalSet:
 
     @classmethod
     def open(cls, name: str, spec: ConfigDict, data_dir: str) -> "EvalSet":
-        """The set of config.eval.sets[name]. Raises UserError for labels or names not there.
+        """Opens config.eval.sets[name]. Raises UserError for labels or names not there.
 
         `spec.label` is a feature of the set ("label", "caption") or a field of its JSON
-        ("json.tags"); `spec.names` a file with a class a line, or "" for the set's own: the names
-        of a class feature, else all labels that occur. A label is a class if it is spelled the
-        same; a class with synonyms is one name, "tench,or Tinca tinca".
+        ("json.tags"); `spec.names` a file with one class per line, or "" for the set's own: the
+        names of a class feature, else all labels that occur. A label is a class if it is spelled
+        the same; a class with synonyms is one name, "tench,or Tinca tinca".
         """
-        ensure_set(spec.data, data_dir, spec.tars)
+        ensure_once(spec.data, data_dir, spec.tars)
         source = open_dataset(data_dir, spec.data, spec.split)
         feature, _, field = spec.label.partition(".")
         if feature not in source.features:
@@ -74,7 +81,7 @@ class EvalSet:
 
 
 def _values(value, field):
-    """The labels of one record, as a list."""
+    """Returns the labels of one record, as a list."""
     if field:
         try:
             value = json.loads(value).get(field, [])

@@ -11,7 +11,7 @@ from test_webdataset import write_tar
 from world import REPO, environment
 
 from otter_jax.training import doctor
-from otter_jax.training.contrastive import Job
+from otter_jax.training.contrastive import Setup
 
 
 @pytest.fixture
@@ -77,17 +77,17 @@ def test_images_that_cannot_be_read_or_are_too_large_are_told(config, tmp_path, 
         raise doctor.images.UnreadableImage("broken")
 
     monkeypatch.setattr(doctor.images, "decode", broken)
-    (finding,) = doctor.look_at_images(Job.of(config))
+    (finding,) = doctor.look_at_images(Setup.of(config))
     assert finding.level == "error"
     assert "20 of 20 cannot be read, such as " in finding.text
 
 
 def test_captions_that_are_cut_or_mostly_padding_are_told(config):
-    findings = list(doctor.look_at_captions(Job.of(config)))
+    findings = list(doctor.look_at_captions(Setup.of(config)))
     assert [f.level for f in findings] == ["ok", "warning"]
     assert "data.packed=True" in findings[1].text
     config.data.max_tokens = 3
-    assert next(doctor.look_at_captions(Job.of(config))).level == "warning"
+    assert next(doctor.look_at_captions(Setup.of(config))).level == "warning"
 
 
 def test_labels_that_are_no_names_are_told(config, tmp_path):
@@ -103,12 +103,12 @@ def test_labels_that_are_no_names_are_told(config, tmp_path):
 
 
 def test_a_step_that_does_not_fit_or_waits_is_told(config, monkeypatch):
-    job = Job.of(config)
-    monkeypatch.setattr(doctor, "memory_of", lambda job: 2**20)
-    findings = list(doctor.look_at_step(job, supply=1e9))
+    setup = Setup.of(config)
+    monkeypatch.setattr(doctor, "memory_of", lambda setup: 2**20)
+    findings = list(doctor.look_at_step(setup, supply=1e9))
     assert [f.level for f in findings] == ["error"]
     assert "smaller train.batch_size" in findings[0].text
-    monkeypatch.setattr(doctor, "memory_of", lambda job: 2**40)
-    findings = list(doctor.look_at_step(Job.of(config), supply=1e-3))
+    monkeypatch.setattr(doctor, "memory_of", lambda setup: 2**40)
+    findings = list(doctor.look_at_step(Setup.of(config), supply=1e-3))
     assert [f.level for f in findings] == ["ok", "warning"]
     assert "devices will wait 100% of the time" in findings[1].text

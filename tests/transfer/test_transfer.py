@@ -25,6 +25,7 @@ from otter_jax.errors import Stopped, UserError
 from otter_jax.models.efficientnet import EfficientNet
 from otter_jax.models.resnet import ResNet
 from otter_jax.models.vit import ViT
+from otter_jax.report import transfer as report
 from otter_jax.run.checkpoint import Checkpoints
 from otter_jax.transfer import export, network, phases, pruning, task
 from otter_jax.transfer.step import create_state, transfer_step
@@ -85,8 +86,11 @@ def config(squares):
 def run(config, workdir):
     """What the program prints."""
     file = io.StringIO()
+    console = rich.console.Console(file=file, width=200)
     with contextlib.suppress(Stopped):
-        task.run(config, workdir, console=rich.console.Console(file=file, width=200))
+        validation = task.run(config, workdir, console=console)
+        if config.report:
+            report.write(config, workdir, validation, console=console)
     return file.getvalue()
 
 
@@ -104,7 +108,7 @@ def quiet():
 
 
 def final(config, workdir):
-    _, params, batch_stats, step = network.trained_network(config, workdir, len(COLOURS))
+    _, params, batch_stats, step = network.trained(config, workdir, len(COLOURS))
     return {"params": params, "batch_stats": batch_stats, "step": step}
 
 
@@ -265,15 +269,15 @@ def test_a_stopped_run_goes_on_to_the_same_numbers(
 ):
     at_the_end = config.report = stopped_at == 18  # in its validation
     config.train.log_every, config.eval.best = 3, "top-1"
-    say = task.log_line
+    say = task.Transfer.line
 
-    def stop(now, *args, **kwargs):
+    def stop(self, now, recorded):
         if now == stopped_at:
             signal.raise_signal(signal.SIGTERM)
-        return say(now, *args, **kwargs)
+        return say(self, now, recorded)
 
     with monkeypatch.context() as patch:
-        patch.setattr(task, "log_line", stop)
+        patch.setattr(task.Transfer, "line", stop)
         first = run(config, tmp_path / "run")
     assert f"Stopped by SIGTERM after step {stopped_at} of 18; saved" in first
     assert not (tmp_path / "run" / "report.html").exists()
@@ -292,7 +296,7 @@ def test_a_stopped_run_goes_on_to_the_same_numbers(
 def test_an_exported_network_computes_what_the_gated_one_does(finished, tmp_path):
     workdir, config, _ = finished
     (folder,) = export.export(config, workdir, tmp_path / "out", share=0.0, console=quiet())
-    model, params, batch_stats, _ = network.trained_network(config, workdir, 3)
+    model, params, batch_stats, _ = network.trained(config, workdir, 3)
     assert any((gate != 1).any() for gate in jax.tree.leaves(params["gates"]))
     read = encoders.load_image(str(folder / "model.safetensors"), arch="tiny", classifier=True)
     images = jax.random.normal(jax.random.key(0), (2, 32, 32, 3))
@@ -326,7 +330,7 @@ def test_a_pruned_export_is_smaller_and_computes_the_same(finished, tmp_path):
         for folder in (whole, smaller)
     ]
     one, other = (r.module.apply(r.variables, images, train=False) for r in read)
-    model, params, batch_stats, _ = network.trained_network(config, workdir, 3)
+    model, params, batch_stats, _ = network.trained(config, workdir, 3)
     keep = pruning.lowest(network.attention_of(params), 0.5, model, params)
     variables = {"params": gates.fold(params), "batch_stats": batch_stats}
     masked = model.apply(pruning.mask(variables, keep, model), images, train=False)
@@ -339,9 +343,9 @@ def test_a_pruned_export_is_smaller_and_computes_the_same(finished, tmp_path):
 
 def test_without_gates_filters_are_pruned_by_magnitude_alone(finished, tmp_path, monkeypatch):
     workdir, config, _ = finished
-    model, params, batch_stats, step = network.trained_network(config, workdir, 3)
-    bare = (model, gates.fold(params), batch_stats, step)
-    monkeypatch.setattr(task, "trained", lambda *_: bare)
+    model, params, batch_stats, step = network.trained(config, workdir, 3)
+    bare = network.Network(model, gates.fold(params), batch_stats, step)
+    monkeypatch.setattr(export, "trained", lambda *_: bare)
     with pytest.raises(UserError, match="this network has none; --by magnitude"):
         export.export(config, workdir, tmp_path / "out", share=0.3, console=quiet())
     folders = export.export(
@@ -357,7 +361,7 @@ def test_what_was_pruned_can_be_transferred_again(finished, config, tmp_path):
     config.model.weights = str(smaller)
     about = smaller / "config.json"  # "tiny" is no name of timm's, so it is not compared
     about.write_text(about.read_text().replace('"architecture"', '"was"'))
-    module, params, _ = network.network(config, 3)
+    module, params, *_ = network.fresh(config, 3)
     widths = {
         block: (layers["conv1"]["kernel"].shape[-1],)
         for block, layers in params.items()
@@ -409,7 +413,7 @@ def test_a_mistake_is_one_paragraph_before_anything_is_compiled(config, tmp_path
 def test_a_group_without_parameters_is_refused(config, monkeypatch, tmp_path):
     tiny_vit = (ViT, {"width": 16, "depth": 1, "heads": 2, "patch": 16, "image_size": 32})
     monkeypatch.setitem(encoders.IMAGE_ENCODERS, "tiny", tiny_vit)
-    model, params, stats = network.network(config, 3)
+    model, params, stats, _ = network.fresh(config, 3)
     params = {name: tree for name, tree in params.items() if name != "gates"}
     with pytest.raises(UserError, match="trains a, the gates .*, but this network has none"):
         create_state(params, stats, ["f", "a"], model)
@@ -424,7 +428,7 @@ def test_a_directory_of_longer_phases_is_not_gone_on_with(finished, config, tmp_
 def test_a_run_of_another_program_is_no_encoder(finished, config):
     config.model.weights = str(finished[0])
     with pytest.raises(UserError, match="is a run of another program"):
-        network.network(config, 3)
+        network.fresh(config, 3)
 
 
 def test_the_command_line_ends_with_one_paragraph(tmp_path):
