@@ -11,7 +11,7 @@ from flax import traverse_util
 from jaxtyping import PyTree, UInt8
 from ml_collections import ConfigDict
 
-from otter_jax.run.batches import eval_batches
+from otter_jax.run import batches
 from otter_jax.transfer.labelled import Labelled
 from otter_jax.transfer.pruning import Attention, Path
 
@@ -90,8 +90,8 @@ def excite(
 def some_images(config: ConfigDict, data: Labelled) -> UInt8[np.ndarray, "N S S 3"]:
     """The first pictures of a split, as the network sees them; the same in every process."""
     found = []
-    with contextlib.closing(eval_batches(config, data.source, shared=False)) as batches:
-        for batch in batches:
+    with contextlib.closing(batches.evaluation(config, data.source, shared=False)) as reader:
+        for batch in reader:
             found += list(batch["image"][batch["valid"]])
             if len(found) >= SHOWN:
                 break

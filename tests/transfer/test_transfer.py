@@ -113,7 +113,7 @@ def final(config, workdir):
 
 
 @pytest.mark.parametrize(
-    ("text", "phases"),
+    ("text", "parsed"),
     [
         ("FFaaab", ["f", "f", "a", "a", "a", "b"]),
         ("f[fb]w", ["f", "bf", "w"]),
@@ -121,8 +121,8 @@ def final(config, workdir):
         ("[aa]", ["a"]),
     ],
 )
-def test_phases_are_letters_and_brackets(text, phases):
-    assert phases.parse(text) == phases
+def test_phases_are_letters_and_brackets(text, parsed):
+    assert phases.parse(text) == parsed
 
 
 @pytest.mark.parametrize(
