@@ -13,7 +13,7 @@ line: --config.optim.learning_rate=0.01. A config of your own, in any file:
 
 import dataclasses
 
-from ml_collections import ConfigDict
+from ml_collections import ConfigDict, FieldReference
 
 from otter_jax.errors import UserError
 from otter_jax.objective import METHODS
@@ -117,10 +117,10 @@ def as_released(config: ConfigDict, num_processes: int = 8) -> ConfigDict:
 
 
 def evaluation(
-    data: str,
+    data: str | FieldReference,
     *,
     split: str = "train",
-    tars: tuple[str, ...] = (),
+    tars: tuple[str, ...] | FieldReference = (),
     label: str = "label",
     names: str = "",
     templates: tuple[str, ...] = ("a photo of {}.",),
@@ -128,6 +128,7 @@ def evaluation(
     """One set of eval.sets: where its pictures, their labels and the class names come from.
 
     `label`: a feature ("label"), "caption", or a field of the pairs' JSON ("json.tags").
+    `data` and `tars` may be references to other keys, whose values they follow.
     `names`: a file with one class per line; "" takes the set's own.
     """
     config = ConfigDict(

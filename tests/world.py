@@ -1,6 +1,7 @@
 """A small world to run the program in: 40 squares with captions, tiny encoders, a config."""
 
 import contextlib
+import importlib
 import io
 import json
 import os
@@ -9,6 +10,7 @@ import socket
 import subprocess
 import sys
 import tarfile
+from unittest import mock
 
 import numpy as np
 from pictures import coloured
@@ -17,8 +19,7 @@ REPO = pathlib.Path(__file__).parent.parent
 COLOURS = {"red": (200, 30, 30), "green": (20, 180, 40), "blue": (30, 40, 220), "white": (255,) * 3}
 WORDS = [*COLOURS, "a", "photo", "of", "square", "."]
 CONFIG = """
-import sys
-from configs import common
+from otter_jax.configs import common
 
 def get_config(method="otter"):
     config = common.get_config(method)
@@ -47,11 +48,11 @@ def get_config(method="otter"):
 
 # An encoder that compiles in seconds, known to every process that is started with it on its path.
 TINY = """
-from otter_jax import weights
 from otter_jax.models.resnet import ResNet
+from otter_jax.weights import encoders
 
 arguments = {"stage_sizes": (1, 1), "block": "basic", "channels": (8, 12)}
-weights.IMAGE_ENCODERS["tiny"] = (ResNet, arguments)
+encoders.IMAGE_ENCODERS["tiny"] = (ResNet, arguments)
 """
 
 
@@ -88,7 +89,18 @@ def make(home: pathlib.Path) -> pathlib.Path:
     return home
 
 
+@contextlib.contextmanager
+def tiny():
+    """Context in which this process knows the encoder, too."""
+    from otter_jax.weights import encoders
+
+    with mock.patch.dict(encoders.IMAGE_ENCODERS):
+        exec(TINY, {})
+        yield
+
+
 def command(world, *arguments, config=""):
+    """A command line that trains, or with --mode=eval evaluates, in a process of its own."""
     return [
         *(sys.executable, "-u", "-m", "otter_jax.main"),
         *([] if config is None else ["--config", f"{world / 'config.py'}{config}"]),
@@ -107,7 +119,33 @@ def environment(world, devices=1):
     }
 
 
+def call(world, *arguments, name="train", config="", devices=1):
+    """The command `name` in this process, on so many of its devices: status, output and errors.
+
+    A process of its own takes seconds to start, and compiles anew what this one has compiled.
+    """
+    from otter_jax import mesh
+    from otter_jax.__main__ import COMMANDS
+
+    argv = [*([] if config is None else ["--config", f"{world / 'config.py'}{config}"]), *arguments]
+    command = importlib.import_module(COMMANDS[name][0])
+    out, errors, make_mesh = io.StringIO(), io.StringIO(), mesh.make_mesh
+
+    def some(num_devices=None):
+        return make_mesh(num_devices or devices)
+
+    with (
+        contextlib.redirect_stdout(out),
+        contextlib.redirect_stderr(errors),
+        mock.patch.object(mesh, "make_mesh", some),
+        tiny(),
+    ):
+        status = command.main([str(argument) for argument in argv])
+    return subprocess.CompletedProcess(argv, status, out.getvalue(), errors.getvalue())
+
+
 def run(world, *arguments, config="", devices=1):
+    """`command` to its end, in a process of its own."""
     return subprocess.run(
         command(world, *arguments, config=config),
         cwd=REPO,

@@ -64,12 +64,17 @@ def load(given: str, overrides: Sequence[str]) -> ConfigDict:
 
 
 def _where(error: Exception, path: pathlib.Path) -> str:
-    """Returns "FILE:LINE: ERROR", the line being the last one of the config file itself."""
-    *_, text = [line for line in traceback.format_exception_only(error) if line.strip()]
-    lines = [f.lineno for f in traceback.extract_tb(error.__traceback__) if f.filename == str(path)]
-    if isinstance(error, SyntaxError) and error.filename == str(path):
-        lines.append(error.lineno)
-    return f"{path}:{lines[-1] if lines else 1}: {' '.join(text.split())}"
+    """Returns "FILE:LINE: ERROR", the last line of the config itself, or else of what it called."""
+    _, *frames = traceback.extract_tb(error.__traceback__)  # the first is `load`
+    own = [frame for frame in frames if frame.filename == str(path)]
+    file, line = path, 1
+    if isinstance(error, SyntaxError) and error.filename:
+        file, line = error.filename, error.lineno
+    elif frames:
+        file, line = (own or frames)[-1].filename, (own or frames)[-1].lineno
+    said = error.msg if isinstance(error, SyntaxError) else str(error)
+    text = f"{type(error).__name__}: {said}"
+    return f"{file}:{line}: {' '.join(text.split())}"
 
 
 def override(config: ConfigDict, overrides: Sequence[str]) -> ConfigDict:
