@@ -1,25 +1,26 @@
-"""Makes a set unless it is there."""
+"""Makes a set unless it is there: from what a user names, a plan; from the plan, the set."""
 
 import contextlib
 import fcntl
-import functools
 import pathlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
-import tensorflow_datasets as tfds
+import rich.console
+import rich.progress
 
-from otter_jax.data.build.builder import Prepared, check_same, prepare, write
-from otter_jax.data.build.plan import Options, Plan
+from otter_jax.data.build.builder import Prepared, check_same, prepare
+from otter_jax.data.build.plan import Options, Plan, SourceMissing
 from otter_jax.data.build.report import read_report, table
-from otter_jax.data.formats.class_folders import Folders, check_same_folder
-from otter_jax.data.formats.tars import Tars
-from otter_jax.data.public.openmoji import Openmoji
-from otter_jax.data.source import _version_folder, sets_of
+from otter_jax.data.formats import class_folders, kinds, tars
+from otter_jax.data.public import layouts, openmoji
+from otter_jax.data.source import parse_mixture, version_folder
 from otter_jax.errors import UserError
 
 
-def ensure(dataset: str, data_dir: str, tars: Tars = (), folder: str = "") -> None:
-    """Builds the set unless it is there; whoever comes while it is being built waits.
+def ensure(dataset: str, data_dir: str, tars: tars.Tars = (), folder: str = "") -> None:
+    """Makes the set unless it is there; whoever comes while it is being made waits.
+
+    A source that is no longer there is taken for the one that the set was made of.
 
     Args:
       dataset: "openmoji", a name of your own for what is in `tars` or `folder`, or a set that is
@@ -30,36 +31,64 @@ def ensure(dataset: str, data_dir: str, tars: Tars = (), folder: str = "") -> No
       folder: a folder with a folder of pictures per class, for a labelled set of your own.
 
     Raises:
-      UserError: neither there nor to be built, there but made of something else, or both tars and
+      UserError: neither there nor to be made, there but made of something else, or both tars and
         folder given.
     """
     sets = pathlib.Path(data_dir).expanduser()
-    parts = sets_of(dataset)
+    parts = parse_mixture(dataset)
     if len(parts) > 1:
         if tars or folder:
             raise UserError(f"{dataset} is of several sets: make each by itself before.")
         for part, _ in parts:
             ensure(part, data_dir)
         return
-    if tars and folder:
-        raise UserError(
-            f"The data set {dataset} is to be made of tars and of the folder {folder}: give one of "
-            "the two."
-        )
-    if dataset == "openmoji" and (tars or folder):
-        raise UserError(
-            f"The name openmoji is taken: give the data of your {'tars' if tars else 'folder'} "
-            "another."
-        )
-    if tars:
-        _ensure_tars(dataset, sets, tars)
-    elif folder:
-        home = _ensure_built(functools.partial(Folders, name=dataset, root=folder), dataset, sets)
-        check_same_folder(home, folder)
-    elif dataset == "openmoji":
-        _ensure_built(Openmoji, dataset, sets)
-    else:
-        _version_folder(sets, dataset, "To build it, give the tars or the folder it is made of.")
+    home = _home(sets, dataset)
+    if dataset == openmoji.NAME and home.exists() and not (tars or folder):
+        return  # without its packages; other versions of them make other drawings
+    try:
+        plan = _plan_of_config(dataset, sets, tars, folder)
+    except SourceMissing:
+        if not home.exists():
+            raise
+        return
+    if plan is None:
+        version_folder(sets, dataset, "To build it, give the tars or the folder it is made of.")
+        return
+    make(plan, data_dir)
+
+
+def plan_of(
+    sources: Sequence[str],
+    name: str,
+    options: Options,
+    *,
+    image: str = "",
+    caption: str = "",
+    root: pathlib.Path | None = None,
+    layout: str = "",
+) -> Plan:
+    """Plans a set `name` of what a user names.
+
+    Args:
+      sources: files, folders or globs, all of one kind; or the folder of a public set.
+      name: of the set.
+      options: what is done to the images.
+      image: as `tables.plan` has it; so are `caption` and `root`.
+      caption: see `image`.
+      root: see `image`.
+      layout: "", or which public set it is, a key of `layouts.LAYOUTS`.
+
+    Raises:
+      UserError: a source that is not there, of no known kind, or of another kind than the first.
+    """
+    if not layout:
+        return kinds.plan_of(sources, name, options, image=image, caption=caption, root=root)
+    if layout not in layouts.LAYOUTS:
+        raise UserError(f"--layout {layout!r}: one of {', '.join(layouts.LAYOUTS)}.")
+    folder = pathlib.Path(sources[0]).expanduser()
+    if len(sources) > 1 or not folder.is_dir() or image or caption or root:
+        raise UserError(f"--layout {layout} takes one folder, and nothing about tables.")
+    return layouts.plan_of(layout, folder, name, options)
 
 
 def make(
@@ -68,62 +97,70 @@ def make(
     *,
     workers: int = 1,
     beam: str = "",
-    done: Callable[[int, int], None] = lambda size, records: None,
+    done: Callable[[int, int], None] | None = None,
 ) -> pathlib.Path:
-    """The folder of the set that `plan` describes, which is made unless it is there.
+    """Makes the set that `plan` describes unless it is there, and returns its folder.
 
-    `workers`, `beam` and `done` are those of `prepared.prepare`; so are the errors raised, and
-    UserError if the set that is there was made of other files.
+    `workers`, `beam` and `done` are those of `builder.prepare`; without `done` a terminal shows a
+    bar. Raises what that raises, and UserError if the set that is there was made of other files.
     """
-    home = pathlib.Path(data_dir).expanduser() / plan.name / str(Prepared.VERSION)
+    home = _home(pathlib.Path(data_dir).expanduser(), plan.name)
     with _first(home) as missing:
         if missing:
             print(f"Building the data set {plan.name} in {home}", flush=True)
-            prepare(plan, home, workers=workers, beam=beam, done=done)
+            with _progress(plan) if done is None else contextlib.nullcontext(done) as told:
+                prepare(plan, home, workers=workers, beam=beam, done=told)
             print(table(read_report(home)), flush=True)
     check_same(home, plan)
     return home
 
 
-def _ensure_tars(dataset: str, sets: pathlib.Path, tars: Tars) -> None:
-    try:
-        plan = tars.plan(dataset, tars, Options())
-    except UserError:
-        # Tars that are no longer there are taken for the ones the set was built from.
-        if not (sets / dataset / str(Prepared.VERSION)).exists():
-            raise
-    else:
-        make(plan, str(sets))
+def _home(sets: pathlib.Path, dataset: str) -> pathlib.Path:
+    """Returns the folder of a set that is made here."""
+    return sets / dataset / str(Prepared.VERSION)
 
 
-def _ensure_built(
-    make: Callable[..., tfds.core.GeneratorBasedBuilder], dataset: str, sets: pathlib.Path
-) -> pathlib.Path:
-    """The folder of a set that its builder writes in one go, unless it is there."""
-    home = sets / dataset / "1.0.0"
-    builder = None if home.exists() else make(data_dir=sets)  # its mistakes come before any wait
-    with _first(home) as missing:
-        if missing:
-            _build(builder)
-    return home
+def _plan_of_config(dataset: str, sets: pathlib.Path, given: tars.Tars, folder: str) -> Plan | None:
+    """Plans the set that a config names; None if it does not say of what."""
+    if given and folder:
+        raise UserError(
+            f"The data set {dataset} is to be made of tars and of the folder {folder}: give one of "
+            "the two."
+        )
+    if dataset == openmoji.NAME:
+        if given or folder:
+            kind = "tars" if given else "folder"
+            raise UserError(f"The name openmoji is taken: give the data of your {kind} another.")
+        return openmoji.plan(Options())
+    if given:
+        return tars.plan(dataset, given, Options())
+    if not folder:
+        return None
+    plan = class_folders.plan(dataset, folder, Options())
+    root = pathlib.Path(folder).expanduser().resolve()
+    if (sets / dataset).resolve().is_relative_to(root):  # it would be a class the next time
+        raise UserError(
+            f"The data set {dataset} would be built in the folder that holds its pictures, "
+            f"{root}: give it another name or another folder of data sets."
+        )
+    return plan
 
 
-def _build(builder: tfds.core.DatasetBuilder) -> None:
-    home = pathlib.Path(builder.data_dir)
-    print(f"Building the data set {builder.name} in {home}", flush=True)
-    write(builder)
-    sizes = ", ".join(
-        f"{split.num_examples:,} {name}" for name, split in builder.info.splits.items()
-    )
-    print(f"Built {builder.name}: {sizes}", flush=True)
-    report = read_report(home)
-    if report:
-        print(table(report), flush=True)
+@contextlib.contextmanager
+def _progress(plan: Plan) -> Iterator[Callable[[int, int], None]]:
+    """Shows on a terminal how much of a plan is read; what it gives hears of each unit."""
+    console = rich.console.Console(stderr=True)
+    total = sum(unit.size for units in plan.units.values() for unit in units)
+    with rich.progress.Progress(
+        console=console, disable=not console.is_terminal, transient=True
+    ) as bar:
+        task = bar.add_task(plan.name, total=total)
+        yield lambda size, records: bar.advance(task, size)
 
 
 @contextlib.contextmanager
 def _first(home: pathlib.Path) -> Iterator[bool]:
-    """Whether the set is still to be made; if so nobody else makes it in this context."""
+    """Says whether the set is still to be made; if so nobody else makes it in this context."""
     if home.exists():
         yield False
         return
@@ -133,7 +170,7 @@ def _first(home: pathlib.Path) -> Iterator[bool]:
 
 @contextlib.contextmanager
 def _lock(folder: pathlib.Path) -> Iterator[None]:
-    """One process at a time; a lock of the operating system, so a killed build leaves none."""
+    """Admits one process at a time, by the operating system's lock: a killed one leaves none."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         file = open(folder / ".lock", "w")  # noqa: SIM115 - closed below

@@ -1,4 +1,4 @@
-"""The records of a set on disk, or of several sets as one."""
+"""Reads the records of a set on disk, or of several sets as one."""
 
 import bisect
 import functools
@@ -18,7 +18,7 @@ from otter_jax.errors import UserError
 
 
 class Source:
-    """The records of a split: `source[i]` is a dict, `len(source)` their number.
+    """Reads the records of a split: `source[i]` is a dict, `len(source)` their number.
 
     `image` is the encoded bytes; text (caption, key, json, ...) is str, a label an int.
 
@@ -45,18 +45,18 @@ class Source:
         }
 
     def classes(self, feature: str) -> list[str] | None:
-        """Names of a class feature's numbers (one label or many); None for any other feature."""
+        """Returns the class names of a feature of labels, one or many; None for any other."""
         found = self.features[feature]
         if isinstance(found, tfds.features.Sequence):
             found = found.feature
         return list(found.names) if isinstance(found, tfds.features.ClassLabel) else None
 
     def sample(self, most: int) -> list[int]:
-        """The numbers of at most so many records, evenly over all."""
+        """Returns the numbers of at most `most` records, evenly over all."""
         return np.linspace(0, len(self) - 1, min(most, len(self))).astype(int).tolist()
 
     def key(self, index: SupportsIndex) -> str:
-        """What names the record: its key if the set has keys, else its number."""
+        """Returns what names the record: its key if the set has keys, else its number."""
         return self[index]["key"] if "key" in self.features else str(operator.index(index))
 
     def check_has(self, feature: str) -> None:
@@ -67,12 +67,12 @@ class Source:
             )
 
     def order(self, seed: int) -> grain.MapDataset:
-        """The numbers of the records in an order that follows from the seed, another each epoch."""
+        """Returns the records' numbers, shuffled by the seed, anew in each epoch, without end."""
         return grain.MapDataset.range(len(self)).seed(seed).shuffle().repeat()
 
 
 class Mixture(Source):
-    """Several sets as one: their records are numbered one set after the other.
+    """Reads several sets as one: their records are numbered one set after the other.
 
     In training each set is gone through in its own order, time and again, and takes its share of
     every few records. An epoch is as many records as all sets have together.
@@ -98,17 +98,17 @@ class Mixture(Source):
         return {name: record[name] for name in self.features}
 
     def classes(self, feature: str) -> list[str] | None:
-        """Names of a class feature's numbers, if it has the same in all sets; else None."""
+        """Returns the class names of a feature of labels if all sets have the same; else None."""
         first, *others = (source.classes(feature) for source in self._sources)
         return first if all(other == first for other in others) else None
 
     def key(self, index: SupportsIndex) -> str:
-        """The set, and what names the record in it."""
+        """Returns the set, and what names the record in it."""
         number, own = self._find(index)
         return f"{self._sources[number].name} {self._sources[number].key(own)}"
 
     def order(self, seed: int) -> grain.MapDataset:
-        """The numbers of the records, mixed; see the class."""
+        """Returns the records' numbers, shuffled and mixed as the class says, without end."""
         parts = [
             source.order(seed).map(functools.partial(operator.add, start))
             for source, start in zip(self._sources, self._starts, strict=False)
@@ -116,14 +116,14 @@ class Mixture(Source):
         return grain.MapDataset.mix(parts, self._weights)
 
     def _find(self, index: SupportsIndex) -> tuple[int, int]:
-        """Which set, and the number in it."""
+        """Returns which set a record is of, and its number in it."""
         index = range(len(self))[index]
         number = bisect.bisect_right(self._starts, index) - 1
         return number, index - self._starts[number]
 
 
-def sets_of(name: str) -> list[tuple[str, float]]:
-    """The sets of a name such as "cc3m+mine" or "0.7*cc3m+0.3*mine", and their weights.
+def parse_mixture(name: str) -> list[tuple[str, float]]:
+    """Returns the sets of a name such as "cc3m+mine" or "0.7*cc3m+0.3*mine", and their weights.
 
     Without any, weights are 0: as many as the set has records. Raises UserError for a weight that
     is no number above 0, or sets with weights beside sets without.
@@ -149,7 +149,7 @@ def sets_of(name: str) -> list[tuple[str, float]]:
 
 
 def open_dataset(data_dir: str, name: str, split: str, *, remedy: str = "") -> Source:
-    """The records of a set on disk: one of this project's, or any other in ArrayRecord files.
+    """Opens a split of a set on disk: one of this project's, or any other in ArrayRecord files.
 
     Args:
       data_dir: the folder of all data sets.
@@ -162,7 +162,7 @@ def open_dataset(data_dir: str, name: str, split: str, *, remedy: str = "") -> S
     Raises:
       UserError: no such set or split, nothing in it, or files that need TensorFlow.
     """
-    parts = sets_of(name)
+    parts = parse_mixture(name)
     if len(parts) > 1:
         sources = [open_dataset(data_dir, part, split, remedy=remedy) for part, _ in parts]
         pairs = zip(parts, sources, strict=True)
@@ -195,9 +195,9 @@ def open_dataset(data_dir: str, name: str, split: str, *, remedy: str = "") -> S
 
 
 def in_both(data_dir: str, name: str, split: str, other: str) -> int:
-    """How many records of a set, or of all sets of a mixture, are in both of two splits."""
+    """Counts the records of a set, or of all sets of a mixture, that are in both of two splits."""
     count = 0
-    for part, _ in sets_of(name):
+    for part, _ in parse_mixture(name):
         splits = _open(data_dir, part).info.splits
         one, two = (splits[each].file_instructions for each in (split, other))
         for a, b in itertools.product(one, two):
@@ -208,12 +208,15 @@ def in_both(data_dir: str, name: str, split: str, other: str) -> int:
 
 
 def _open(data_dir: str, name: str) -> tfds.core.DatasetBuilder:
-    folder = _version_folder(pathlib.Path(data_dir).expanduser(), name)
+    folder = version_folder(pathlib.Path(data_dir).expanduser(), name)
     return tfds.builder_from_directory(str(folder))
 
 
-def _version_folder(data_dir: pathlib.Path, name: str, remedy: str = "") -> pathlib.Path:
-    """Where the newest version of a set is: the folder with its dataset_info.json."""
+def version_folder(data_dir: pathlib.Path, name: str, remedy: str = "") -> pathlib.Path:
+    """Finds the folder of a set's newest version, with its dataset_info.json.
+
+    Raises UserError, with the remedy, if there is none.
+    """
     found = [info.parent for info in data_dir.glob(f"{name}/*/dataset_info.json")]
     found = [folder for folder in found if not folder.name.startswith("incomplete.")]
     if (data_dir / name / "dataset_info.json").exists():

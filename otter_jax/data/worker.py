@@ -1,4 +1,4 @@
-"""What every process does first that decodes or prepares for another one."""
+"""Binds a worker process, which decodes or prepares for another one, to its parent."""
 
 import multiprocessing
 import multiprocessing.connection
@@ -8,7 +8,7 @@ import threading
 
 
 def begin(*_: int) -> None:
-    """From here on the worker ends with its parent, and not before.
+    """Makes this process end with its parent, and not before.
 
     However the parent ends: a kill cannot be passed on, and what it leaves behind would wait for
     ever. Signals are the parent's to answer, though a terminal and a cluster send them to both.

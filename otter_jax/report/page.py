@@ -1,4 +1,4 @@
-"""A page of results: text, tables and pictures under headings, as HTML by itself."""
+"""Writes a page of results, text, tables and pictures under headings, as one HTML file."""
 
 import html
 import pathlib
@@ -9,7 +9,7 @@ Part = str | pathlib.Path | Sequence[Mapping[str, Any]]  # text, a picture's pat
 
 
 def page(title: str, parts: Iterable[tuple[str, Part]]) -> str:
-    """HTML of headed parts: text, a picture by its path from the page, or the rows of a table."""
+    """Returns the HTML of headed parts: text, a picture's path from the page, a table's rows."""
     body = []
     for heading, part in parts:
         body.append(f"<h2>{html.escape(heading)}</h2>")
@@ -32,7 +32,7 @@ def page(title: str, parts: Iterable[tuple[str, Part]]) -> str:
 
 
 def cell(value: Any) -> str:
-    """A number as people read it."""
+    """Formats a number for people: 0.123 or 1,234."""
     if isinstance(value, float):
         return f"{value:.3f}"
     return f"{value:,}" if isinstance(value, int) else str(value)

@@ -10,35 +10,31 @@ records. A class with fewer than two pictures stops the build: no part of it cou
 """
 
 import collections
+import dataclasses
+import functools
 import hashlib
 import os
 import pathlib
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import tensorflow_datasets as tfds
 
-from otter_jax.data.build.parts import check, in_threads
-from otter_jax.data.build.plan import Options, Record, check_name
-from otter_jax.data.build.report import Tally, read_report, table, write_report
+from otter_jax.data.build.plan import Options, Plan, Record, SourceMissing
+from otter_jax.data.build.report import Tally
 from otter_jax.data.captions import clean
 from otter_jax.errors import UserError
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
-
-
 LEAST = 2  # pictures of a class: one to learn from, one to be tested on
-
-
 NAMED_CLASSES = 10  # of those with fewer, in the message
-
-
+SLICE = 1_000  # files of a unit
 LAYOUTS = "ROOT/CLASS/picture or ROOT/SPLIT/CLASS/picture"
 
 
 class File(NamedTuple):
-    """What lies in a class folder."""
+    """A file in a class folder."""
 
     path: str  # relative to the root; with surrogates where it is no UTF-8
     size: int  # bytes
@@ -48,121 +44,91 @@ class File(NamedTuple):
 Classes = dict[str, list[File]]  # of a split: folder name -> files
 
 
-class Folders(tfds.core.GeneratorBasedBuilder, skip_registration=True):
-    """Labelled pictures from a folder per class: image, label, and the path in the root as key."""
+@dataclasses.dataclass(frozen=True)
+class Slice:
+    """Reads some files of class folders, each with the label of its class."""
 
-    VERSION = tfds.core.Version("1.0.0")
+    root: pathlib.Path
+    files: tuple[tuple[str, File], ...]  # label, file
 
-    def __init__(self, *, name: str, root: str | os.PathLike, data_dir: str | os.PathLike):
-        """A set called `name` of the pictures in the folder `root`.
+    @property
+    def size(self) -> int:
+        """The number of files."""
+        return len(self.files)
 
-        Raises:
-          UserError: a name that cannot be a folder of TFDS, a set that would lie in the root, a
-            root that is not there or not laid out as the module says, class folders with the same
-            name once cleaned, or a class with fewer than two pictures.
-        """
-        check_name(name)
-        self.name = name  # TFDS names a set by its class; here one class makes many
-        self._root = pathlib.Path(os.path.abspath(os.path.expanduser(root)))
-        home = pathlib.Path(data_dir).expanduser() / name
-        if home.resolve().is_relative_to(self._root.resolve()):  # it would be a class the next time
-            raise UserError(
-                f"The data set {name} would be built in the folder that holds its pictures, "
-                f"{self._root}: give it another name or another folder of data sets."
-            )
-        self._splits = find(self._root)
-        self._labels = _labels(self._root, self._splits)
-        self._kept: collections.Counter[str] = collections.Counter()  # readable ones, by label
-        self._report: dict[str, Any] = {}
-        files = (labelled for classes in self._splits.values() for labelled in self._files(classes))
-        self._check_enough(collections.Counter(label for label, file in files if file.is_picture))
-        super().__init__(data_dir=data_dir)
-
-    def _info(self) -> tfds.core.DatasetInfo:
-        return tfds.core.DatasetInfo(
-            builder=self,
-            description="Labelled pictures from a folder per class; report.json says which.",
-            features=tfds.features.FeaturesDict(
-                {
-                    "image": tfds.features.Image(shape=(None, None, 3)),
-                    "label": tfds.features.ClassLabel(names=sorted(self._labels.values())),
-                    "key": tfds.features.Text(),
-                }
-            ),
-        )
-
-    def _split_generators(self, dl_manager: Any) -> dict[str, Iterator[tuple[bytes, dict]]]:
-        return {
-            split: self._generate_examples(split, found) for split, found in self._splits.items()
-        }
-
-    def _files(self, classes: Classes) -> Iterator[tuple[str, File]]:
-        """The files of a split with their labels."""
-        return ((self._labels[folder], file) for folder in classes for file in classes[folder])
-
-    def _pictures(self, classes: Classes, tally: Tally) -> Iterator[tuple[str, File]]:
-        """Those of them that are pictures; the others are tallied."""
-        for label, file in self._files(classes):
-            if file.is_picture:
-                yield label, file
-            else:
-                tally.dropped("not a picture", clean(file.path))
-
-    def _generate_examples(self, split: str, classes: Classes) -> Iterator[tuple[bytes, dict]]:
-        tally, pictures = Tally(), 0
-
-        def read(labelled):
-            return check(Record("", self._root / labelled[1].path, {}), Options())
-
-        for (label, file), checked in in_threads(read, self._pictures(classes, tally)):
+    def read(self, tally: Tally) -> Iterator[Record]:
+        """Yields the pictures in the order of the files."""
+        for label, file in self.files:
             key = clean(file.path)
-            if checked.why:
-                tally.dropped(checked.why, key + checked.detail)
+            if not file.is_picture:
+                tally.dropped("not a picture", key)
                 continue
-            pictures += 1
-            self._kept[label] += 1
-            # TFDS shuffles by a hash of the path, so the order on disk does not follow the classes.
-            yield os.fsencode(file.path), {"image": checked.image, "label": label, "key": key}
-        name = clean(self._root.name)
-        self._report[split] = {
-            "records": "pictures",
-            "origin": f"the folder {name}",
-            "kept": pictures,
-            **tally.found,
-            "folder": {"name": name, **_extent(classes)},
-        }
-        if not pictures:
-            raise UserError(
-                f"The data set {self.name} would have no pictures in {split}: none of those in "
-                f"{self._root} can be read.\n{table(self._report)}"
-            )
-        if len(self._report) == len(self._splits):
-            self._check_enough(self._kept, f"\n{table(self._report)}")
-        write_report(self.data_path, self._report)
+            # Ordered by the path, so that the order in the set does not follow the classes.
+            order = os.fsencode(file.path)
+            yield Record(key, self.root / file.path, {"label": label, "key": key}, order)
 
-    def _check_enough(self, pictures: collections.Counter[str], report: str = "") -> None:
-        few = [name for name in sorted(self._labels.values()) if pictures[name] < LEAST]
-        if few:
-            first = ", ".join(f"{name} ({pictures[name]})" for name in few[:NAMED_CLASSES])
-            more = len(few) - NAMED_CLASSES
-            raise UserError(
-                f"Classes in {self._root} that cannot be both learned and tested, because they "
-                f"have fewer than {LEAST} readable pictures: {first}"
-                f"{f' and {more:,} more' if more > 0 else ''}. "
-                f"Add pictures, or remove the folder of the class.{report}"
-            )
+
+def plan(name: str, root: str | os.PathLike, options: Options) -> Plan:
+    """Plans a set of the pictures in the folder `root`: image, label, and the path as key.
+
+    Raises:
+      SourceMissing: there is no such folder, or nothing in it.
+      UserError: a root that is not laid out as the module says, class folders with the same name
+        once cleaned, or a class with fewer than two pictures.
+    """
+    root = pathlib.Path(os.path.abspath(os.path.expanduser(root)))
+    splits = find(root)
+    labels = _labels(root, splits)
+    files = {
+        split: [(labels[folder], file) for folder in classes for file in classes[folder]]
+        for split, classes in splits.items()
+    }
+    check = functools.partial(check_enough, root, sorted(labels.values()))
+    every = (pair for of_split in files.values() for pair in of_split)
+    check(collections.Counter(label for label, file in every if file.is_picture))
+    return Plan(
+        name=name,
+        features={
+            "label": tfds.features.ClassLabel(names=sorted(labels.values())),
+            "key": tfds.features.Text(),
+        },
+        units={
+            split: [Slice(root, tuple(of[i : i + SLICE])) for i in range(0, len(of), SLICE)]
+            for split, of in files.items()
+        },
+        files={split: [_extent(split, classes)] for split, classes in splits.items()},
+        origin=f"the folder {clean(root.name)}",
+        records="pictures",
+        options=options,
+        check_classes=check,
+    )
+
+
+def check_enough(root: pathlib.Path, names: Iterable[str], count: Mapping[str, int]) -> None:
+    """Raises UserError if some of the classes in `root` have fewer than LEAST pictures."""
+    few = [name for name in names if count[name] < LEAST]
+    if few:
+        first = ", ".join(f"{name} ({count[name]})" for name in few[:NAMED_CLASSES])
+        more = len(few) - NAMED_CLASSES
+        raise UserError(
+            f"Classes in {root} that cannot be both learned and tested, because they "
+            f"have fewer than {LEAST} readable pictures: {first}"
+            f"{f' and {more:,} more' if more > 0 else ''}. "
+            "Add pictures, or remove the folder of the class."
+        )
 
 
 def find(root: str | os.PathLike) -> dict[str, Classes]:
-    """The files of each split, by class folder; splits, folders and files are sorted.
+    """Finds the files of each split, by class folder; splits, folders and files are sorted.
 
     Raises:
-      UserError: no such folder, no pictures in folders, both layouts at once, or a split whose
-        name TFDS cannot have.
+      SourceMissing: there is no such folder, or nothing in it.
+      UserError: no pictures in folders, both layouts at once, or a split whose name TFDS cannot
+        have.
     """
     root = pathlib.Path(root).expanduser()
     if not root.is_dir():
-        raise UserError(
+        raise SourceMissing(
             f"There is no folder {root}. Give the folder that holds a folder of pictures per class."
         )
     tops, beside = _list(root, "")
@@ -185,8 +151,9 @@ def find(root: str | os.PathLike) -> dict[str, Classes]:
             f"is {clean(misplaced[0])}. Keep to one layout: {LAYOUTS}."
         )
     for split, classes in splits.items():
-        if not _extent(classes)["files"]:
-            raise UserError(
+        if not any(file.is_picture for files in classes.values() for file in files):
+            error = UserError if any(root.iterdir()) else SourceMissing
+            raise error(
                 f"There are no class folders with pictures ({', '.join(SUFFIXES)}) in "
                 f"{root / clean(split) if inner else root}. The layout must be {LAYOUTS}."
             )
@@ -198,39 +165,8 @@ def find(root: str | os.PathLike) -> dict[str, Classes]:
     return splits
 
 
-def check_same_folder(home: pathlib.Path, root: str | os.PathLike) -> None:
-    """That the set in `home` was built from `root`, by paths and sizes of the pictures of a split.
-
-    A root that is no longer there, or has nothing in it any more, is taken for the one it was
-    built from.
-
-    Raises:
-      UserError: it was built from another folder, or from none; or root has no such layout.
-    """
-    report = read_report(home)
-    built = {split: part["folder"] for split, part in report.items() if "folder" in part}
-    remedy = "Give this data another name, or remove that folder to build it again."
-    if not built:
-        raise UserError(f"The data set in {home} was not built from a folder. {remedy}")
-    root = pathlib.Path(root).expanduser()
-    if not root.exists() or (root.is_dir() and not any(root.iterdir())):
-        return
-    given = {split: _extent(classes) for split, classes in find(root).items()}
-    name = next(iter(built.values()))["name"]
-    recorded = {key for part in built.values() for key in part}  # older sets have no digest
-    if built != {
-        split: {key: value for key, value in {"name": name, **extent}.items() if key in recorded}
-        for split, extent in given.items()
-    }:
-        was = ", ".join(f"{part['files']:,} files in {split}" for split, part in built.items())
-        raise UserError(
-            f"The data set in {home} was built from another folder than {root}, by number, size or "
-            f"path of the pictures: from {name}, {was}. {remedy}"
-        )
-
-
 def _list(root: pathlib.Path, folder: str) -> tuple[list[str], list[File]]:
-    """Names of the folders in a folder below the root, and its files; hidden ones are left out."""
+    """Lists the folders in a folder below the root, and its files, without hidden ones."""
     folders, files = [], []
     try:
         with os.scandir(root / folder) as entries:
@@ -251,7 +187,7 @@ def _list(root: pathlib.Path, folder: str) -> tuple[list[str], list[File]]:
 
 
 def _labels(root: pathlib.Path, splits: dict[str, Classes]) -> dict[str, str]:
-    """Folder -> class name, of all splits: the name on one line and without surrogates.
+    """Returns the class name of each folder of all splits, on one line and without surrogates.
 
     Raises:
       UserError: two folders with one name then, or one with none.
@@ -269,12 +205,15 @@ def _labels(root: pathlib.Path, splits: dict[str, Classes]) -> dict[str, str]:
     return {folder: name for name, folder in folders.items()}
 
 
-def _extent(classes: Classes) -> dict[str, Any]:
-    """Number and bytes of a split's pictures, readable or not, and a digest of paths and sizes."""
+def _extent(split: str, classes: Classes) -> dict[str, Any]:
+    """Tells the pictures of a split from others: their number, bytes, and a hash of their paths.
+
+    Readable or not; the hash is of their sizes, too.
+    """
     pictures = [file for files in classes.values() for file in files if file.is_picture]
     lines = b"".join(os.fsencode(f"{file.path}\0{file.size}\n") for file in pictures)
     return {
-        "files": len(pictures),
-        "bytes": sum(file.size for file in pictures),
+        "name": f"{len(pictures):,} pictures in {split}",
+        "size": sum(file.size for file in pictures),
         "digest": hashlib.sha256(lines).hexdigest()[:16],
     }

@@ -1,4 +1,4 @@
-"""Which kind of data a path is, and the plan of a set of it."""
+"""Finds out which kind of data a path is, and plans a set of it: tables, tars or sidecars."""
 
 import glob
 import os
@@ -7,20 +7,7 @@ from collections.abc import Sequence
 
 from otter_jax.data.build.plan import Options, Plan
 from otter_jax.data.formats import sidecars, tables, tars
-from otter_jax.data.public import cc3m, imagenet, open_images, wit, yfcc15m
 from otter_jax.errors import UserError
-
-LAYOUTS = {  # of public sets, from the folder that holds them
-    "cc3m": cc3m.plan,
-    "wit": wit.plan,
-    "yfcc15m": yfcc15m.plan,
-    "open_images": open_images.plan,
-    "imagenet1k": imagenet.plan_1k,
-    "imagenet10k": imagenet.plan_10k,
-    "imagenet10k_leaves": imagenet.plan_10k_leaves,
-    "imagenet22k": imagenet.plan_22k,
-}
-
 
 TARS = (".tar", ".tar.gz", ".tgz")
 
@@ -33,28 +20,12 @@ def plan_of(
     image: str = "",
     caption: str = "",
     root: pathlib.Path | None = None,
-    layout: str = "",
 ) -> Plan:
-    """What a set `name` of `sources` would be made of.
+    """Plans a set `name` of `sources`: files, folders or globs, all of one kind.
 
-    `image`, `caption` and `root` are of tables (`tables.plan`), `layout` is one of LAYOUTS. Raises
-    UserError for a source that is not there, of no known kind, or of another kind than the first.
+    `image`, `caption` and `root` are for tables (`tables.plan`). Raises UserError for a source that
+    is not there, of no known kind, or of another kind than the first.
     """
-    if layout:
-        if layout not in LAYOUTS:
-            raise UserError(f"--layout {layout!r}: one of {', '.join(LAYOUTS)}.")
-        folder = pathlib.Path(sources[0]).expanduser()
-        if len(sources) > 1 or not folder.is_dir() or image or caption or root:
-            raise UserError(f"--layout {layout} takes one folder, and nothing about tables.")
-        try:
-            return LAYOUTS[layout](name, folder, options)
-        except UserError:
-            raise
-        except (KeyError, ValueError, IndexError) as error:  # UnicodeDecodeError is a ValueError
-            raise UserError(
-                f"A file in {folder} is not laid out as {layout} has it: "
-                f"{type(error).__name__} {error}."
-            ) from error
     kinds: dict[str, list[pathlib.Path]] = {}
     seen = set()
     for source in sources:
@@ -78,7 +49,7 @@ def plan_of(
 
 
 def _paths(source: str) -> list[tuple[str, pathlib.Path]]:
-    """The kind and the path of everything that a source names."""
+    """Returns the kind and the path of everything that a source names."""
     given = os.path.expanduser(source)
     matches = [given] if os.path.exists(given) else sorted(glob.glob(given, recursive=True))
     if not matches:
@@ -96,7 +67,7 @@ def _paths(source: str) -> list[tuple[str, pathlib.Path]]:
 
 
 def _listing(folder: pathlib.Path) -> list[pathlib.Path]:
-    """What lies in a folder, but what is hidden."""
+    """Lists what lies in a folder, without what is hidden."""
     try:
         return sorted(path for path in folder.iterdir() if not path.name.startswith("."))
     except OSError as error:
@@ -104,13 +75,14 @@ def _listing(folder: pathlib.Path) -> list[pathlib.Path]:
 
 
 def _has_pictures(folder: pathlib.Path) -> bool:
-    """Whether there is a picture in a folder, or in one in it."""
+    """Says whether there is a picture in a folder, or in one in it."""
     kinds = tuple(f".{kind}" for kind, what in tars.KINDS.items() if what == "image")
     walk = os.walk(folder, followlinks=True)
     return any(name.lower().endswith(kinds) for _, _, names in walk for name in names)
 
 
 def _kind(path: pathlib.Path) -> str:
+    """Returns "tars" or "tables". Raises UserError for a file that is neither by its name."""
     name = path.name.lower()
     if name.endswith(TARS):
         return "tars"

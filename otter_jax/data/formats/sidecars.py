@@ -22,19 +22,19 @@ FILES = 20_000  # of a folder read in one go
 
 @dataclasses.dataclass(frozen=True)
 class Files(Span):
-    """A unit: the pairs that the files `start` to `stop` of a folder, in order, begin."""
+    """Reads the pairs that begin with the files `start` to `stop` of a folder, in order."""
 
     root: pathlib.Path
     folder: str
 
     def read(self, tally: Tally) -> Iterator[Record]:
-        """The pairs in the order of their names."""
-        names = _names(str(self.root / self.folder))
+        """Yields the pairs in the order of their names."""
+        names = _files_in(str(self.root / self.folder))
         stems = itertools.groupby(names, key=_stem)
-        position = 0
+        following = 0
         for stem, files in stems:
-            files, first = list(files), position
-            position += len(files)
+            files, first = list(files), following
+            following += len(files)
             if self.start <= first < self.stop:
                 found = self._record(stem, files, tally)
                 if found:
@@ -57,7 +57,7 @@ class Files(Span):
 
 
 def plan(name: str, root: pathlib.Path, options: Options) -> Plan:
-    """A set called `name` of the pairs in the folder `root`.
+    """Plans a set of the pairs in the folder `root`.
 
     Raises UserError if there is no picture or no caption in it.
     """
@@ -76,7 +76,7 @@ def plan(name: str, root: pathlib.Path, options: Options) -> Plan:
             for name in inner
             if not name.startswith(".") and os.path.realpath(os.path.join(folder, name)) not in seen
         )
-        paths = [os.path.join(folder, name) for name in _names(folder)]
+        paths = [os.path.join(folder, name) for name in _files_in(folder)]
         size += sum(os.path.getsize(path) for path in paths if os.path.exists(path))  # a dead link
         files = len(paths)
         relative = os.path.relpath(folder, root) if folder != str(root) else ""
@@ -98,8 +98,8 @@ def plan(name: str, root: pathlib.Path, options: Options) -> Plan:
 
 
 @functools.lru_cache(maxsize=1)  # of a large folder, whose units follow each other
-def _names(folder: str) -> tuple[str, ...]:
-    """The pictures and captions in a folder, those of one name beside each other."""
+def _files_in(folder: str) -> tuple[str, ...]:
+    """Lists the pictures and captions in a folder, those of one name beside each other."""
     with os.scandir(folder) as entries:
         names = [entry.name for entry in entries if not entry.name.startswith(".")]
     known = (name for name in names if _suffix(name) in tars.KINDS)

@@ -11,8 +11,6 @@ become U+FFFD. Names such as NA or null are text like any other.
 
 import csv
 import dataclasses
-import gzip
-import io
 import itertools
 import json
 import pathlib
@@ -26,35 +24,23 @@ import pyarrow.parquet as pq
 from otter_jax.data.build.plan import ROWS, Options, Plan, Record, listed, pair, pair_features
 from otter_jax.data.build.report import Tally
 from otter_jax.data.captions import clean
+from otter_jax.data.formats.lines import RANGE, Lines, byte_ranges, fields_of, open_text, rows_of
 from otter_jax.errors import UserError
 
 SUFFIXES = (".csv", ".tsv", ".jsonl", ".ndjson", ".parquet", ".csv.gz", ".tsv.gz", ".jsonl.gz")
-
-
 IMAGE = ("image", "image_path", "path", "filepath", "file_path", "filename", "file_name", "file")
-
-
 CAPTION = ("caption", "text", "title", "description")
-
-
 KEY = ("key", "id", "image_id", "uid")
-
-
-RANGE = 1 << 20  # bytes of a text table read in one go
-
-
-LINES = 20  # of a row of CSV; more is taken for a quote that is not closed
-
-
-csv.field_size_limit(1 << 20)  # bytes, of the whole process: what an unclosed quote may swallow
-
 
 Row = Mapping[str, Any]
 
 
 @dataclasses.dataclass(frozen=True)
 class Columns:
-    """Which columns hold what; `key` may be "", and then the image's path or the row is the key."""
+    """Names of the columns that are read.
+
+    With key "" the key of a row is its image's path, or else its place in the table.
+    """
 
     image: str
     caption: str
@@ -62,8 +48,8 @@ class Columns:
 
 
 @dataclasses.dataclass(frozen=True)
-class Part:
-    """A unit: rows of a table, from byte `start` to `stop` of a text, or of a row group of Parquet.
+class Rows:
+    """Reads rows of a table: from byte `start` to `stop` of a text, or a row group of Parquet.
 
     Attributes:
       names: of the columns of a text; () where rows bring them along.
@@ -79,7 +65,7 @@ class Part:
     group: int = -1
 
     def read(self, tally: Tally) -> Iterator[Record]:
-        """The rows that are pairs, in the order of the table."""
+        """Yields the pairs in the order of the table."""
         rows = self._parquet() if self.group >= 0 else self._text(tally)
         for place, row in rows:
             record = self._record(place, row, tally)
@@ -87,10 +73,10 @@ class Part:
                 yield record
 
     def _text(self, tally: Tally) -> Iterator[tuple[str, Row]]:
-        with _open(self.path) as file:
+        with open_text(self.path) as file:
             file.seek(self.start)
-            lines = _Lines(file, self.start, self.stop)
-            for place, text in _split(lines, _kind(self.path)):
+            lines = Lines(file, self.start, self.stop)
+            for place, text in rows_of(lines, _kind(self.path)):
                 try:
                     row = self._row(text)
                 except (ValueError, RecursionError) as error:
@@ -100,7 +86,10 @@ class Part:
                         yield place, row
 
     def _row(self, text: str | list[str] | csv.Error) -> Row | None:
-        """What is in a row, None if nothing. Raises ValueError, or RecursionError of JSON."""
+        """Returns the values of a row by column, None of an empty one.
+
+        Raises ValueError, or RecursionError of JSON, if it cannot be read.
+        """
         if isinstance(text, csv.Error):
             raise ValueError(str(text))
         if not self.names:
@@ -159,7 +148,7 @@ def plan(
     caption: str = "",
     root: pathlib.Path | None = None,
 ) -> Plan:
-    """A set called `name` of the rows of `tables`, all of the same columns.
+    """Plans a set of the rows of `tables`, all of the same columns.
 
     Args:
       name: of the set.
@@ -182,7 +171,7 @@ def plan(
                 key=next((key for key in KEY if key in names), ""),
             )
             _check_types(table, columns)
-            units += _parts(table, columns, root or table.parent, names, start)
+            units += _units(table, columns, root or table.parent, names, start)
         except UserError:
             raise
         except (OSError, EOFError, ValueError, zlib.error, csv.Error, pa.ArrowException) as error:
@@ -203,113 +192,24 @@ def plan(
     )
 
 
-def byte_ranges(path: pathlib.Path, size: int = RANGE, start: int = 0) -> list[tuple[int, int]]:
-    """Where parts of a text of some `size` bytes begin and end, all at ends of lines."""
-    end, spans = path.stat().st_size, []
-    with open(path, "rb") as file:
-        while start < end:
-            file.seek(min(start + size, end) - 1)
-            file.readline()  # to the end of the line that it is in
-            spans.append((start, file.tell()))
-            start = file.tell()
-    return spans
-
-
-def lines_in(path: pathlib.Path, start: int = 0, stop: int = -1) -> Iterator[tuple[str, str]]:
-    """Where each line of a text begins, "byte N", and the line; between two bytes of it."""
-    with _open(path) as file:
-        file.seek(start)
-        yield from _placed(_Lines(file, start, stop))
-
-
-class _Lines:
-    """The lines of a file up to byte `stop`, if that is not negative; `position` is where it is."""
-
-    def __init__(self, file: io.BufferedIOBase, position: int = 0, stop: int = -1):
-        self._file, self.position, self._stop = file, position, stop
-
-    def back_to(self, position: int) -> None:
-        """Goes on from another byte."""
-        self._file.seek(position)
-        self.position = position
-
-    def __iter__(self) -> Iterator[str]:
-        while self._stop < 0 or self.position < self._stop:
-            line = self._file.readline()
-            if not line:
-                return
-            self.position += len(line)
-            yield line.decode("utf-8", "replace")
-
-
-def _placed(lines: _Lines) -> Iterator[tuple[str, str]]:
-    place = f"byte {lines.position}"
-    for line in lines:
-        yield place, line
-        place = f"byte {lines.position}"
-
-
-def _split(lines: _Lines, kind: str) -> Iterator[tuple[str, str | list[str] | csv.Error]]:
-    """Where each row begins and what it is: fields of CSV, the line of another, or an error."""
-    if kind != "csv":
-        yield from _placed(lines)
-        return
-    ends: list[int] = []  # of the lines of a row
-
-    def counted():
-        for line in lines:
-            ends.append(lines.position)
-            yield line
-
-    rows = csv.reader(counted())
-    while True:
-        ends.clear()
-        place = f"byte {lines.position}"
-        try:
-            row: list[str] | csv.Error = next(rows)
-        except StopIteration:
-            return
-        except csv.Error as error:
-            row = error
-        if len(ends) > LINES:
-            row = csv.Error(f"over {LINES} lines in one row: is a quote not closed?")
-        if len(ends) > 1 and isinstance(row, csv.Error):
-            lines.back_to(ends[0])  # what it swallowed may be rows
-            rows = csv.reader(counted())
-        yield place, row
-
-
-def fields_of(line: str) -> list[str]:
-    """Of a line of TSV; [] of an empty one."""
-    fields = line.rstrip("\r\n").split("\t")
-    if fields == [""]:
-        return []
-    quoted = (len(f) > 1 and f[0] == f[-1] == '"' for f in fields)
-    return [f[1:-1].replace('""', '"') if q else f for f, q in zip(fields, quoted, strict=True)]
-
-
 def _kind(table: pathlib.Path) -> str:
-    """csv, tsv, jsonl or parquet. Raises UserError for any other name."""
+    """Returns csv, tsv, jsonl or parquet. Raises UserError for any other name."""
     suffix = next((s for s in SUFFIXES if table.name.lower().endswith(s)), None)
     if suffix is None:
         raise UserError(f"What is {table}? A table's name ends in one of {', '.join(SUFFIXES)}.")
     return suffix.split(".")[1].replace("ndjson", "jsonl")
 
 
-def _open(table: pathlib.Path) -> io.BufferedIOBase:
-    return gzip.open(table) if table.name.lower().endswith(".gz") else open(table, "rb")
-
-
 def _header(table: pathlib.Path) -> tuple[tuple[str, ...], int]:
-    """The columns of a table, and the byte where the first row begins."""
+    """Returns the columns of a table, and the byte where the first row begins."""
     kind = _kind(table)
     if kind == "parquet":
         return tuple(pq.read_schema(table).names), 0
-    with _open(table) as file:
+    with open_text(table) as file:
         mark = 3 if file.read(3) == b"\xef\xbb\xbf" else 0
         file.seek(mark)
-        lines = _Lines(file, mark)
-        rows = (row for _, row in _split(lines, kind))
+        lines = Lines(file, mark)
+        rows = (row for _, row in rows_of(lines, kind))
         first = next((row for row in rows if not isinstance(row, str) or row.strip()), None)
         if first is None or isinstance(first, csv.Error):
             raise UserError(f"The table {table} has no first line with the names of its columns.")
@@ -326,7 +226,7 @@ def _header(table: pathlib.Path) -> tuple[tuple[str, ...], int]:
 def _choose(
     what: str, given: str, usual: Sequence[str], names: Sequence[str], table: pathlib.Path
 ) -> str:
-    """The column that holds the image or the caption."""
+    """Returns the column that holds the image or the caption."""
     there = {name.strip().lower(): name for name in reversed(names)}
     found = given if given in names else ""
     if not given:
@@ -342,7 +242,7 @@ def _choose(
 
 
 def _check_types(table: pathlib.Path, columns: Columns) -> None:
-    """That columns of Parquet can be an image and a caption. Raises UserError if not."""
+    """Raises UserError if columns of Parquet cannot be an image and a caption."""
     if _kind(table) != "parquet":
         return
     schema, t = pq.read_schema(table), pa.types
@@ -357,10 +257,10 @@ def _check_types(table: pathlib.Path, columns: Columns) -> None:
             )
 
 
-def _parts(
+def _units(
     table: pathlib.Path, columns: Columns, root: pathlib.Path, names: tuple[str, ...], start: int
-) -> Iterator[Part]:
-    """The units of a table."""
+) -> Iterator[Rows]:
+    """Yields the units of a table."""
     kind = _kind(table)
     if kind == "parquet":
         about = pq.read_metadata(table)
@@ -368,32 +268,29 @@ def _parts(
         firsts = itertools.accumulate((group.num_rows for group in groups), initial=0)
         for number, (group, first) in enumerate(zip(groups, firsts, strict=False)):
             size = group.total_byte_size
-            yield Part(table, columns, root, size, start=first, group=number)
+            yield Rows(table, columns, root, size, start=first, group=number)
         return
     names = () if kind == "jsonl" else names
     end = table.stat().st_size
     if table.name.lower().endswith(".gz"):  # it can only be read from its beginning
-        yield Part(table, columns, root, end, names, start)
+        yield Rows(table, columns, root, end, names, start)
         return
     if kind != "csv":
         for first, last in byte_ranges(table, RANGE, start):
-            yield Part(table, columns, root, last - first, names, first, last)
+            yield Rows(table, columns, root, last - first, names, first, last)
         return
     with open(table, "rb") as file:  # a field of CSV may have lines of its own
         file.seek(start)
-        lines = _Lines(file, start)
-        for _ in _split(lines, kind):
+        lines = Lines(file, start)
+        for _ in rows_of(lines, kind):
             if lines.position - start >= RANGE:
-                yield Part(table, columns, root, lines.position - start, names, start,
+                yield Rows(table, columns, root, lines.position - start, names, start,
                            lines.position)  # fmt: skip
                 start = lines.position
         if lines.position > start:
-            yield Part(table, columns, root, lines.position - start, names, start, lines.position)
+            yield Rows(table, columns, root, lines.position - start, names, start, lines.position)
 
 
 def _as_text(value: Any) -> str:
-    """What JSON has no form for."""
+    """Returns as text what JSON has no form for."""
     return f"{len(value):,} bytes" if isinstance(value, bytes) else str(value)
-
-
-csv.field_size_limit(1 << 20)  # bytes, of the whole process: what an unclosed quote may swallow

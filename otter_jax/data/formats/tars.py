@@ -28,32 +28,29 @@ from otter_jax.data.build.plan import (
     Options,
     Plan,
     Record,
+    SourceMissing,
     listed,
     pair,
     pair_features,
 )
 from otter_jax.data.build.report import Tally
 from otter_jax.data.captions import clean
-from otter_jax.errors import UserError
 
 KINDS = dict.fromkeys(("jpg", "jpeg", "png", "webp"), "image") | {"txt": "txt", "json": "json"}
 
-
 Tars = Sequence[str] | Mapping[str, Sequence[str]]
-
-
 Members = Mapping[str, bytes | pathlib.Path]  # kind -> content, of one key; an image may be a file
 
 
 @dataclasses.dataclass(frozen=True)
 class Tar:
-    """A unit: the pairs of one tar."""
+    """Reads the pairs of one tar."""
 
     path: pathlib.Path
     size: int
 
     def read(self, tally: Tally) -> Iterator[Record]:
-        """The pairs in the order of the tar, as far as it can be read."""
+        """Yields the pairs in the order of the tar, as far as it can be read."""
         for key, members in _groups(self.path, tally):
             found = record(key, members, f"{self.path.name}: {clean(key)}", tally)
             if found:
@@ -61,10 +58,10 @@ class Tar:
 
 
 def plan(name: str, tars: Tars, options: Options) -> Plan:
-    """A set called `name`; `tars` are paths or globs, of the split "train" or {split: ...}.
+    """Plans a set of web-dataset tars: paths or globs for the split "train", or {split: ...}.
 
     Raises:
-      UserError: a glob that matches no file, or a name that cannot be a folder of TFDS.
+      SourceMissing: a path or glob that matches no file.
     """
     found = find(tars)
     units = {s: [Tar(tar, tar.stat().st_size) for tar in tars] for s, tars in found.items()}
@@ -81,10 +78,10 @@ def plan(name: str, tars: Tars, options: Options) -> Plan:
 
 
 def find(tars: Tars) -> dict[str, list[pathlib.Path]]:
-    """The files of each split: globs in the order given, each sorted, every file once.
+    """Finds the files of each split: globs in the order given, each sorted, every file once.
 
     Raises:
-      UserError: a path or glob that matches no file; it is named.
+      SourceMissing: a path or glob that matches no file; it is named.
     """
     if isinstance(tars, str):
         tars = [tars]
@@ -97,7 +94,9 @@ def find(tars: Tars) -> dict[str, list[pathlib.Path]]:
             matches = [path] if os.path.isfile(path) else sorted(glob.glob(path, recursive=True))
             matches = [match for match in matches if os.path.isfile(match)]
             if not matches:
-                raise UserError(f"No tar matches {pattern!r}. Check the path of the web-dataset.")
+                raise SourceMissing(
+                    f"No tar matches {pattern!r}. Check the path of the web-dataset."
+                )
             for match in matches:
                 files.setdefault(os.path.realpath(match), pathlib.Path(match))
         found[split] = list(files.values())
@@ -105,7 +104,7 @@ def find(tars: Tars) -> dict[str, list[pathlib.Path]]:
 
 
 class _Header(tarfile.TarInfo):
-    """A header that tells a cut or damaged tar from one that ends; tarfile itself is silent."""
+    """Raises an error at a cut or damaged header, which tarfile takes for the end of the tar."""
 
     @classmethod
     def fromtarfile(cls, archive: tarfile.TarFile) -> "_Header":
@@ -118,7 +117,7 @@ class _Header(tarfile.TarInfo):
 
 
 def _members(tar: pathlib.Path, tally: Tally) -> Iterator[tuple[str, str, bytes]]:
-    """(key, kind, content) in the order of the tar, as far as it can be read."""
+    """Yields (key, kind, content) in the order of the tar, as far as it can be read."""
     try:
         with tarfile.open(tar, "r|*", bufsize=1 << 20, tarinfo=_Header) as archive:
             while (member := archive.next()) is not None:
@@ -138,7 +137,7 @@ def _members(tar: pathlib.Path, tally: Tally) -> Iterator[tuple[str, str, bytes]
 
 
 def _groups(tar: pathlib.Path, tally: Tally) -> Iterator[tuple[str, Members]]:
-    """The members of each key together; see the module's words on order."""
+    """Yields the members of each key together; the module's docstring says in which order."""
     waiting: dict[str, dict[str, bytes]] = {}
     left: set[str] = set()
     doubled: set[str] = set()
@@ -161,7 +160,7 @@ def _groups(tar: pathlib.Path, tally: Tally) -> Iterator[tuple[str, Members]]:
 
 
 def record(key: str, members: Members, name: str, tally: Tally) -> Record | None:
-    """The record of a key, or None with the reason in the tally."""
+    """Makes the record of a key, or tallies why there is none and returns None."""
     if "image" in members and len(members) == 1:
         return tally.dropped("image without caption", name)
     text, sidecar = members.get("json", b"{}").decode("utf-8-sig", "replace"), None

@@ -23,7 +23,7 @@ from otter_jax.data.build.plan import (
     Plan,
     Record,
     Span,
-    hash64,
+    fingerprint,
     listed,
     need,
     pair,
@@ -31,26 +31,22 @@ from otter_jax.data.build.plan import (
 )
 from otter_jax.data.build.report import Tally
 from otter_jax.data.captions import clean
-from otter_jax.data.formats.tables import byte_ranges, fields_of, lines_in
+from otter_jax.data.formats.lines import byte_ranges, fields_of, lines_in
 
 CAPTIONS = ("Train_GCC-training.tsv", "Train-GCC-training.tsv")
-
-
 REPORT = ("downloaded_training_report.tsv",)
-
-
 FOLDER = "training/"  # what the names of files begin with
 
 
 @dataclasses.dataclass(frozen=True)
 class Captions(Span):
-    """A unit: the captions from byte `start` to `stop`."""
+    """Reads the captions from byte `start` to `stop`."""
 
     captions: pathlib.Path
     report: pathlib.Path
 
     def read(self, tally: Tally) -> Iterator[Record]:
-        """Those of them whose image was downloaded."""
+        """Yields those whose image was downloaded."""
         files = Downloaded.of(self.report)
         for place, line in lines_in(self.captions, self.start, self.stop):
             fields = fields_of(line)
@@ -70,7 +66,7 @@ class Captions(Span):
 
 
 class Downloaded:
-    """Which file holds the image of a URL, in 16 bytes of memory each."""
+    """Finds the file that holds the image of a URL, in 16 bytes of memory each."""
 
     def __init__(self, report: pathlib.Path):
         self._report = report
@@ -88,11 +84,11 @@ class Downloaded:
     @classmethod
     @functools.lru_cache(maxsize=1)
     def of(cls, report: pathlib.Path) -> "Downloaded":
-        """Of a downloader's report."""
+        """Reads a downloader's report, once per process."""
         return cls(report)
 
     def named(self, url: str) -> str | None:
-        """The file's path in the report's folder; None if it was not downloaded."""
+        """Returns the file's path in the report's folder; None if it was not downloaded."""
         wanted = _hash(url)
         place = int(np.searchsorted(self._hashes, wanted))
         if place == len(self._hashes) or self._hashes[place] != wanted:
@@ -103,8 +99,8 @@ class Downloaded:
 
 
 def plan(name: str, root: pathlib.Path, options: Options) -> Plan:
-    """The set from the authors' downloader. Raises UserError for files that are not there."""
-    get = "Get it as the docstring of otter_jax/data/cc3m.py says"
+    """Plans the set from the authors' downloader. Raises UserError for files that are missing."""
+    get = "Get it as the docstring of otter_jax/data/public/cc3m.py says"
     captions = need(root, CAPTIONS, f"the captions of Conceptual Captions. {get}")
     report = need(root, REPORT, f"the downloader's report. {get}")
     units = [Captions(*span, captions, report) for span in byte_ranges(captions)]
@@ -113,4 +109,4 @@ def plan(name: str, root: pathlib.Path, options: Options) -> Plan:
 
 
 def _hash(url: str) -> int:
-    return hash64(url.encode("utf-8", "replace"))
+    return fingerprint(url.encode("utf-8", "replace"))

@@ -32,25 +32,15 @@ from otter_jax.data.public.labels import Labelled, joined, labelled_plan, slices
 from otter_jax.errors import UserError
 
 MAPPING = ("LOC_synset_mapping.txt",)
-
-
 IDS, LEMMAS = ("imagenet21k_wordnet_ids.txt",), ("imagenet21k_wordnet_lemmas.txt",)
-
-
 LIST = ("val_image_id_from_imagenet.txt", "tencent_val_image_id_from_imagenet.txt")
-
-
 HIERARCHY = ("dictionary_and_semantic_hierarchy.txt", "tencent_classes.txt")
-
-
-GET = "Get it as the docstring of otter_jax/data/imagenet.py says"
-
-
+GET = "Get it as the docstring of otter_jax/data/public/imagenet.py says"
 SUFFIXES = (".jpeg", ".jpg", ".png")
 
 
 def plan_1k(name: str, root: pathlib.Path, options: Options) -> Plan:
-    """ImageNet-1k: validation, and train where it is. UserError for files that are not there."""
+    """Plans ImageNet-1k: validation, and train if it is there. Raises UserError without files."""
     mapping = need(root, MAPPING, f"the names of its classes. {GET}")
     names = read_mapping(mapping)
     need(root, ("val",), f"the folder of its pictures. {GET}")
@@ -67,7 +57,10 @@ def plan_1k(name: str, root: pathlib.Path, options: Options) -> Plan:
 
 
 def plan_10k(name: str, root: pathlib.Path, options: Options, *, leaves: bool = False) -> Plan:
-    """Multi-label ImageNet 10K. UserError for files that are not there, or not as they should."""
+    """Plans multi-label ImageNet 10K; with `leaves`, of classes alone that are nobody's parent.
+
+    Raises UserError for files that are not there, or do not belong together.
+    """
     pictures = need(root, LIST, f"the list of its pictures. {GET}")
     hierarchy = need(root, HIERARCHY, f"the names of its classes. {GET}")
     need(root, ("images",), f"the folder of its pictures. {GET}")
@@ -93,16 +86,17 @@ def plan_10k(name: str, root: pathlib.Path, options: Options, *, leaves: bool = 
         files={"validation": listed([pictures, hierarchy])},
         origin=f"multi-label ImageNet 10K{', leaves' if leaves else ''}",
         options=options,
+        details={"classes": "leaves" if leaves else "all"},
     )
 
 
 def plan_10k_leaves(name: str, root: pathlib.Path, options: Options) -> Plan:
-    """The same with the classes alone that are nobody's parent."""
+    """Plans ImageNet 10K with the classes alone that are nobody's parent."""
     return plan_10k(name, root, options, leaves=True)
 
 
 def plan_22k(name: str, root: pathlib.Path, options: Options) -> Plan:
-    """ImageNet 21k and 1k. UserError for files that are not there, or do not belong together."""
+    """Plans ImageNet 21k and 1k. Raises UserError for files that are missing or do not match."""
     ids = need(root, IDS, f"the WordNet ids of ImageNet 21k. {GET}")
     lemmas = need(root, LEMMAS, f"the names of ImageNet 21k. {GET}")
     mapping = need(root, MAPPING, f"the names of ImageNet 1k. {GET}")
@@ -126,16 +120,17 @@ def plan_22k(name: str, root: pathlib.Path, options: Options) -> Plan:
 
 
 def read_mapping(path: pathlib.Path) -> dict[str, str]:
-    """{WordNet id: name} of lines such as "n01440764 tench, Tinca tinca"."""
+    """Reads {WordNet id: name} from lines such as "n01440764 tench, Tinca tinca"."""
     lines = path.read_text("utf-8").splitlines()
     pairs = (line.partition(" ") for line in lines if line.strip())
     return {key: joined(value) for key, _, value in pairs}
 
 
 def in_folders(root: pathlib.Path, folder: str, names: Mapping[str, str]) -> Iterator[Labelled]:
-    """The pictures of the classes in `names`, which their folder's name says, or their own, ID_N.
+    """Yields the pictures of the classes in `names`, by WordNet id -> name.
 
-    Raises UserError if there is none.
+    The id is the name of a picture's folder, or begins its own, ID_N. Raises UserError if there
+    is no picture.
     """
     found = 0
     for place, inner, files in os.walk(root / folder):

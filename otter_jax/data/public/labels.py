@@ -1,4 +1,4 @@
-"""Pictures with one label or several, as plans of sets to evaluate on."""
+"""Plans sets to evaluate on from lists of pictures, each with one label or several."""
 
 import dataclasses
 import pathlib
@@ -13,30 +13,30 @@ from otter_jax.errors import UserError
 
 SLICE = 1_000  # pictures of a unit
 
-
 Labelled = tuple[str, tuple[str, ...]]  # a picture's path in the root, and the names of its classes
 
 
 @dataclasses.dataclass(frozen=True)
 class Pictures:
-    """A unit: some pictures of a list."""
+    """Reads some pictures of a list."""
 
     root: pathlib.Path
     records: tuple[Labelled, ...]
 
     @property
     def size(self) -> int:
+        """The number of pictures."""
         return len(self.records)
 
     def read(self, tally: Tally) -> Iterator[Record]:
-        """They, in the order of the list."""
+        """Yields the pictures in the order of the list."""
         for path, names in self.records:
             fields = {"labels": list(dict.fromkeys(names)), "key": clean(path)}
             yield Record(clean(path), self.root / path, fields)
 
 
 def slices(root: pathlib.Path, records: Sequence[Labelled]) -> list[Pictures]:
-    """Units of a list of pictures."""
+    """Cuts a list of pictures into units."""
     return [Pictures(root, tuple(records[i : i + SLICE])) for i in range(0, len(records), SLICE)]
 
 
@@ -48,16 +48,23 @@ def labelled_plan(
     files: Mapping[str, Sequence[Mapping]],
     origin: str,
     options: Options,
+    details: Mapping[str, str] | None = None,
 ) -> Plan:
-    """A set whose pictures have `labels` among `names`, each name counted once."""
+    """Plans a set whose pictures have `labels` among `names`, each name counted once.
+
+    The other arguments are those of `Plan`. Raises UserError for a class without a name.
+    """
     if not all(name.strip() for name in names):
         raise UserError(f"A class of {origin} has no name in its list.")  # TFDS would shift all
     bank = tfds.features.ClassLabel(names=list(dict.fromkeys(names)))
     features = {"labels": tfds.features.Sequence(bank), "key": tfds.features.Text()}
-    return Plan(name, features, units, files, origin, records="pictures", options=options)
+    return Plan(
+        name, features, units, files, origin, records="pictures", options=options,
+        details=details or {},
+    )  # fmt: skip
 
 
 def joined(synonyms: str) -> str:
-    """The name of a class with several, "tench, Tinca tinca", as the OTTER release writes it."""
+    """Joins the synonyms of a class as the OTTER release does: "tench,or Tinca tinca"."""
     names = (name.replace("_", " ").strip() for name in synonyms.split(", "))
     return ",or ".join(filter(None, names))

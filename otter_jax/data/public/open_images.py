@@ -21,17 +21,13 @@ from otter_jax.data.public.labels import labelled_plan, slices
 from otter_jax.errors import UserError
 
 LABELS = ("test-annotations-human-imagelabels.csv",)
-
-
 NAMES = ("oidv6-class-descriptions.csv", "class-descriptions.csv")
-
-
 TRAINABLE = ("oidv6-classes-trainable.txt", "classes-trainable.txt")
 
 
 def plan(name: str, root: pathlib.Path, options: Options) -> Plan:
-    """The test split. Raises UserError for files that are not there."""
-    get = "Get it as the docstring of otter_jax/data/open_images.py says"
+    """Plans the test split. Raises UserError for files that are missing or do not match."""
+    get = "Get it as the docstring of otter_jax/data/public/open_images.py says"
     labels = need(root, LABELS, f"the labels of Open Images. {get}")
     descriptions = need(root, NAMES, f"the names of its classes. {get}")
     trainable = need(root, TRAINABLE, f"the list of its trainable classes. {get}")

@@ -25,11 +25,9 @@ from collections.abc import Iterator
 from otter_jax.data.build.plan import Options, Plan, Record, listed, need_all, pair, pair_features
 from otter_jax.data.build.report import Tally
 from otter_jax.data.captions import clean
-from otter_jax.data.formats.tables import lines_in
+from otter_jax.data.formats.lines import lines_in
 
 LANGUAGE = "en"
-
-
 TEXTS = (
     "caption_reference_description",
     "caption_alt_text_description",
@@ -39,14 +37,14 @@ TEXTS = (
 
 @dataclasses.dataclass(frozen=True)
 class Pixels:
-    """A unit: the images of one file of pixels."""
+    """Reads the images of one file of pixels."""
 
     texts: tuple[pathlib.Path, ...]
     pixels: pathlib.Path
     size: int
 
     def read(self, tally: Tally) -> Iterator[Record]:
-        """Those that have a caption in English."""
+        """Yields those that have a caption in English."""
         captions = read_captions(self.texts, LANGUAGE)
         for place, line in lines_in(self.pixels):
             url, _, rest = line.partition("\t")
@@ -68,7 +66,7 @@ class Pixels:
 
 @functools.lru_cache(maxsize=1)
 def read_captions(texts: tuple[pathlib.Path, ...], language: str) -> dict[str, str]:
-    """{URL of an image: the first caption of it in this language}."""
+    """Returns {URL of an image: its first caption in this language}."""
     found: dict[str, str] = {}
     for file in texts:
         with gzip.open(file, "rt", encoding="utf-8", errors="replace", newline="") as lines:
@@ -81,8 +79,8 @@ def read_captions(texts: tuple[pathlib.Path, ...], language: str) -> dict[str, s
 
 
 def plan(name: str, root: pathlib.Path, options: Options) -> Plan:
-    """The set of the English captions. Raises UserError for files that are not there."""
-    get = "Get it as the docstring of otter_jax/data/wit.py says"
+    """Plans the set of the English captions. Raises UserError for files that are missing."""
+    get = "Get it as the docstring of otter_jax/data/public/wit.py says"
     texts = tuple(need_all(root, "wit_v1.train*.tsv.gz", f"the texts of WIT. {get}"))
     pixels = need_all(root, "image_pixels/*.csv.gz", f"the images of WIT. {get}")
     units = [Pixels(texts, file, file.stat().st_size) for file in pixels]

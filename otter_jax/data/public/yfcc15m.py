@@ -28,29 +28,23 @@ from jaxtyping import Bool
 
 from otter_jax.data.build.plan import Options, Plan, Record, Span, listed, need, pair, pair_features
 from otter_jax.data.build.report import Tally
-from otter_jax.data.formats.tables import byte_ranges, lines_in
+from otter_jax.data.formats.lines import byte_ranges, lines_in
 
 SUBSET, METADATA = ("yfcc100m_subset_data.tsv",), ("yfcc100m_dataset", "yfcc100m_dataset.txt")
-
-
 TITLE, DESCRIPTION = 8, 9  # which fields they are, from 0
-
-
 RANGE = 64 << 20  # bytes of metadata read in one go: some 140,000 lines, of which 20,000 count
-
-
 TAG = re.compile("<[^>]*>")
 
 
 @dataclasses.dataclass(frozen=True)
 class Lines(Span):
-    """A unit: the metadata from byte `start` to `stop`."""
+    """Reads the metadata from byte `start` to `stop`."""
 
     subset: pathlib.Path
     metadata: pathlib.Path
 
     def read(self, tally: Tally) -> Iterator[Record]:
-        """The photographs among them that are in the subset."""
+        """Yields the photographs among them that are in the subset."""
         chosen = read_subset(self.subset)
         for place, line in lines_in(self.metadata, self.start, self.stop):
             fields = line.rstrip("\r\n").split("\t")
@@ -69,7 +63,7 @@ class Lines(Span):
 
 
 def caption(title: str, description: str) -> str:
-    """The caption of two fields of the metadata."""
+    """Makes a caption of two fields of the metadata."""
     parts = (
         html.unescape(TAG.sub("", urllib.parse.unquote_plus(part))).strip()
         for part in (title, description)
@@ -79,7 +73,7 @@ def caption(title: str, description: str) -> str:
 
 @functools.lru_cache(maxsize=1)
 def read_subset(subset: pathlib.Path) -> Bool[np.ndarray, " N"]:
-    """Whether a line of the metadata is in the subset, by its number: a byte for each of 100 M."""
+    """Says for each line of the metadata whether it is in the subset: a byte each, of 100 M."""
     numbers = (line.partition("\t")[0].strip() for _, line in lines_in(subset))
     lines = np.fromiter((int(n) for n in numbers if n.isdigit()), np.int64)
     chosen = np.zeros(int(lines.max(initial=-1)) + 1, bool)
@@ -88,8 +82,8 @@ def read_subset(subset: pathlib.Path) -> Bool[np.ndarray, " N"]:
 
 
 def plan(name: str, root: pathlib.Path, options: Options) -> Plan:
-    """The set of the subset's photographs. Raises UserError for files that are not there."""
-    get = "Get it as the docstring of otter_jax/data/yfcc15m.py says"
+    """Plans the set of the subset's photographs. Raises UserError for files that are missing."""
+    get = "Get it as the docstring of otter_jax/data/public/yfcc15m.py says"
     subset = need(root, SUBSET, f"CLIP's list of photographs. {get}")
     metadata = need(root, METADATA, f"the metadata of YFCC100M. {get}")
     units = [Lines(*span, subset, metadata) for span in byte_ranges(metadata, RANGE)]

@@ -1,0 +1,269 @@
+"""Makes the set that a plan describes: its parts first, then of all parts a TFDS set on disk.
+
+On the way into the set the records are put in the order of a hash, so that a slice such as
+"train[95%:]" is a fair sample, and duplicates are counted, or left out. Then the parts are removed;
+on disk all is up to three times the set while it is made.
+"""
+
+import collections
+import contextlib
+import dataclasses
+import io
+import itertools
+import json
+import os
+import pathlib
+import shlex
+import shutil
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import tensorflow_datasets as tfds
+from jaxtyping import Int
+
+from otter_jax.data.build.parts import (
+    Piece,
+    column,
+    count_records,
+    first_names,
+    make_parts,
+    part_names,
+    repeated_in,
+)
+from otter_jax.data.build.plan import Options, Plan
+from otter_jax.data.build.report import Tally, read_report, table, write_report
+from otter_jax.errors import UserError
+
+REMEDY = "Give this data another name, or remove that folder to make it again."
+
+
+class TooFewRecords(UserError):
+    """What can be kept of a source makes no set."""
+
+
+def prepare(
+    plan: Plan,
+    home: pathlib.Path,
+    *,
+    workers: int = 1,
+    beam: str = "",
+    done: Callable[[int, int], None] = lambda size, records: None,
+) -> None:
+    """Makes the set in the version folder `home`, from the parts that are there and those it makes.
+
+    Args:
+      plan: of the set.
+      home: DATA_DIR/NAME/VERSION.
+      workers: processes that make parts; 1 is this one.
+      beam: options of Apache Beam, "--runner=FlinkRunner ...", which then makes the parts, and the
+        set from them, wherever it runs; all of its workers must see `home` and the source under
+        the same paths.
+      done: is told of every part its unit's size and its records, 0 records if it was there.
+
+    Raises:
+      UserError: nothing is left, a class has too few records, the disk is full, or a worker dies.
+    """
+    parts = home.parent / f"parts.{plan.digest}"
+    began = time.monotonic()
+    try:
+        for other in home.parent.glob("parts.*"):  # of other files or options
+            if other != parts:
+                shutil.rmtree(other)
+        parts.mkdir(parents=True, exist_ok=True)
+        options = _beam_options(beam) if beam else None
+        made = make_parts(plan, parts, workers, options, done)
+        about = {"made": made, "seconds": time.monotonic() - began}
+        report, pieces = _inspect(plan, parts, about)
+        write(Prepared(plan, home.parent.parent, pieces, report, beam=bool(beam)), options)
+    except OSError as error:
+        raise UserError(
+            f"The set {plan.name} cannot be written in {home.parent}: {error.strerror or error}. "
+            f"What is done is kept; the same command goes on from there."
+        ) from error
+    except TooFewRecords:
+        shutil.rmtree(parts)  # once the source is mended, all is to be read again
+        raise
+    shutil.rmtree(parts)
+
+
+def check_same(home: pathlib.Path, plan: Plan) -> None:
+    """Raises UserError if the set in `home` was made of other files than the plan's, or otherwise.
+
+    Files are compared by their names and sizes, or by what else the plan says of them.
+    """
+    report = read_report(home)
+    built = {split: part.get("files") for split, part in report.items()}
+    if not any(built.values()):
+        raise UserError(f"The data set in {home} was not built from files of yours. {REMEDY}")
+    if built != {split: list(files) for split, files in plan.files.items()}:
+        names = [file["name"] for files in built.values() for file in files]
+        more = f" and {len(names) - 10:,} more" if len(names) > 10 else ""
+        origin = next(iter(report.values()))["origin"]
+        raise UserError(
+            f"The data set in {home} was built from other files than {plan.origin}, by name or "
+            f"size: from {origin}, {', '.join(names[:10])}{more}. {REMEDY}"
+        )
+    for part in report.values():
+        for what, ours in plan.details.items():
+            theirs = part["details"].get(what, ours)
+            if theirs != ours:
+                raise UserError(
+                    f"The data set in {home} was built with another {what}, {theirs!r}, not "
+                    f"{ours!r}. {REMEDY}"
+                )
+
+
+def check_options(home: pathlib.Path, options: Options) -> None:
+    """Raises UserError if the set in `home` was made with other options."""
+    asked = dataclasses.asdict(options)
+    for part in read_report(home).values():
+        other = {key: value for key, value in part["options"].items() if value != asked[key]}
+        if other:
+            was = ", ".join(f"{key}={value!r}" for key, value in other.items())
+            raise UserError(f"The data set in {home} was made with {was}. {REMEDY}")
+
+
+def _inspect(
+    plan: Plan, folder: pathlib.Path, about: Mapping[str, Any]
+) -> tuple[dict[str, Any], dict[str, list[Piece]]]:
+    """Returns the report of the parts in `folder`, and the pieces of each split.
+
+    `about` goes into the report of each split. Raises TooFewRecords if nothing is left of a split,
+    or too little of a class.
+    """
+    report, pieces = {}, {}
+    for split, names in part_names(plan).items():
+        found, pieces[split] = _inspect_split(plan, split, [folder / name for name in names])
+        report[split] = found | about
+        if not found["kept"]:
+            raise TooFewRecords(
+                f"The data set {plan.name} would have no {plan.records} in {split}.\n"
+                f"{table(report)}"
+            )
+    if plan.check_classes is not None:
+        every = itertools.chain.from_iterable(pieces.values())
+        counts = collections.Counter(label for piece in every for label in piece.labels())
+        try:
+            plan.check_classes(counts)
+        except UserError as error:
+            raise TooFewRecords(f"{error}\n{table(report)}") from error
+    return report, pieces
+
+
+def _inspect_split(
+    plan: Plan, split: str, parts: Sequence[pathlib.Path]
+) -> tuple[dict[str, Any], list[Piece]]:
+    """Returns the report of a split, and its pieces: the parts without what is left out of them."""
+    tally = Tally()
+    for part in parts:
+        tally.add(json.loads(part.with_suffix(".json").read_text("utf-8")))
+    repeated = repeated_in(parts)
+    if repeated.any():
+        entry = {"count": int(repeated.sum()), "first": first_names(parts, repeated)}
+        if plan.options.keep_duplicates:
+            tally.add({"changed": {"duplicate, kept": entry}})
+        else:
+            tally.add({"dropped": {"duplicate": entry}})
+    left_out = repeated & (not plan.options.keep_duplicates)
+    kept = int((~left_out).sum())
+    sides = np.minimum(column(parts, "width"), column(parts, "height"))
+    ends = np.cumsum([count_records(part) for part in parts])
+    pieces = [
+        Piece(part, int(end - len(out)), out)
+        for part, end, out in zip(parts, ends, np.split(left_out, ends[:-1]), strict=True)
+    ]
+    report = {
+        "records": plan.records,
+        "origin": plan.origin,
+        "details": dict(plan.details),
+        "read": kept + tally.total("dropped"),
+        "kept": kept,
+        "duplicates": int(repeated.sum()),
+        "shorter_side": _quantiles(sides),  # pixels, as they came
+        **tally.found,
+        "files": list(plan.files[split]),
+        "options": dataclasses.asdict(plan.options),
+    }
+    return report, pieces
+
+
+def _quantiles(values: Int[np.ndarray, "_"]) -> dict[str, int]:
+    """Returns the least, the largest, and what 1, 10, 50, 90 and 99 % are at most; {} of none."""
+    shares = {"min": 0, "1%": 0.01, "10%": 0.1, "50%": 0.5, "90%": 0.9, "99%": 0.99, "max": 1}
+    return {name: int(np.quantile(values, q)) for name, q in shares.items()} if len(values) else {}
+
+
+class Prepared(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+    """Writes the pieces of a plan's parts as a TFDS set."""
+
+    VERSION = tfds.core.Version("1.0.0")
+
+    def __init__(
+        self,
+        plan: Plan,
+        data_dir: str | os.PathLike,
+        pieces: Mapping[str, Sequence[Piece]],
+        report: Mapping[str, Any],
+        *,
+        beam: bool = False,
+    ):
+        """Prepares to write the pieces of each split, and the report beside them.
+
+        With `beam` Apache Beam writes the set.
+        """
+        self.name = plan.name  # TFDS names a set by its class; here one class makes many
+        self._plan, self._pieces, self._report, self._beam = plan, pieces, report, beam
+        super().__init__(data_dir=data_dir)
+
+    def _info(self) -> tfds.core.DatasetInfo:
+        image = {"image": tfds.features.Image(shape=(None, None, 3))}
+        return tfds.core.DatasetInfo(
+            builder=self,
+            description=f"{self._plan.records} from {self._plan.origin}; report.json says which.",
+            features=tfds.features.FeaturesDict({**image, **self._plan.features}),
+            **self._plan.credit,
+        )
+
+    def _split_generators(self, dl_manager: Any) -> dict[str, Any]:
+        write_report(self.data_path, self._report)
+        return {split: self._generate_examples(split) for split in self._pieces}
+
+    def _generate_examples(self, split: str) -> Any:
+        # TFDS shuffles by a hash of the key.
+        if self._beam:
+            import apache_beam
+
+            pieces = apache_beam.Create(self._pieces[split], reshuffle=True)
+            return pieces | apache_beam.FlatMap(Piece.examples)
+        return itertools.chain.from_iterable(map(Piece.examples, self._pieces[split]))
+
+
+def _beam_options(text: str) -> Any:
+    """Returns the PipelineOptions of Apache Beam. Raises UserError if it is not installed."""
+    try:
+        from apache_beam.options.pipeline_options import PipelineOptions
+    except ImportError as error:
+        raise UserError(
+            "--beam needs Apache Beam, which is not installed: pip install -e '.[beam]'."
+        ) from error
+    return PipelineOptions(shlex.split(text))
+
+
+def write(builder: tfds.core.DatasetBuilder, beam_options: Any = None) -> None:
+    """Writes the set of a TFDS builder as ArrayRecord files, which are read without TensorFlow.
+
+    TFDS sorts by a hash of the key. It does that in at most 1 GB of memory; beyond, through
+    temporary files as large as the set itself. `beam_options` are the PipelineOptions of Apache
+    Beam, for a builder that wants it.
+    """
+    for leftover in pathlib.Path(builder.data_dir).parent.glob("incomplete.*"):
+        shutil.rmtree(leftover)  # of a build that was killed
+    with contextlib.redirect_stdout(io.StringIO()):  # TFDS announces sizes it does not know yet
+        builder.download_and_prepare(
+            download_config=tfds.download.DownloadConfig(
+                try_download_gcs=False, beam_options=beam_options
+            ),
+            file_format="array_record",
+        )

@@ -1,0 +1,309 @@
+"""Makes the parts of a set: the checked records of each unit, in a Parquet file.
+
+A part is renamed into place when it is whole, so a preparation that was stopped goes on with the
+units that have no part yet. What is wrong with a record stops nothing: it is counted and named in a
+JSON file beside the part.
+"""
+
+import collections
+import concurrent.futures.process
+import dataclasses
+import functools
+import itertools
+import json
+import lzma
+import multiprocessing
+import os
+import pathlib
+import uuid
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, NamedTuple, TypeVar
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from jaxtyping import Bool, Int
+
+from otter_jax.data import images, worker
+from otter_jax.data.build.plan import (
+    MAX_BYTES,
+    ROWS,
+    WINDOW,
+    Options,
+    Plan,
+    Record,
+    Unit,
+    fingerprint,
+)
+from otter_jax.data.build.report import NAMED, Tally
+from otter_jax.errors import UserError
+
+THREADS = 16  # at most, of a process
+
+# Reasons why a record was dropped whose file may be there the next time.
+ABSENT = ("missing file", "unreadable file", "image not downloaded", "rest of a broken file")
+
+_PART = pa.schema(
+    [
+        ("name", pa.string()),
+        ("image", pa.binary()),
+        ("width", pa.int32()),  # as it came
+        ("height", pa.int32()),
+        ("digest", pa.int64()),  # of what came; two of 15 million are equal by chance in 1 of 10^5
+        ("fields", pa.string()),  # JSON
+        ("order", pa.binary()),  # null: by the record's number
+    ]
+)
+
+SAID = ("caption", "label", "labels")  # fields that make two records of one image different
+
+Item, Result = TypeVar("Item"), TypeVar("Result")
+Example = tuple[int | bytes, dict[str, Any]]  # the key that TFDS shuffles by, and the features
+
+
+def part_names(plan: Plan) -> dict[str, list[str]]:
+    """Returns the file names of the parts of each split."""
+    return {
+        split: [f"{split}-{number:06}.parquet" for number in range(len(units))]
+        for split, units in plan.units.items()
+    }
+
+
+def make_parts(
+    plan: Plan,
+    folder: pathlib.Path,
+    workers: int,
+    beam_options: Any,
+    done: Callable[[int, int], None],
+) -> int:
+    """Makes the parts that are missing, and returns how many records these have.
+
+    Args:
+      plan: of the set.
+      folder: of its parts.
+      workers: processes that read units; 1 is this one.
+      beam_options: PipelineOptions of Apache Beam, which then reads them; None for no Beam.
+      done: is told the size of each unit whose part is there, and its records, 0 if it was before.
+
+    Raises UserError if a worker dies.
+    """
+    missing, made = [], 0
+    for split, names in part_names(plan).items():
+        for unit, name in zip(plan.units[split], names, strict=True):
+            if (folder / name).exists() and not _worth_again(folder / name):
+                done(unit.size, 0)
+            else:
+                missing.append((unit, folder / name))
+    make = functools.partial(make_part, options=plan.options)
+    if beam_options is not None:
+        import apache_beam
+
+        with apache_beam.Pipeline(options=beam_options) as pipeline:
+            units = pipeline | apache_beam.Create(missing, reshuffle=True)
+            _ = units | apache_beam.MapTuple(make)
+        return sum(count_records(path) for _, path in missing)
+    try:
+        for unit, records in _run(make, missing, workers):
+            made += records
+            done(unit.size, records)
+    except concurrent.futures.process.BrokenProcessPool as error:
+        raise UserError(
+            f"A process that prepared {plan.name} was killed, perhaps for want of memory. What is "
+            "done is kept; the same command goes on from there, in less memory with fewer workers."
+        ) from error
+    return made
+
+
+def _run(
+    make: Callable[[Unit, pathlib.Path], int],
+    missing: Sequence[tuple[Unit, pathlib.Path]],
+    workers: int,
+) -> Iterator[tuple[Unit, int]]:
+    """Yields each unit when its part is made, and the number of records in that."""
+    if min(workers, len(missing)) <= 1:
+        for unit, path in missing:
+            yield unit, make(unit, path)
+        return
+    with concurrent.futures.ProcessPoolExecutor(
+        min(workers, len(missing)),
+        mp_context=multiprocessing.get_context("spawn"),
+        initializer=worker.begin,
+    ) as pool:
+        units = {pool.submit(make, unit, path): unit for unit, path in missing}
+        try:
+            for future in concurrent.futures.as_completed(units):
+                yield units[future], future.result()
+        except BaseException:  # now, not when the units under way are through
+            pool.shutdown(wait=False, cancel_futures=True)
+            for child in multiprocessing.active_children():
+                child.kill()
+            raise
+
+
+def make_part(unit: Unit, path: pathlib.Path, *, options: Options) -> int:
+    """Writes the part of a unit, and beside it what was wrong; returns the number of records."""
+    tally, rows, written = Tally(), [], 0
+    scratch = path.with_suffix(f".{uuid.uuid4().hex}.tmp")  # a runner may try a unit twice at once
+    with pq.ParquetWriter(scratch, _PART, compression="none") as writer:
+        work = functools.partial(image_to_store, options=options)
+        for record, stored in in_threads(work, _readable(unit, tally)):
+            if stored.why:
+                tally.dropped(stored.why, record.name + stored.detail)
+                continue
+            if stored.resized:
+                tally.changed(f"image resized to {options.resize} pixels", record.name)
+            fields = json.dumps(record.fields)
+            rows.append(
+                (record.name, stored.image, *stored.size, stored.digest, fields, record.order)
+            )
+            if len(rows) == ROWS:
+                written += _write(writer, rows)
+        written += _write(writer, rows)
+    path.with_suffix(".json").write_text(json.dumps(tally.found), encoding="utf-8")
+    scratch.replace(path)
+    return written
+
+
+def _readable(unit: Unit, tally: Tally) -> Iterator[Record]:
+    """Yields the records of a unit, as far as it can be read."""
+    try:
+        yield from unit.read(tally)
+    except (OSError, EOFError, zlib.error, lzma.LZMAError, pa.ArrowException) as error:
+        tally.dropped("rest of a broken file", f"{_first_path(unit)}: {error}")
+
+
+def _first_path(unit: Unit) -> str:
+    """Returns the name of the first file that a unit reads, for people."""
+    paths = (v for v in dataclasses.asdict(unit).values() if isinstance(v, pathlib.Path))
+    return next((path.name for path in paths), repr(unit))
+
+
+def _worth_again(part: pathlib.Path) -> bool:
+    """Says whether files were not there when a part was made; they may be by now."""
+    dropped = json.loads(part.with_suffix(".json").read_text("utf-8"))["dropped"]
+    return not dropped.keys().isdisjoint(ABSENT)
+
+
+class StoredImage(NamedTuple):
+    """The image of a record as it is stored, or `why` and in which `detail` it cannot be."""
+
+    why: str = ""
+    detail: str = ""
+    image: bytes = b""
+    size: tuple[int, int] = (0, 0)  # width and height as it came
+    resized: bool = False
+    digest: int = 0  # of the bytes that came, and the caption, label or labels
+
+
+def image_to_store(record: Record, options: Options) -> StoredImage:
+    """Reads the image of a record, makes sure that it can be decoded, and resizes a large one."""
+    try:
+        content = record.image
+        if isinstance(content, pathlib.Path):
+            if content.stat().st_size > MAX_BYTES:
+                return StoredImage("file over 64 MiB")
+            content = content.read_bytes()
+    except FileNotFoundError:
+        return StoredImage("missing file")
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the name
+        return StoredImage("unreadable file", f" ({error})")
+    if not content:
+        return StoredImage("empty file")
+    if len(content) > MAX_BYTES:
+        return StoredImage("file over 64 MiB")
+    # Keys and what else came with a pair may differ.
+    said = [record.fields.get(name) for name in SAID]
+    try:
+        size, stored = images.shrink(
+            content, options.resize, format=options.format, quality=options.quality
+        )
+    except images.UnreadableImage as error:
+        return StoredImage("unreadable image", f" ({error})")
+    if min(size) < options.min_size:
+        return StoredImage("image too small", f" ({size[0]} x {size[1]})")
+    digest = fingerprint(content, repr(said).encode("utf-8", "surrogatepass"))
+    return StoredImage(image=stored, size=size, resized=stored is not content, digest=digest)
+
+
+def in_threads(
+    work: Callable[[Item], Result], items: Iterable[Item]
+) -> Iterator[tuple[Item, Result]]:
+    """Yields (item, work(item)) in the order of the items; WINDOW of them are held at once."""
+    with concurrent.futures.ThreadPoolExecutor(min(THREADS, os.cpu_count() or 1)) as pool:
+        ahead: collections.deque = collections.deque()
+        for item in items:
+            ahead.append((item, pool.submit(work, item)))
+            if len(ahead) > WINDOW:
+                item, result = ahead.popleft()
+                yield item, result.result()
+        while ahead:
+            item, result = ahead.popleft()
+            yield item, result.result()
+
+
+def _write(writer: pq.ParquetWriter, rows: list[tuple]) -> int:
+    columns = zip(*rows, strict=True) if rows else [[]] * len(_PART)
+    arrays = [pa.array(list(c), f.type) for c, f in zip(columns, _PART, strict=True)]
+    writer.write_batch(pa.record_batch(arrays, _PART))
+    written = len(rows)
+    rows.clear()
+    return written
+
+
+def count_records(part: pathlib.Path) -> int:
+    """Returns the number of records in a part."""
+    return pq.read_metadata(part).num_rows
+
+
+class Piece(NamedTuple):
+    """A part as it goes into the set: the number of its first record, and which are left out."""
+
+    path: pathlib.Path
+    first: int
+    left_out: Bool[np.ndarray, "_"]
+
+    def examples(self) -> Iterator[Example]:
+        """Yields key and features of the records, without those that are left out."""
+        for number, row in self._rows(["image", "fields", "order"]):
+            key = self.first + number if row["order"] is None else row["order"]
+            yield key, {"image": row["image"], **json.loads(row["fields"])}
+
+    def labels(self) -> Iterator[str]:
+        """Yields the label of each record, without those that are left out."""
+        for _, row in self._rows(["fields"]):
+            yield json.loads(row["fields"])["label"]
+
+    def _rows(self, columns: Sequence[str]) -> Iterator[tuple[int, dict[str, Any]]]:
+        with pq.ParquetFile(self.path) as part:
+            batches = part.iter_batches(ROWS, columns=list(columns))
+            rows = itertools.chain.from_iterable(batch.to_pylist() for batch in batches)
+            yield from ((n, row) for n, row in enumerate(rows) if not self.left_out[n])
+
+
+def first_names(parts: Sequence[pathlib.Path], chosen: Bool[np.ndarray, "_"]) -> list[str]:
+    """Returns the names of the first NAMED records that are chosen, all parts in a row."""
+    wanted = np.flatnonzero(chosen)[:NAMED]
+    names, first = [], 0
+    for part in parts:
+        last = first + count_records(part)
+        here = [int(n) - first for n in wanted if first <= n < last]
+        if here:
+            found = pq.read_table(part, columns=["name"])["name"]
+            names += [found[n].as_py() for n in here]
+        first = last
+    return names
+
+
+def column(parts: Sequence[pathlib.Path], name: str) -> Int[np.ndarray, "_"]:
+    """Returns a column of numbers, all parts in a row."""
+    found = [pq.read_table(part, columns=[name])[name].to_numpy() for part in parts]
+    return np.concatenate([np.zeros(0, np.int64), *found])
+
+
+def repeated_in(parts: Sequence[pathlib.Path]) -> Bool[np.ndarray, "_"]:
+    """Says which records, all parts in a row, are those of an earlier one."""
+    digests = column(parts, "digest")
+    repeated = np.ones(len(digests), bool)
+    repeated[np.unique(digests, return_index=True)[1]] = False
+    return repeated

@@ -1,0 +1,71 @@
+"""Counts and names what is wrong with the records of a set, and keeps that beside the set."""
+
+import json
+import os
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+from otter_jax.data.captions import clean
+
+NAMED = 5  # examples of each defect in the report
+
+
+class Tally:
+    """Counts records that were dropped or changed, by reason, with the first names of each.
+
+    Attributes:
+      found: {"dropped" or "changed": {reason: {"count": number, "first": names}}}.
+    """
+
+    def __init__(self) -> None:
+        self.found: dict[str, dict[str, dict]] = {"dropped": {}, "changed": {}}
+
+    def dropped(self, why: str, name: str) -> None:
+        """Counts a record that is left out."""
+        self._count("dropped", why, 1, [name])
+
+    def changed(self, why: str, name: str) -> None:
+        """Counts a record that is kept, but not as it was."""
+        self._count("changed", why, 1, [name])
+
+    def add(self, found: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> None:
+        """Adds another tally's `found`; its names come after those that are here."""
+        for what, reasons in found.items():
+            for why, entry in reasons.items():
+                self._count(what, why, entry["count"], entry["first"])
+
+    def total(self, what: str) -> int:
+        """Returns how many were "dropped" or "changed" in all."""
+        return sum(entry["count"] for entry in self.found[what].values())
+
+    def _count(self, what: str, why: str, count: int, names: list[str]) -> None:
+        entry = self.found[what].setdefault(why, {"count": 0, "first": []})
+        entry["count"] += count
+        entry["first"] += map(clean, names[: NAMED - len(entry["first"])])
+
+
+def write_report(folder: str | os.PathLike, report: Mapping[str, Any]) -> None:
+    """Writes report.json of a set: per split, what was kept, what not, and what it is made of."""
+    text = json.dumps(report, indent=2, ensure_ascii=False)
+    scratch = pathlib.Path(folder) / "report.json.tmp"
+    scratch.write_text(text, encoding="utf-8")
+    scratch.replace(scratch.with_suffix(""))  # so that nobody reads half of it
+
+
+def read_report(folder: pathlib.Path) -> dict[str, Any]:
+    """Reads the report.json of the set in `folder`; {} if there is none."""
+    path = folder / "report.json"
+    return json.loads(path.read_text("utf-8")) if path.exists() else {}
+
+
+def table(report: Mapping[str, Any]) -> str:
+    """Returns a report as lines to print: what was kept, then each defect with its first names."""
+    lines = []
+    for split, part in report.items():
+        lines.append(f"{split}: {part['kept']:,} {part['records']} from {part['origin']}")
+        for what in ("dropped", "changed"):
+            for why, entry in part[what].items():
+                names = "; ".join(entry["first"])
+                lines.append(f"  {what} {entry['count']:>9,}  {why}: {names}")
+    return "\n".join(lines)
