@@ -14,7 +14,6 @@ import rich.console
 from ml_collections import ConfigDict
 
 from otter_jax.errors import UserError
-from otter_jax.run.console import make_console
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
 
@@ -100,7 +99,7 @@ def say_differences(
     """Prints what has changed since the last start of the run, if there was one."""
     if (workdir / "config.json").exists():
         for line in differences(read_config(workdir), config):
-            make_console.print(f"Changed since the last start: {line}")
+            console.print(f"Changed since the last start: {line}")
 
 
 def differences(before: ConfigDict, after: ConfigDict) -> Iterator[str]:

@@ -46,7 +46,7 @@ def transfer_step(
     """
 
     def loss_fn(trained):
-        params = merge(state.params, groups_of)
+        params = merge(state.params, trained)
         logits, updated = model.apply(
             {"params": gates.fold(params), "batch_stats": state.batch_stats},
             normalise(batch["image"]), train=not stored_statistics, mutable=["batch_stats"],
@@ -59,16 +59,16 @@ def transfer_step(
         terms["accuracy"] = (logits.argmax(-1) == batch["label"]).mean()
         return loss, (terms, updated.get("batch_stats", {}))
 
-    groups_of = {group: select(state.params, group, model) for group in groups}
+    trained = {group: select(state.params, group, model) for group in groups}
     grad_fn = jax.value_and_grad(loss_fn, has_aux=True)
-    (loss, (terms, batch_stats)), grads = grad_fn(groups_of)
+    (loss, (terms, batch_stats)), grads = grad_fn(trained)
     rate = learning_rate(state.step)
     opt_state = dict(state.opt_state)
     for group in groups:
         updates, opt_state[group] = adam().update(grads[group], opt_state[group])
-        groups_of[group] = jax.tree.map(lambda x, u: x - rate * u, groups_of[group], updates)
-    norms = {"grad_norm": optax.tree.norm(grads), "param_norm": optax.tree.norm(groups_of)}
-    params = merge(state.params, groups_of)
+        trained[group] = jax.tree.map(lambda x, u: x - rate * u, trained[group], updates)
+    norms = {"grad_norm": optax.tree.norm(grads), "param_norm": optax.tree.norm(trained)}
+    params = merge(state.params, trained)
     return TransferState(state.step + 1, params, batch_stats, opt_state), {
         "loss": loss, **terms, **norms
     }  # fmt: skip

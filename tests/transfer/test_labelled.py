@@ -3,12 +3,13 @@
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
-from test_transfer import configs
+from pictures import noise
 
+from otter_jax.configs import transfer
 from otter_jax.data.ensure import ensure
 from otter_jax.data.source import Source, in_both
 from otter_jax.errors import UserError
-from otter_jax.transfer.labelled import Labelled
+from otter_jax.transfer import labelled
 
 
 def opened(monkeypatch, feature, values):
@@ -16,8 +17,8 @@ def opened(monkeypatch, feature, values):
     features = tfds.features.FeaturesDict({"label": feature, "key": tfds.features.Text()})
     records = [{"label": np.asarray(v), "key": b"%d.png" % i} for i, v in enumerate(values)]
     source = Source("birds:validation", records, features)
-    monkeypatch.setattr(labelled.store, "open_dataset", lambda *_, **__: source)
-    return Labelled.open(configs(), "validation")
+    monkeypatch.setattr(labelled, "open_dataset", lambda *_, **__: source)
+    return labelled.Labelled.open(transfer.get_config(), "validation")
 
 
 def test_the_labels_and_names_of_a_split(monkeypatch):
@@ -48,11 +49,13 @@ def test_several_labels_a_picture_are_refused(monkeypatch):
     ],
 )
 def test_records_in_both_splits_are_counted(tmp_path_factory, split, other, both):
-    from test_folders import write
-
     home = tmp_path_factory.getbasetemp() / "overlap"
     if not home.exists():
         paths = [f"train/{c}/{i}.jpg" for c in ("cat", "dog") for i in range(3)]
         paths += [f"validation/{c}/{i}.jpg" for c in ("cat", "dog") for i in range(2)]
-        ensure("mine", str(home), folder=str(write(home / "tree", paths)))
+        for path in paths:
+            file = home / "tree" / path
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_bytes(noise())
+        ensure("mine", str(home), folder=str(home / "tree"))
     assert in_both(str(home), "mine", split, other) == both

@@ -1,15 +1,9 @@
 """Transfer as its user meets it: phases, runs, stops, what a run leaves, and every mistake."""
 
-import contextlib
 import functools
-import importlib.util
 import io
 import json
-import os
-import pathlib
 import signal
-import subprocess
-import sys
 
 import jax
 import jax.numpy as jnp
@@ -17,44 +11,23 @@ import numpy as np
 import pytest
 import rich.console
 from flax import traverse_util
-from pictures import coloured
 from PIL import Image
+from squares import COLOURS, TINY, make_config, run, write
 
 from otter_jax import gates
-from otter_jax.errors import Stopped, UserError
+from otter_jax.configs import transfer as configs
+from otter_jax.errors import UserError
 from otter_jax.models.efficientnet import EfficientNet
-from otter_jax.models.resnet import ResNet
 from otter_jax.models.vit import ViT
-from otter_jax.report import transfer as report
 from otter_jax.run.checkpoint import Checkpoints
 from otter_jax.transfer import export, network, phases, pruning, task
 from otter_jax.transfer.step import create_state, transfer_step
 from otter_jax.weights import encoders, folders
 
-REPO = pathlib.Path(__file__).parent.parent
-COLOURS = {"red": (200, 30, 30), "green": (20, 180, 40), "dark blue": (30, 40, 220)}
-TINY = (ResNet, {"stage_sizes": (1, 1), "block": "basic", "channels": (8, 12)})
-
-
-def configs(variant="filter"):
-    spec = importlib.util.spec_from_file_location("transfer", REPO / "configs/transfer.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.get_config(variant)
-
 
 @pytest.fixture(scope="module")
 def squares(tmp_path_factory):
-    """Coloured squares in folders: 12 to train on and 4 to validate on of each of three classes."""
-    root = tmp_path_factory.mktemp("squares") / "tree"
-    for split, count, first in (("train", 12, 0), ("validation", 4, 100)):
-        for name, colour in COLOURS.items():
-            folder = root / split / name
-            folder.mkdir(parents=True)
-            for i in range(count):
-                (folder / f"{i}.png").write_bytes(coloured(colour, first + i))
-    (root / "train" / "red" / "torn.png").write_bytes(b"\x89PNG torn")
-    return root
+    return write(tmp_path_factory.mktemp("squares") / "tree")
 
 
 @pytest.fixture(autouse=True)
@@ -63,35 +36,9 @@ def tiny(monkeypatch):
     monkeypatch.setitem(encoders.IMAGE_ENCODERS, "tiny", TINY)
 
 
-def make_config(squares):
-    """Four epochs, a second each, on the squares."""
-    config = configs()
-    config.phases = "Fa[bf]a"
-    config.model.arch, config.model.weights = "tiny", ""
-    config.data.dir = str(squares.parent / "sets")
-    config.data.name, config.data.folder = "squares", str(squares)
-    config.data.resize, config.data.image_size = 36, 32
-    config.train.batch_size, config.train.log_every = 8, 3
-    config.train.stored_statistics = False  # there are none
-    config.optim.learning_rate = 3e-2
-    config.eval.batch_size = 8
-    return config
-
-
 @pytest.fixture
 def config(squares):
     return make_config(squares)
-
-
-def run(config, workdir):
-    """What the program prints."""
-    file = io.StringIO()
-    console = rich.console.Console(file=file, width=200)
-    with contextlib.suppress(Stopped):
-        validation = task.run(config, workdir, console=console)
-        if config.report:
-            report.write(config, workdir, validation, console=console)
-    return file.getvalue()
 
 
 @pytest.fixture(scope="module")
@@ -144,7 +91,7 @@ def test_a_phase_that_does_not_exist_is_named_with_those_that_do(text, words):
 
 @pytest.mark.parametrize("variant", ["filter", "slice", "norm", "classifier", "full", "scratch"])
 def test_every_variant_is_a_config_of_twelve_epochs(variant):
-    config = configs(variant)
+    config = configs.get_config(variant)
     task.check(config, devices=1)
     assert len(phases.parse(config.phases)) == 12
 
@@ -429,25 +376,3 @@ def test_a_run_of_another_program_is_no_encoder(finished, config):
     config.model.weights = str(finished[0])
     with pytest.raises(UserError, match="is a run of another program"):
         network.fresh(config, 3)
-
-
-def test_the_command_line_ends_with_one_paragraph(tmp_path):
-    def say(*arguments):
-        command = [sys.executable, "-m", "otter_jax.transfer", "--workdir", str(tmp_path / "run")]
-        return subprocess.run(
-            command + [str(a) for a in arguments], cwd=REPO, capture_output=True, text=True,
-            timeout=120, env=os.environ | {"JAX_PLATFORMS": "cpu"},
-        )  # fmt: skip
-
-    config = REPO / "configs/transfer.py"
-    for arguments, words in (
-        ((), "error: --config is missing"),
-        (("--config", config, "--config.phases=FFq"), "error: phases='FFq': there is no group 'q'"),
-        (("--config", f"{config}:gates"), "error: In the command line or its config: There is no"),
-        (("--config", config, "--share=0.2"), "error: --share goes with --export"),
-        (("--export", tmp_path / "out"), "error: --config is missing"),
-    ):
-        done = say(*arguments)
-        assert done.returncode == 2, done.stderr
-        assert done.stderr.startswith(words), done.stderr
-        assert "Traceback" not in done.stderr
