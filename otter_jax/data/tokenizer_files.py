@@ -1,0 +1,188 @@
+"""Reads the tokenizer of a folder as Hugging Face writes it.
+
+BERT's are made here, in a tenth of a second. All others are made by transformers, which takes
+seconds to import, and so is any BERT whose files say something that is not known here: what is made
+here is what transformers would make (tests/data/test_tokenizer_files.py).
+"""
+
+import contextlib
+import json
+import os
+import pathlib
+from collections.abc import Iterator
+from typing import Any
+
+import tokenizers
+from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
+
+from otter_jax.errors import UserError
+
+VOCABULARIES = ("tokenizer.json", "vocab.txt", "vocab.json")
+REMEDY = "Give a folder with tokenizer.json, or with the files it is made of (vocab.txt, ...)."
+
+BERT_CLASSES = (None, "BertTokenizer", "BertTokenizerFast")
+# In the order in which those that are not among the words are added to them.
+BERT_TOKENS = {
+    "unk_token": "[UNK]",
+    "sep_token": "[SEP]",
+    "pad_token": "[PAD]",
+    "cls_token": "[CLS]",
+    "mask_token": "[MASK]",
+}
+BERT_OPTIONS = {"do_lower_case": True, "tokenize_chinese_chars": True, "strip_accents": None}
+# Entries of tokenizer_config.json that change no token of a caption here.
+NO_EFFECT = {
+    "added_tokens_decoder", "backend", "clean_up_tokenization_spaces", "do_basic_tokenize",
+    "is_local", "local_files_only", "max_length", "model_max_length", "name_or_path",
+    "pad_to_multiple_of", "pad_token_type_id", "padding_side", "special_tokens_map_file", "stride",
+    "tokenizer_class", "truncation_side", "truncation_strategy",
+}  # fmt: skip
+MOST_WORDS = 100_000  # larger ones transformers looks over for a mistake of some models
+
+
+def read_tokenizer(folder: pathlib.Path) -> tuple[tokenizers.Tokenizer, str]:
+    """Returns the tokenizer of a folder, and the token that fills its rows.
+
+    Raises UserError if there is none, or if it cannot be read.
+    """
+    if not folder.is_dir():
+        raise UserError(f"There is no tokenizer folder {folder}. {REMEDY}")
+    # transformers makes a tokenizer without words of a folder without them, and says nothing.
+    if not any((folder / name).is_file() for name in VOCABULARIES):
+        missing = ", ".join(VOCABULARIES)
+        raise UserError(f"There is no tokenizer in {folder}: no {missing}. {REMEDY}")
+    try:
+        found = bert_tokenizer(folder)
+    except Exception:  # whatever is wrong with the files, transformers says it better
+        found = None
+    return found or transformers_tokenizer(folder)
+
+
+def bert_tokenizer(folder: pathlib.Path) -> tuple[tokenizers.Tokenizer, str] | None:
+    """Makes a BERT tokenizer from a folder's words; None if transformers might make another one.
+
+    Raises any error for files that are damaged.
+    """
+    names = {path.name for path in folder.iterdir()}
+    if names & {"added_tokens.json", "vocab.json"}:
+        return None
+
+    def read(name: str) -> dict[str, Any]:
+        return json.loads((folder / name).read_text("utf-8")) if name in names else {}
+
+    config, settings = read("config.json"), read("tokenizer_config.json")
+    words_alone = "vocab.txt" in names and not any(name.endswith(".json") for name in names)
+    if not words_alone and config.get("model_type") != "bert":
+        return None
+    if any(about.get("tokenizer_class") not in BERT_CLASSES for about in (config, settings)):
+        return None
+    known = {*NO_EFFECT, *BERT_OPTIONS, *BERT_TOKENS}
+    if any(value for name, value in settings.items() if name not in known):
+        return None
+    tokens = {name: settings.get(name, token) for name, token in BERT_TOKENS.items()}
+    # What is said twice must be the same: which file counts changed from version to version.
+    if not read("special_tokens_map.json").items() <= tokens.items():
+        return None
+    whole = read("tokenizer.json")
+    words = whole["model"]["vocab"] if whole else str(folder / "vocab.txt")
+    options = {name: settings.get(name, option) for name, option in BERT_OPTIONS.items()}
+    made = make_bert(words, tokens, **options)
+    if made.get_vocab_size() > MOST_WORDS:
+        return None
+    if whole and not is_same(json.loads(made.to_str()), whole):
+        return None
+    special = {str(number): repr(t) for number, t in made.get_added_tokens_decoder().items()}
+    for number, token in settings.get("added_tokens_decoder", {}).items():
+        if repr(tokenizers.AddedToken(**token)) != special.get(number):
+            return None
+    return made, tokens["pad_token"]
+
+
+def make_bert(
+    words: dict[str, int] | str,
+    tokens: dict[str, str],
+    *,
+    do_lower_case: bool,
+    tokenize_chinese_chars: bool,
+    strip_accents: bool | None,
+) -> tokenizers.Tokenizer:
+    """Makes a BERT tokenizer with these words, or a file's; `tokens` are the special ones."""
+    unknown = tokens["unk_token"]
+    model = (
+        models.WordPiece.from_file(words, unk_token=unknown)
+        if isinstance(words, str)
+        else models.WordPiece(words, unk_token=unknown)
+    )
+    made = tokenizers.Tokenizer(model)
+    made.normalizer = normalizers.BertNormalizer(
+        clean_text=True,
+        handle_chinese_chars=tokenize_chinese_chars,
+        strip_accents=strip_accents,
+        lowercase=do_lower_case,
+    )
+    made.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    made.decoder = decoders.WordPiece(prefix="##")
+    made.add_special_tokens(list(tokens.values()))
+    first, last = tokens["cls_token"], tokens["sep_token"]
+    made.post_processor = processors.TemplateProcessing(
+        single=f"{first}:0 $A:0 {last}:0",
+        pair=f"{first}:0 $A:0 {last}:0 $B:1 {last}:1",
+        special_tokens=[(token, made.token_to_id(token)) for token in (first, last)],
+    )
+    return made
+
+
+def is_same(one: dict[str, Any], other: dict[str, Any]) -> bool:
+    """Whether two parsed tokenizer.json make the same tokens, but for padding and truncation."""
+    parts = ("added_tokens", "normalizer", "pre_tokenizer", "post_processor", "model")
+    return all(one[part] == other[part] for part in parts)
+
+
+def transformers_tokenizer(folder: pathlib.Path) -> tuple[tokenizers.Tokenizer, str]:
+    """Reads any tokenizer that has a fast form. Raises UserError for what cannot be read."""
+    with _quiet():
+        import transformers  # seconds; and the workers never need it
+
+        kind = getattr(transformers, class_of(folder))
+        try:
+            loaded = kind.from_pretrained(
+                str(folder), local_files_only=True, trust_remote_code=False
+            )
+        except Exception as error:  # whatever is wrong with the files, each class says differently
+            reason = str(error).strip().split("\n")[0]
+            raise UserError(
+                f"The tokenizer in {folder} cannot be read: {reason}. {REMEDY}"
+            ) from error
+    if not loaded.is_fast:
+        raise UserError(f"The tokenizer in {folder} has no fast form (tokenizer.json). {REMEDY}")
+    # Under the mask it is all one.
+    pad = (
+        loaded.pad_token or loaded.eos_token or loaded.unk_token or loaded.convert_ids_to_tokens(0)
+    )
+    return loaded.backend_tokenizer, pad
+
+
+def class_of(folder: pathlib.Path) -> str:
+    """Returns the name of the class in transformers that reads a folder."""
+    if (folder / "tokenizer_config.json").exists():
+        return "AutoTokenizer"
+    # Vocabularies by themselves do not say whose they are, and Auto does not ask what is in them.
+    if (folder / "vocab.txt").exists() and not any(folder.glob("*.json")):
+        return "BertTokenizerFast"
+    for name in ("tokenizer.json", "vocab.json"):
+        file = folder / name
+        if file.exists() and b'"<|startoftext|>"' in file.read_bytes():
+            return "CLIPTokenizerFast"
+    return "AutoTokenizer"
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Silences transformers' notice that there is no PyTorch: here that is on purpose."""
+    name = "TRANSFORMERS_VERBOSITY"
+    before = os.environ.get(name)
+    os.environ[name] = before or "error"
+    try:
+        yield
+    finally:
+        os.environ.pop(name) if before is None else os.environ.update({name: before})
