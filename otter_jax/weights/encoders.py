@@ -1,4 +1,4 @@
-"""Published encoders: from a file, folder, package or hub name to a module and its variables."""
+"""Loads published encoders: from a file, folder, package or hub name to a module with variables."""
 
 import dataclasses
 import difflib
@@ -28,8 +28,6 @@ IMAGE_ENCODERS: dict[str, tuple[type[nn.Module], dict[str, Any]]] = {
     **{name: (MobileNet, arguments) for name, arguments in MOBILENETS.items()},
     **{name: (ViT, arguments) for name, arguments in VITS.items()},
 }
-
-
 TEXT_ENCODERS = {  # by model_type in config.json
     "bert": (Bert, BertConfig),
     "roberta": (Bert, BertConfig),
@@ -39,7 +37,7 @@ TEXT_ENCODERS = {  # by model_type in config.json
 
 
 class Encoder(NamedTuple):
-    """A module, what it starts from, and how many features come out.
+    """A module, its weights, and how many features come out.
 
     `variables` are float32 NumPy arrays, and empty if the caller is to initialise the module;
     `tokenizer` is the folder with a text encoder's config and tokenizer.
@@ -60,13 +58,13 @@ def load_image(
     pretrained: bool = True,
     pixels: tuple[Sequence[float], Sequence[float]] | None = None,
 ) -> Encoder:
-    """The image encoder `arch` with the given weights.
+    """Loads the image encoder `arch` with the given weights.
 
     Args:
       weights: a file (.safetensors, .pth, .pt, .bin) or a folder with model.safetensors or
         pytorch_model.bin, under the names that timm, torchvision or Hugging Face give (see
-        `names.FAMILIES`); a hub name, "owner/name" or "owner/name@revision"; a name in `PACKAGES`;
-        or "" for none.
+        `naming.FAMILIES`); a hub name, "owner/name" or "owner/name@revision"; a name in
+        `hub.PACKAGES`; or "" for none.
       arch: a name in `IMAGE_ENCODERS`; the names are timm's.
       classifier: the module returns the logits of the file's own classifier, not features.
       dtype: of the computation; the parameters are float32.
@@ -117,12 +115,12 @@ def load_text(
     dtype: Any = jnp.float32,
     pretrained: bool = True,
 ) -> Encoder:
-    """The text encoder of a Hugging Face folder, which is also where its tokenizer is.
+    """Loads the text encoder of a Hugging Face folder, where its tokenizer is, too.
 
     Args:
       weights: a folder with config.json and model.safetensors (or pytorch_model.bin); a hub name,
-        "owner/name" or "owner/name@revision"; or a name in `PACKAGES`. The config's model_type is
-        one of `TEXT_ENCODERS`.
+        "owner/name" or "owner/name@revision"; or a name in `hub.PACKAGES`. The config's model_type
+        is one of `TEXT_ENCODERS`.
       dropout: instead of the rates in the config.
       dtype: of the computation; the parameters are float32.
       pretrained: False takes the architecture and the tokenizer only.
@@ -131,6 +129,23 @@ def load_text(
       UserError: the weights are not there, not readable or not of such an encoder.
     """
     folder = locate(weights, pretrained=pretrained)
+    make, config = read_config(folder)
+    if dropout is not None:
+        config = config.with_dropout(dropout)
+    module = make(config, dtype)
+    if not pretrained:
+        return Encoder(module, {}, module.width, folder)
+    path = weights_file(folder)
+    like = variable_shapes(module, jnp.zeros((1, 2), int), jnp.ones((1, 2), bool))
+    variables = naming.convert(tensors.read(path), like, naming.families(module), source=path)
+    return Encoder(module, variables, module.width, folder)
+
+
+def read_config(folder: Path) -> tuple[type[nn.Module], Any]:
+    """Reads config.json of a Hugging Face folder: the kind of text encoder, and its config.
+
+    Raises UserError if it is not there, or describes nothing in `TEXT_ENCODERS`.
+    """
     file = folder / "config.json"
     if not file.is_file():
         raise UserError(
@@ -148,15 +163,7 @@ def load_text(
         check_numbers(config)
     except (ValueError, TypeError, AttributeError) as error:  # not JSON is one, too
         raise UserError(f"{file} does not describe a text encoder: {error}.") from error
-    if dropout is not None:
-        config = config.with_dropout(dropout)
-    module = make(config, dtype)
-    if not pretrained:
-        return Encoder(module, {}, module.width, folder)
-    path = weights_file(folder)
-    like = variable_shapes(module, jnp.zeros((1, 2), int), jnp.ones((1, 2), bool))
-    variables = naming.convert(tensors.read(path), like, naming.families(module), source=path)
-    return Encoder(module, variables, module.width, folder)
+    return make, config
 
 
 def check_numbers(config: Any) -> None:
@@ -175,5 +182,5 @@ def check_numbers(config: Any) -> None:
 
 
 def variable_shapes(module: nn.Module, *inputs: Any) -> dict[str, Any]:
-    """The module's variables as shapes; nothing is computed."""
+    """Returns the shapes and types of the module's variables; nothing is computed."""
     return jax.eval_shape(lambda: module.init(jax.random.key(0), *inputs, train=False))

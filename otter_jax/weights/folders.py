@@ -1,8 +1,11 @@
-"""Folders of weights as timm, transformers and sentence-transformers read them."""
+"""Reads what a folder of weights says of itself, and writes folders for other programs.
+
+Such folders are timm's (image encoders), and those of transformers and sentence-transformers (text
+encoders): weights, a config.json beside them, and for texts the files of the tokenizer.
+"""
 
 import dataclasses
 import json
-import pathlib
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,7 +22,6 @@ from otter_jax.models.mobilenet import MobileNet
 from otter_jax.models.resnet import ResNet
 from otter_jax.models.towers import Towers
 from otter_jax.models.vit import ACTIVATIONS, ViT
-from otter_jax.run import directory
 from otter_jax.weights import hub, naming, tensors
 from otter_jax.weights.tensors import Tensors
 
@@ -75,7 +77,7 @@ def check_pixels(folder: Path, mean: Sequence[float], std: Sequence[float]) -> N
 
 
 def with_pruned(module: nn.Module, folder: Path) -> nn.Module:
-    """The module with the channels that a folder's config says, if it is of a pruned network."""
+    """The module as a folder's config.json says, which has fewer channels if it was pruned."""
     try:
         blocks = json.loads((folder / "config.json").read_text("utf-8")).get("pruned")
         kept = {name: tuple(n) if isinstance(n, list) else n for name, n in (blocks or {}).items()}
@@ -86,7 +88,7 @@ def with_pruned(module: nn.Module, folder: Path) -> nn.Module:
 
 def write_timm(
     folder: Path,
-    values: tensors.Tensors,
+    values: Tensors,
     module: nn.Module,
     *,
     arch: str,
@@ -97,10 +99,19 @@ def write_timm(
     std: Sequence[float],
     **more: Any,
 ) -> None:
-    """A new folder that timm opens as "local-dir:FOLDER": an image encoder of `classes` outputs.
+    """Writes a new folder that timm opens as "local-dir:FOLDER": an image encoder.
 
-    `size` of the crop and `resize` are in pixels, `mean` and `std` in 0..255; `more` goes into
-    config.json.
+    Args:
+      folder: which must not be there.
+      values: the tensors by timm's names.
+      module: the encoder.
+      arch: its name in `IMAGE_ENCODERS`.
+      classes: the number of its outputs.
+      size: side of the crop in pixels.
+      resize: the shorter side before the crop in pixels.
+      mean: per channel in 0..255.
+      std: per channel in 0..255.
+      more: what else config.json is to say.
     """
     folder.mkdir(parents=True)
     tensors.write(folder / "model.safetensors", values)
@@ -126,35 +137,36 @@ def write_timm(
             "classifier": module.classifier,
         },
     }
-    directory.write_json(folder / "config.json", about)
+    _write_json(folder / "config.json", about)
 
 
 def kept(model: nn.Module) -> tuple[tuple[str, Any], ...]:
-    """The blocks of a network that have fewer channels than their architecture, and how many."""
+    """Returns the blocks that have fewer channels than in the architecture, and how many."""
     return model.pruned if isinstance(model, ResNet | EfficientNet | MobileNet) else ()
 
 
 def tower(variables: dict[str, Any], name: str) -> dict[str, Any]:
-    """One tower's own variables, {"params", "batch_stats"}."""
+    """Returns one tower's own variables, {"params", "batch_stats"}, out of both towers'."""
     return {kind: tree[name] for kind, tree in variables.items() if name in tree}
 
 
 def image_tensors(model: Towers, variables: dict[str, Any]) -> Tensors:
-    """The image encoder with its head as the classifier, in timm's names."""
+    """Returns the image encoder's tensors in timm's names, with its head as the classifier."""
     own = tower(variables, "img")
     own["params"] = own["params"] | {model.img.classifier: variables["params"]["img_head"]}
     return naming.export(own, naming.families(model.img)[0])
 
 
 def text_tensors(model: Towers, variables: dict[str, Any]) -> Tensors:
-    """The text encoder in Hugging Face's names."""
+    """Returns the text encoder's tensors in Hugging Face's names."""
     return naming.export(tower(variables, "txt"), naming.families(model.txt)[0])
 
 
-def write_image(
-    folder: pathlib.Path, config: ConfigDict, model: Towers, variables: dict[str, Any]
-) -> None:
-    """A folder that timm opens as "local-dir:FOLDER"."""
+def write_image(folder: Path, config: ConfigDict, model: Towers, variables: dict[str, Any]) -> None:
+    """Writes the image side of two towers for timm, which opens it as "local-dir:FOLDER".
+
+    Of a run's `config` it takes the architecture and the size of the pictures.
+    """
     write_timm(
         folder,
         image_tensors(model, variables),
@@ -169,15 +181,16 @@ def write_image(
 
 
 def write_text(
-    folder: pathlib.Path,
+    folder: Path,
     config: ConfigDict,
     model: Towers,
     variables: dict[str, Any],
-    source: pathlib.Path,
+    source: Path,
 ) -> None:
-    """A folder that transformers opens, and sentence-transformers if it pools by the mean.
+    """Writes the text side of two towers for transformers.
 
-    The config and the tokenizer are those of `source`.
+    sentence-transformers opens the folder, too, if the encoder pools by the mean. config.json and
+    the tokenizer are those of the folder `source`.
     """
     folder.mkdir(parents=True)
     for name in hub.TOKENIZER_FILES:
@@ -190,35 +203,46 @@ def write_text(
         about["model_type"] = "clip_text_model"
     about.pop("torch_dtype", None)  # of the file there; here it is float32
     about["dtype"] = "float32"
-    directory.write_json(folder / "config.json", about)
+    _write_json(folder / "config.json", about)
     tensors.write(folder / "model.safetensors", text_tensors(model, variables))
+    if model.txt_width != model.dim:
+        _write_projection(folder / "2_Dense", model, variables["params"]["txt_head"])
+    if isinstance(model.txt, Bert):
+        _write_modules(folder, config.data.max_tokens, model)
+    # CLIP's text transformer is read at one token, which sentence-transformers has no name for.
 
+
+def _write_projection(folder: Path, model: Towers, head: dict[str, Any]) -> None:
+    """Writes the linear layer from the text encoder's width to `dim` for sentence-transformers."""
+    folder.mkdir()
+    linear = {
+        "linear.weight": np.ascontiguousarray(head["kernel"].T),
+        "linear.bias": head["bias"],
+    }
+    tensors.write(folder / "model.safetensors", linear)
+    about = {"in_features": model.txt_width, "out_features": model.dim, "bias": True}
+    about["activation_function"] = "torch.nn.modules.linear.Identity"
+    _write_json(folder / "config.json", about)
+
+
+def _write_modules(folder: Path, max_tokens: int, model: Towers) -> None:
+    """Writes what makes a folder sentence-transformers': encoder, mean, projection, length one."""
     steps = [("", "Transformer"), ("1_Pooling", "Pooling")]
     if model.txt_width != model.dim:
         steps.append(("2_Dense", "Dense"))
-        head = variables["params"]["txt_head"]
-        linear = {
-            "linear.weight": np.ascontiguousarray(head["kernel"].T),
-            "linear.bias": head["bias"],
-        }
-        (folder / "2_Dense").mkdir()
-        tensors.write(folder / "2_Dense" / "model.safetensors", linear)
-        about = {"in_features": model.txt_width, "out_features": model.dim, "bias": True}
-        about["activation_function"] = "torch.nn.modules.linear.Identity"
-        directory.write_json(folder / "2_Dense" / "config.json", about)
-    if not isinstance(model.txt, Bert):
-        return  # CLIP's text transformer is read at one token, which that library has no name for
     steps.append(("3_Normalize", "Normalize"))
     modules = [
         {"idx": i, "name": str(i), "path": path, "type": f"sentence_transformers.models.{kind}"}
         for i, (path, kind) in enumerate(steps)
     ]
-    directory.write_json(folder / "modules.json", modules)
-    directory.write_json(
-        folder / "1_Pooling" / "config.json",
-        {"word_embedding_dimension": model.txt_width, "pooling_mode_mean_tokens": True},
-    )
-    directory.write_json(
-        folder / "sentence_bert_config.json",
-        {"max_seq_length": config.data.max_tokens, "do_lower_case": False},
-    )
+    _write_json(folder / "modules.json", modules)
+    pooling = {"word_embedding_dimension": model.txt_width, "pooling_mode_mean_tokens": True}
+    (folder / "1_Pooling").mkdir()
+    _write_json(folder / "1_Pooling" / "config.json", pooling)
+    length = {"max_seq_length": max_tokens, "do_lower_case": False}
+    _write_json(folder / "sentence_bert_config.json", length)
+
+
+def _write_json(path: Path, value: Any) -> None:
+    """Writes plainly: the folder is new, and gets its name once it is whole."""
+    path.write_text(json.dumps(value, indent=2), "utf-8")

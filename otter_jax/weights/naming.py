@@ -1,7 +1,7 @@
-"""What files of weights call our variables, and how they lay them out.
+"""Tables of the names and the axes that files of weights have for our variables.
 
-One table a kind of encoder (`families`), with `LEAVES` and `KERNEL_AXES` for all of them. The
-tables hold in both directions: `convert` reads by them, strictly, and `export` writes by them.
+There is one per kind of encoder (`families`), with `LEAVES` and `KERNEL_AXES` for all of them. They
+hold in both directions: `convert` reads by them, strictly, and `export` writes by them.
 """
 
 import re
@@ -22,8 +22,6 @@ from otter_jax.models.vit import ViT
 from otter_jax.weights.tensors import Tensors
 
 Rules = tuple[tuple[str, str], ...]  # (pattern, replacement), all applied in turn
-
-
 VariablePath = tuple[str, ...]  # (collection, module, ..., variable)
 
 
@@ -46,13 +44,11 @@ class Family(NamedTuple):
 
 NUMBERED = (r"_(\d+)(?=[._]|$)", r".\1")  # layer1_0.conv1 -> layer1.0.conv1
 
-
 TIMM_BLOCKS = Family(
     rename=(NUMBERED,),  # blocks_1_0.bn1 -> blocks.1.0.bn1
     aliases=((r"^module\.", ""),),
     ignore=(r".*\.num_batches_tracked", r"classifier\..*"),
 )
-
 
 CLIP_BLOCKS: Rules = (
     (r"^blocks_", "encoder.layers."),
@@ -60,13 +56,8 @@ CLIP_BLOCKS: Rules = (
     (r"\.attn\.", ".self_attn."),
     (r"\.proj$", ".out_proj"),
 )
-
-
 CLIP_PARTS = (("qkv", ("q_proj", "k_proj", "v_proj")),)
-
-
 CLIP_REST = (r".*_projection\.weight", r"logit_scale", r".*\.position_ids")
-
 
 FAMILIES: dict[type[nn.Module], tuple[Family, ...]] = {
     ResNet: (
@@ -122,7 +113,6 @@ FAMILIES: dict[type[nn.Module], tuple[Family, ...]] = {
     ),
 }
 
-
 LEAVES = {  # a layer's (collection, variable) -> its name in a file
     ("params", "kernel"): "weight",
     ("params", "scale"): "weight",
@@ -132,14 +122,13 @@ LEAVES = {  # a layer's (collection, variable) -> its name in a file
     ("batch_stats", "var"): "running_var",
 }
 
-
 # By rank: files hold (out, in) and (out, in, height, width), and flax has the inputs before the
 # outputs and both last.
 KERNEL_AXES = {2: (1, 0), 4: (2, 3, 1, 0)}
 
 
 def families(module: nn.Module) -> tuple[Family, ...]:
-    """The kinds of files that hold such a module; the first is what is exported."""
+    """Returns the kinds of files that hold such a module; the first is what is exported."""
     found = FAMILIES[type(module)]
     if isinstance(module, EfficientNet) and module.tensorflow:
         return (*found, lukemelas(module.stage_sizes))
@@ -147,7 +136,7 @@ def families(module: nn.Module) -> tuple[Family, ...]:
 
 
 def lukemelas(stage_sizes: tuple[int, ...]) -> Family:
-    """EfficientNets of TensorFlow as lukemelas/EfficientNet-PyTorch, the first port, names them.
+    """Names TensorFlow's EfficientNets as lukemelas/EfficientNet-PyTorch, the first port, does.
 
     Blocks are counted through all stages; a layer has the same name in each, and norms begin at 0
     where there is something to widen, else at 1.
@@ -173,7 +162,7 @@ def lukemelas(stage_sizes: tuple[int, ...]) -> Family:
 
 
 def file_names(path: VariablePath, family: Family) -> tuple[str, ...]:
-    """The tensors that make up the variable at `path`: one, as a rule."""
+    """Returns the names of the tensors that make up the variable at `path`: one, as a rule."""
     if is_bare(path):
         return (substitute(".".join(path[1:]), family.rename),)
     collection, *modules, variable = path
@@ -190,12 +179,12 @@ def is_bare(path: VariablePath) -> bool:
 
 
 def file_axes(path: VariablePath, rank: int) -> tuple[int, ...]:
-    """Which of a file's axes come first, second, ... in the variable at `path`."""
+    """Returns which of a file's axes come first, second, ... in the variable at `path`."""
     return KERNEL_AXES[rank] if path[-1] == "kernel" else tuple(range(rank))
 
 
 def substitute(name: str, rules: Rules) -> str:
-    """The name that the rules lead to."""
+    """Applies all the rules to a name, one after the other."""
     for pattern, replacement in rules:
         name = re.sub(pattern, replacement, name)
     return name
@@ -204,9 +193,9 @@ def substitute(name: str, rules: Rules) -> str:
 def convert(
     tensors: Tensors, like: dict[str, Any], families: tuple[Family, ...], *, source: str | Path
 ) -> dict[str, Any]:
-    """The variables shaped as `like`, float32: each from `tensors`, and none of these left over.
+    """Turns a file's tensors into float32 variables shaped as `like`, and leaves none over.
 
-    Of several families the one is meant that misses least.
+    Of several families the one is taken that misses least.
 
     Raises:
       UserError: one that lists all that is missing, unexpected or of another shape.
@@ -222,7 +211,10 @@ def convert(
     return traverse_util.unflatten_dict(variables)
 
 
-def _convert(tensors, like, family):
+def _convert(
+    tensors: Tensors, like: dict[str, Any], family: Family
+) -> tuple[dict[VariablePath, np.ndarray], dict[str, list[str]]]:
+    """Reads by one family's names: the variables by path, and what is wrong, by kind."""
     called = [substitute(name, family.aliases) for name in tensors]
     left = dict(zip(called, tensors.values(), strict=True))
     twice = [name for name in left if called.count(name) > 1] if len(left) < len(called) else []
@@ -233,6 +225,7 @@ def _convert(tensors, like, family):
         if absent:
             missing += absent
             continue
+        # A file's shape of the variable, to compare before anything is turned.
         found = [left.pop(name) for name in names]
         axes = file_axes(path, leaf.ndim)
         shape = tuple(leaf.shape[axis] for axis in np.argsort(axes))
@@ -257,12 +250,13 @@ def _convert(tensors, like, family):
     return variables, problems
 
 
-def _without_ones(shape):
+def _without_ones(shape: tuple[int, ...]) -> list[int]:
+    """Leaves out the axes of length 1."""
     return [n for n in shape if n != 1]
 
 
 def export(variables: dict[str, Any], family: Family) -> Tensors:
-    """The variables as files of `family` have them: the reverse of `convert`."""
+    """Turns variables into the tensors of a file of `family`: the reverse of `convert`."""
     tensors = {}
     for path, leaf in traverse_util.flatten_dict(variables).items():
         names = file_names(path, family)
@@ -274,5 +268,5 @@ def export(variables: dict[str, Any], family: Family) -> Tensors:
 
 
 def listing(kind: str, names: list[str]) -> str:
-    """How many names are of this kind, and which."""
+    """Says how many names are of this kind, and which."""
     return f"{len(names)} {kind} ({', '.join(names)})"

@@ -1,12 +1,7 @@
-"""Checkpoints of the released PyTorch code (facebookresearch/OTTER) as run directories.
+"""Reads checkpoints of the released PyTorch code (facebookresearch/OTTER).
 
-    python -m otter_jax.main --mode convert --checkpoint best.pth.tar \
-        --config configs/cc3m.py:otter --config.data.tars="('/data/cc3m/*.tar',)" \
-        --workdir runs/released
-    python -m otter_jax.main --mode eval --workdir runs/released
-
-The config is the one that is evaluated: its sets need their data, as the tars here. That code saves
-a student and its EMA teacher under these prefixes, or, without a teacher or with a fixed one, the
+`otter-jax convert CHECKPOINT --config NAME --workdir DIR` makes a run of one. That code saves a
+student and its EMA teacher under the prefixes below, or, without a teacher or with a fixed one, the
 student alone and without a prefix.
 """
 
@@ -27,13 +22,11 @@ ALIASES = (
     (r"^student\.", ""),
     (r"contrastive_loss\.T$", "contrastive_loss.loss.T"),  # before losses were wrapped
 )
-
-
 START = 3.9  # of both log scales; what a method without teacher term leaves in the second
 
 
 def load(checkpoint: pathlib.Path, model: Towers, like: dict[str, Any]) -> dict[str, Any]:
-    """The student's variables, and under "teacher" the EMA teacher's if the file has one.
+    """Returns the student's variables, and under "teacher" the EMA teacher's if there is one.
 
     `like` gives the shapes of the variables. Raises UserError, listing what differs, if the file
     is not a checkpoint of that code and this model.
@@ -60,7 +53,7 @@ def load(checkpoint: pathlib.Path, model: Towers, like: dict[str, Any]) -> dict[
 
 
 def family_of(model: Towers) -> naming.Family:
-    """How that code names the tensors of two such towers.
+    """Names the tensors of two such towers as that code does.
 
     Its image head is the classifier of the image encoder, in timm's names. Raises UserError for a
     text encoder that it cannot have had.
@@ -86,6 +79,6 @@ def family_of(model: Towers) -> naming.Family:
     )
 
 
-def _under(tower, rules):
-    """Rules for a tower's layers as rules for layers that begin with the tower."""
+def _under(tower: str, rules: naming.Rules) -> list[tuple[str, str]]:
+    """Turns rules for an encoder's layers into rules for layers that begin with its tower."""
     return [(re.sub(r"^\^", rf"(?<=^{tower}\\.)", pattern), new) for pattern, new in rules]

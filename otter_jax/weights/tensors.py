@@ -1,4 +1,4 @@
-"""Named tensors in files: safetensors, and PyTorch's pickles without running them."""
+"""Reads named tensors from safetensors files, and from PyTorch's pickles without running them."""
 
 import io
 import math
@@ -19,12 +19,13 @@ Tensors = dict[str, np.ndarray]
 
 
 def write(path: Path, tensors: Tensors) -> None:
-    """A safetensors file; transformers refuses one that does not say that it is PyTorch's."""
+    """Writes a safetensors file."""
+    # transformers refuses one that does not say that it is PyTorch's.
     safetensors.numpy.save_file(tensors, path, metadata={"format": "pt"})
 
 
 def read(path: Path) -> Tensors:
-    """The named tensors of a safetensors or PyTorch file, in whatever type they are there.
+    """Reads the named tensors of a safetensors or PyTorch file, in whatever type they are there.
 
     A PyTorch file is a pickle, which could run anything; this reader makes tensors of it and
     nothing else.
@@ -108,7 +109,7 @@ GLOBALS: dict[tuple[str, str], Callable[..., Any] | str] = {
 
 
 class Ignored:
-    """In place of what training runs save beside their tensors, and nobody here reads."""
+    """Stands for what training runs save beside their tensors, and nobody here reads."""
 
     def __init__(self, *_, **__):
         pass
@@ -151,7 +152,7 @@ class TensorUnpickler(pickle.Unpickler):
 
 
 def read_zip(file: io.BufferedIOBase) -> tuple[Any, dict[str, bytes]]:
-    """What a file of PyTorch 1.6 or later holds, and its storages by key."""
+    """Reads a file of PyTorch 1.6 or later: what was pickled, and its storages by key."""
     with zipfile.ZipFile(file) as archive:
         (pickled,) = (name for name in archive.namelist() if name.endswith("/data.pkl"))
         unpickler = TensorUnpickler(io.BytesIO(archive.read(pickled)))
@@ -161,8 +162,11 @@ def read_zip(file: io.BufferedIOBase) -> tuple[Any, dict[str, bytes]]:
 
 
 def read_legacy(file: io.BufferedIOBase) -> tuple[Any, dict[str, bytes]]:
-    """What an older file holds: pickles of a magic number, two headers, the tensors and the keys
-    of the storages, and these, each after its length in elements."""
+    """Reads a file of an older PyTorch: what was pickled, and its storages by key.
+
+    It has pickles of a magic number, two headers, the tensors and the keys of the storages, and
+    then the storages, each after its length in elements.
+    """
     if TensorUnpickler(file).load() != 0x1950A86A20F9469CFC6C:
         raise UserError("is not a PyTorch file.")
     TensorUnpickler(file).load()
