@@ -3,7 +3,7 @@
     python -m benchmarks.input [--rounds 25] [--soak 50000]
 
 Photographs of scikit-image as JPEG (shorter side 400, quality 90) and the same with the shorter
-side at 256, as otter_jax.prepare stores them. Each way makes every picture in every round; what
+side at 256, as `otter-jax prepare` stores them. Each way makes every picture in every round; what
 counts is its least CPU time, so that a busy machine does not matter. Cropped are 224 pixels.
 
 The released code's way is torchvision's: decode, resize, crop, to float, normalise. Where

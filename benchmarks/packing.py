@@ -96,12 +96,13 @@ def times(laws: dict[str, np.ndarray], tokenizer: Tokenizer, per_group: int, rou
     @jax.jit
     def packed(params, batch):
         def loss(params):
-            rows = (
-                batch[name].reshape(-1, batch[name].shape[-1]) for name in ("token_ids", "mask")
+            ids, segment_ids = (
+                batch[name].reshape(-1, batch[name].shape[-1])
+                for name in ("token_ids", "segment_ids")
             )
-            hidden = model.apply(params, *rows, train=False)
-            hidden = hidden.reshape(*batch["mask"].shape, -1)
-            return mean_pool_packed(hidden, batch["mask"], batch["place"])[0].sum()
+            hidden = model.apply(params, ids, segment_ids=segment_ids, train=False)
+            hidden = hidden.reshape(*batch["segment_ids"].shape, -1)
+            return mean_pool_packed(hidden, batch["segment_ids"], batch["positions"])[0].sum()
 
         return jax.grad(loss)(params)
 

@@ -17,7 +17,6 @@ import statistics
 import rich.console
 
 from benchmarks import transfer as benchmark
-from otter_jax import gates
 from otter_jax import mesh as meshes
 from otter_jax.report.transfer import plot_pruning, prune_points
 from otter_jax.run import directory
@@ -35,9 +34,9 @@ def measure(work: pathlib.Path, workdir: pathlib.Path, settings: dict, seed: int
     """Of a trained network, accuracy by share before training on, and by ranking after it."""
     config = directory.config_of(workdir, needs="phases")
     held_out = Labelled.open(config, "validation")
-    model, params, batch_stats, _ = network.trained_network(config, workdir, len(held_out.names))
-    attention = network.attention_of(params)
-    variables = {"params": gates.fold(params), "batch_stats": batch_stats}
+    trained = network.trained(config, workdir, len(held_out.names))
+    model, variables = trained.model, trained.folded()
+    attention = network.attention_of(trained.params)
     before = work / "before.json"
     if not before.exists():
         work.mkdir(parents=True, exist_ok=True)
@@ -50,10 +49,10 @@ def measure(work: pathlib.Path, workdir: pathlib.Path, settings: dict, seed: int
         keep = pruning.lowest(ranked, SHARE, model, variables["params"])
         networks[name] = pruning.smaller(model, variables, keep)
     after = {}
-    for name, network in networks.items():
+    for name, pruned in networks.items():
         folder = work / name
         if not folder.exists():
-            export.write(folder, *network, config, label_names=list(held_out.names))
+            export.write(folder, *pruned, config, label_names=list(held_out.names))
         own = {"model.weights": folder, "phases": PHASES, "seed": seed}
         after[name] = benchmark.train(work / f"{name}_trained", "norm", settings | own)["top-1"]
         print(f"seed {seed}, pruned: {name}; trained on, top-1 {after[name]:.3f}", flush=True)

@@ -94,7 +94,7 @@ def train(workdir: pathlib.Path, variant: str, settings: dict) -> dict:
     """Runs the program once, unless it has; its last validation, and how fast it was."""
     done = workdir / "done"
     if not done.exists():
-        command = [sys.executable, "-m", "otter_jax.transfer", "--workdir", str(workdir)]
+        command = [sys.executable, "-m", "otter_jax", "transfer", "--workdir", str(workdir)]
         command += ["--config", f"configs/transfer.py:{variant}"]
         command += [f"--config.{key}={value}" for key, value in settings.items()]
         workdir.mkdir(parents=True, exist_ok=True)
@@ -121,15 +121,15 @@ def speed(workdir: pathlib.Path) -> float:
     What else a machine does only slows. Stretches that reach into another phase do not count.
     """
     config = directory.config_of(workdir, needs="phases")
-    phases = phases.parse(config.phases)
-    ((own, _),) = collections.Counter(phases).most_common(1)
+    parsed = phases.parse(config.phases)
+    ((own, _),) = collections.Counter(parsed).most_common(1)
     rows = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
     speeds = []
     for row in rows:
         if "images_per_second" in row:
             end = row["epoch"]
             start = end * (row["step"] - config.train.log_every) / row["step"]
-            if set(phases[int(start) : math.ceil(end)]) == {own}:
+            if set(parsed[int(start) : math.ceil(end)]) == {own}:
                 speeds.append(row["images_per_second"])
     return max(speeds)
 
@@ -138,8 +138,8 @@ def trainable(workdir: pathlib.Path) -> int:
     """How many values a run ever trains."""
     config = directory.config_of(workdir, needs="phases")
     classes = len(list((pathlib.Path(config.data.folder) / "train").iterdir()))
-    model, params, _ = network.network(config, classes)
-    groups = phases.sizes(params, model)
+    fresh = network.fresh(config, classes)
+    groups = phases.sizes(fresh.params, fresh.model)
     return sum(groups[g] for g in phases.groups_of(phases.parse(config.phases)))
 
 

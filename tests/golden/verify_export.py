@@ -1,6 +1,6 @@
 """Whether an exported model computes in PyTorch what it computes here.
 
-    python -m otter_jax.export --workdir runs/first --out exported
+    otter-jax export --workdir runs/first --out exported
     python tests/golden/verify_export.py exported
 
 The second command in an environment of its own, since this project has no PyTorch:

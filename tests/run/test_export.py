@@ -10,14 +10,13 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from configs import common
 from otter_jax.commands.export import main
+from otter_jax.configs import common
 from otter_jax.data.captions import Tokenizer
 from otter_jax.errors import UserError
 from otter_jax.models.towers import unit
-from otter_jax.run import directory
+from otter_jax.run import directory, export
 from otter_jax.run.checkpoint import Checkpoints
-from otter_jax.run.export import run
 from otter_jax.run.model import shapes
 from otter_jax.weights import encoders
 from otter_jax.weights.tensors import read
@@ -67,14 +66,15 @@ def run(tmp_path_factory):
 @pytest.fixture(scope="module")
 def exported(run):
     home, config, *_ = run
-    run(config, home, home / "exported")
+    export.run(config, home, home / "exported")
     return home / "exported"
 
 
 def test_another_program_that_reads_it_embeds_as_the_model_does(run, exported):
     """The other program here is this project's own reading of timm's and Hugging Face's files."""
     _, _, model, student, _ = run
-    image, text = jax.jit(lambda v: model.apply(v, jnp.asarray(IMAGES), IDS, MASK, train=False))(
+    captions = {"token_ids": IDS, "mask": MASK}
+    image, text = jax.jit(lambda v: model.apply(v, jnp.asarray(IMAGES), captions, train=False))(
         student
     )
 
@@ -145,7 +145,7 @@ def test_an_export_explains_itself(run, exported):
 
 def test_the_averaged_weights_are_exported_on_request(run, tmp_path):
     home, config, _, _, teacher = run
-    run(config, home, tmp_path / "out", which="ema")
+    export.run(config, home, tmp_path / "out", which="ema")
     image = read(tmp_path / "out/image/model.safetensors")
     np.testing.assert_array_equal(image["fc.bias"], teacher["params"]["img_head"]["bias"])
 
@@ -157,9 +157,7 @@ def test_mistakes_are_one_paragraph(run, exported, tmp_path, capsys):
         ((home, exported / "check.npz"), "is there already"),
         ((tmp_path, tmp_path / "out"), "is .* the directory of a run"),
     ):
-        with pytest.raises(SystemExit) as stop:
-            main(["--workdir", str(arguments[0]), "--out", str(arguments[1])])
-        assert stop.value.code == 2
+        assert main(["--workdir", str(arguments[0]), "--out", str(arguments[1])]) == 2
         assert re.search(f"error: .*{words}", capsys.readouterr().err)
 
 
@@ -169,4 +167,4 @@ def test_weights_that_a_run_does_not_have_are_an_error(run, tmp_path):
     checkpoints.save(1, student)
     checkpoints.close()
     with pytest.raises(UserError, match="has no ema weights; there is student"):
-        run(config, tmp_path, tmp_path / "out", which="ema")
+        export.run(config, tmp_path, tmp_path / "out", which="ema")

@@ -10,7 +10,7 @@ from otter_jax.errors import UserError
 from otter_jax.zeroshot.bank import class_bank, prompts, read_names
 from otter_jax.zeroshot.hits import chance, flat_hit, frequency
 
-GOLDEN = pathlib.Path(__file__).parent / "golden"
+GOLDEN = pathlib.Path(__file__).parent.parent / "golden"
 
 
 def unit(x):
