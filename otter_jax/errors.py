@@ -1,13 +1,13 @@
-"""What a program ends by, beside its end: a user's mistake, or a stop that was asked for."""
+"""The two exceptions that end a program on purpose: a user's mistake and a requested stop."""
 
 
 class UserError(ValueError):
-    """A mistake in a config, a command, a file or a data set.
+    """Tells of a mistake in a config, a command, a file or a data set.
 
-    The message is one paragraph: what was wrong, where, and what to do. `main` prints it alone;
-    any other exception is a defect of this project and keeps its traceback.
+    The message is one paragraph: what was wrong, where, and what to do. Commands print it
+    alone; any other exception is a defect of this project and keeps its traceback.
     """
 
 
 class Stopped(Exception):
-    """A signal asked for a stop, and what can go on from here is saved."""
+    """Tells that a signal asked for a stop, and that what can go on from here is saved."""

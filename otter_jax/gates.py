@@ -32,7 +32,7 @@ def check(shape: str, penalty: str, strength: float) -> None:
 
 
 def create(params: PyTree, shape: str) -> PyTree:
-    """Gates of 1 for every convolution in `params`, and nothing else.
+    """Makes gates of 1 for every convolution in `params`, and nothing else.
 
     For a kernel [K, K, I, O] a "filter" gate is [1, 1, 1, O], one weight a filter; a "slice" gate
     [1, 1, I, O], one weight for each K x K slice of it (26,560 and 13,385,920 weights in ResNet-50
@@ -50,12 +50,12 @@ def create(params: PyTree, shape: str) -> PyTree:
 
 
 def is_convolution(path: Path, leaf: Any) -> bool:
-    """Whether the parameter is the kernel of a convolution."""
+    """Tells whether the parameter is the kernel of a convolution."""
     return path[-1] == "kernel" and leaf.ndim == 4
 
 
 def fold(params: Mapping[str, Any]) -> dict[str, Any]:
-    """`params` without their entry "gates", every gated kernel times its gate.
+    """Multiplies every gated kernel by its gate, and drops the entry "gates".
 
     This is what a gated network computes with, and what costs nothing at inference; without an
     entry "gates" it is `params` themselves.
@@ -67,7 +67,7 @@ def fold(params: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def penalty(gates: PyTree, kind: str) -> Float[Array, ""]:
-    """What is added to the loss, before its factor lambda; 0 for "".
+    """Computes what is added to the loss, before its factor lambda; 0 for "".
 
     "l2" is -mean((A - 1)^2) of each convolution, summed over them: it rewards leaving 1 (the
     paper's "modified L2"; it has no lower bound, so lambda and the number of steps bound it).
@@ -82,6 +82,6 @@ def penalty(gates: PyTree, kind: str) -> Float[Array, ""]:
 
 
 def attention(gates: PyTree) -> dict[Path, Float[Array, "_"]]:
-    """For each convolution how much attention each filter has: the mean of |A| over its slices."""
+    """Returns the attention to each filter of each convolution: the mean of |A| over its slices."""
     flat = traverse_util.flatten_dict(gates)
     return {path: jnp.abs(gate).mean((0, 1, 2)) for path, gate in flat.items()}

@@ -1,4 +1,4 @@
-"""What the student's match is pulled towards, and how far it is from there.
+"""Targets and losses: what the student's match is pulled towards, and how far it is from there.
 
 The student *matches* image i with text j by the softmax of their scaled cosines. Every method of
 the paper pulls the matches of a batch towards a [B, B] target; the methods differ in the target:
@@ -31,10 +31,7 @@ REMOVED = 200.0
 
 @dataclasses.dataclass(frozen=True)
 class Objective:
-    """The loss of one method; every field is a number or a name of DESIGN's mathematics.
-
-    Raises UserError for a value outside its range.
-    """
+    """Defines the loss of one method. Raises UserError for a value outside its range."""
 
     alpha: float = 1.0  # trust in the pairs as given; 1 - alpha goes to the teacher
     smoothing: float = 0.0  # of the given pairs: this much spread evenly over the other B - 1
@@ -72,14 +69,14 @@ class Objective:
             )
 
     def pair_targets(self, rows: Int[Array, " b"], batch_size: int) -> Float[Array, "b B"]:
-        """The pairs as given: 1 - smoothing on the own pair, the rest spread over the others."""
+        """Returns the given pairs as targets: 1 - smoothing on the own pair, the rest over the others."""
         off = self.smoothing / max(batch_size - 1, 1)
         return jnp.where(_is_own(rows, batch_size), 1 - self.smoothing, off)
 
     def teacher_plans(
         self, img: Float[Array, "b D"], txt: Float[Array, "b D"], *, axis_name: str | None = None
     ) -> ByDirection:
-        """How the teacher spreads a mass of 1 over all B * B matches, per direction."""
+        """Returns how the teacher spreads a mass of 1 over all B * B matches, per direction."""
         rows, all_img, all_txt = _gather(img, txt, axis_name)
         within = self.image_weight * _dot(img, all_img) + self.text_weight * _dot(txt, all_txt)
         affinity = within + jnp.stack([_dot(img, all_txt), _dot(txt, all_img)])
@@ -99,7 +96,7 @@ class Objective:
     def teacher_targets(
         self, img: Float[Array, "b D"], txt: Float[Array, "b D"], *, axis_name: str | None = None
     ) -> ByDirection:
-        """The teacher's match of every row, summing to 1, per direction."""
+        """Returns the target of every row, summing to 1, per direction."""
         return targets_of(self.teacher_plans(img, txt, axis_name=axis_name))
 
     def loss(
@@ -111,7 +108,7 @@ class Objective:
         *,
         axis_name: str | None = None,
     ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
-        """The loss, and its terms before weighting: means over rows, both directions summed.
+        """Returns the loss, and its terms before weighting: means over rows, both directions summed.
 
         `log_scale` holds the logarithms of the inverse temperatures of "pairs" and "teacher".
         """
@@ -148,7 +145,7 @@ METHODS = {
 
 
 def scale_of(log_scale: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
-    """Inverse temperature: exp(log_scale), kept in [1, 100].
+    """Returns the inverse temperature: exp(log_scale), kept in [1, 100].
 
     At a bound itself the whole gradient passes, as in PyTorch; jnp.clip would halve it.
     """
@@ -159,7 +156,7 @@ def scale_of(log_scale: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
 def cross_entropy(
     target: Float[Array, "b B"], cosines: Float[Array, "b B"], log_scale: Float[Array, ""]
 ) -> Float[Array, ""]:
-    """-sum target * log softmax(scale * cosines), mean over rows, in nats."""
+    """Computes -sum target * log softmax(scale * cosines), mean over rows, in nats."""
     log_match = jax.nn.log_softmax(scale_of(log_scale) * cosines)
     return -jnp.mean(jnp.sum(target * log_match, axis=-1))
 
@@ -167,17 +164,17 @@ def cross_entropy(
 def kl_divergence(
     target: Float[Array, "b B"], cosines: Float[Array, "b B"], log_scale: Float[Array, ""]
 ) -> Float[Array, ""]:
-    """KL(target || softmax(scale * cosines)), mean over rows, in nats; 0 log 0 is 0."""
+    """Computes KL(target || softmax(scale * cosines)), mean over rows, in nats; 0 log 0 is 0."""
     return cross_entropy(target, cosines, log_scale) - jnp.mean(_entropy(target))
 
 
 def targets_of(plans: ByDirection) -> ByDirection:
-    """Each row of a plan divided by its sum: the target that the student's row is pulled to."""
+    """Divides each row of a plan by its sum: the target that the student's row is pulled to."""
     return jax.tree.map(lambda plan: plan / plan.sum(axis=-1, keepdims=True), plans)
 
 
 def health(plans: ByDirection) -> dict[str, Float[Array, ""]]:
-    """Three numbers that say whether a teacher teaches: over both directions,
+    """Returns three numbers that say whether a teacher teaches; over both directions,
 
     row_error: largest |B * row sum - 1| of a plan: 0 when Sinkhorn has converged;
     entropy: mean entropy of a target row in nats: 0 is one match each, ln B is no opinion;
@@ -208,7 +205,7 @@ def _dot(a, b):
 
 
 def _gather(img, txt, axis_name):
-    """Numbers of this device's rows in the batch, and the embeddings of the whole batch."""
+    """Returns which rows of the batch this device has, and the embeddings of the whole batch."""
     rows = jnp.arange(img.shape[0])
     if axis_name is None:
         return rows, img, txt

@@ -13,7 +13,7 @@ def sinkhorn(
     num_iters: int,
     axis_name: str | None = None,
 ) -> Float[Array, "*batch M N"]:
-    """Transport plan of `cost`: each column carries 1/N exactly, each row 1/M up to convergence.
+    """Returns the transport plan of `cost`: columns carry 1/N exactly, rows 1/M up to convergence.
 
     One iteration scales the rows, then the columns; `num_iters` >= 1. All of it happens to
     logarithms: exp(-cost / epsilon) would overflow float32 once |cost| / epsilon passes 88.
