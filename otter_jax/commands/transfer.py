@@ -37,9 +37,9 @@ def run(options: argparse.Namespace) -> None:
 
     console, workdir = make_console(), options.workdir
     directory.say_differences(workdir, config, console)
-    task.run(config, workdir, console=console)
+    validation = task.run(config, workdir, console=console)
     if config.report:
-        report.write(config, workdir, console=console)
+        report.write(config, workdir, validation, console=console)
     console.print(f"Results are in {workdir / 'results'}, the log is {workdir / 'metrics.jsonl'}.")
     export = (
         "export",
