@@ -69,7 +69,7 @@ class Objective:
             )
 
     def pair_targets(self, rows: Int[Array, " b"], batch_size: int) -> Float[Array, "b B"]:
-        """Returns the given pairs as targets: 1 - smoothing on the own pair, the rest over the others."""
+        """Returns the given pairs as targets: 1 - smoothing on the own pair, the rest spread."""
         off = self.smoothing / max(batch_size - 1, 1)
         return jnp.where(_is_own(rows, batch_size), 1 - self.smoothing, off)
 
@@ -108,9 +108,9 @@ class Objective:
         *,
         axis_name: str | None = None,
     ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
-        """Returns the loss, and its terms before weighting: means over rows, both directions summed.
+        """Returns the loss, and its terms before weighting.
 
-        `log_scale` holds the logarithms of the inverse temperatures of "pairs" and "teacher".
+        All are means over rows, the two directions summed. `log_scale` holds the logarithms of the inverse temperatures of "pairs" and "teacher".
         """
         rows, all_img, all_txt = _gather(img, txt, axis_name)
         if not self.negatives_gradient:
