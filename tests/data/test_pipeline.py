@@ -1,7 +1,5 @@
 """Batches are a function of (seed, step): not of hosts, workers, threads or restarts."""
 
-import io
-import itertools
 import os
 import pathlib
 import signal
@@ -11,39 +9,24 @@ import threading
 
 import numpy as np
 import pytest
-import tensorflow_datasets as tfds
-from PIL import Image
+from records import (
+    SETTINGS,
+    SIZE,
+    TOKENS,
+    WORDS,
+    N,
+    assert_same,
+    features,
+    joined,
+    make_tokenizer,
+    numbers,
+    records,
+    take,
+)
 
-from otter_jax.data.build.builder import write
-from otter_jax.data.build.plan import features
-from otter_jax.data.captions import Tokenizer
 from otter_jax.data.pipeline import eval_batches, train_batches
-from otter_jax.data.source import Source, open_dataset
+from otter_jax.data.source import Source
 from otter_jax.errors import UserError
-
-N, SIZE, TOKENS = 24, 8, 6
-WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *map(str, range(N))]
-SETTINGS = {"seed": 3, "batch_size": 8, "image_size": SIZE, "resize": 10, "flip": True}
-
-
-def picture(number):
-    """12 x 10 pixels: no two windows are alike, and blue tells the number."""
-    y, x = np.mgrid[:10, :12]
-    pixels = np.stack([y * 20, x * 20, np.full_like(x, number)], -1)
-    file = io.BytesIO()
-    Image.fromarray(pixels.astype(np.uint8)).save(file, "PNG")
-    return file.getvalue()
-
-
-def records(bad=(), empty=()):
-    return [
-        {
-            "image": b"no picture" if n in bad else picture(n),
-            "caption": b"" if n in empty else str(n).encode(),
-            "key": f"key{n}".encode(),
-        }
-        for n in range(N)
-    ]
 
 
 @pytest.fixture(scope="module")
@@ -53,33 +36,7 @@ def source():
 
 @pytest.fixture(scope="module")
 def tokenizer(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("tokenizer")
-    (folder / "vocab.txt").write_text("\n".join(WORDS))
-    return Tokenizer(folder, TOKENS)
-
-
-def take(source, tokenizer, steps, **changes):
-    stream = train_batches(source, tokenizer, **{"start_step": 0, **SETTINGS, **changes})
-    batches = list(itertools.islice(stream, steps))
-    stream.close()
-    return batches
-
-
-def joined(parts):
-    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-
-
-def assert_same(batches, others):
-    assert len(batches) == len(others)
-    for a, b in zip(batches, others, strict=True):
-        assert a.keys() == b.keys()
-        for name in a:
-            assert a[name].dtype == b[name].dtype
-            np.testing.assert_array_equal(a[name], b[name], err_msg=name)
-
-
-def numbers(batch):
-    return batch["image"][:, 0, 0, 2].tolist()
+    return make_tokenizer(tmp_path_factory.mktemp("tokenizer"))
 
 
 def test_a_batch_holds_each_image_with_its_own_caption(source, tokenizer):
@@ -120,12 +77,14 @@ def test_the_batches_do_not_depend_on_the_number_of_workers(source, tokenizer):
 
 PARENT = """
 import multiprocessing, os, signal, sys
-from otter_jax import data
-from test_pipeline import SETTINGS, TOKENS, features, records
+import pathlib
+from otter_jax.data.pipeline import train_batches
+from otter_jax.data.source import Source
+from records import SETTINGS, features, make_tokenizer, records
 
-source = data.Source("made:train", records(), features())
-tokenizer = data.Tokenizer(sys.argv[1], TOKENS)
-batches = data.train_batches(source, tokenizer, start_step=0, num_workers=1, **SETTINGS)
+source = Source("made:train", records(), features())
+tokenizer = make_tokenizer(pathlib.Path(sys.argv[1]))
+batches = train_batches(source, tokenizer, start_step=0, num_workers=1, **SETTINGS)
 next(batches)
 (child,) = multiprocessing.active_children()
 for number in (signal.SIGINT, signal.SIGTERM):
@@ -139,11 +98,10 @@ os.kill(os.getpid(), signal.SIGKILL)
 
 def test_a_worker_leaves_signals_to_its_parent_and_ends_with_it(tmp_path):
     """A cluster signals all processes; only the parent knows what must be saved before the end."""
-    (tmp_path / "vocab.txt").write_text("\n".join(WORDS))
-    here = pathlib.Path(__file__).parent
+    helpers = pathlib.Path(__file__).parents[1]
     parent = subprocess.run(  # returns when the worker, too, has let go of its output
         [sys.executable, "-c", PARENT, str(tmp_path)],
-        env=os.environ | {"PYTHONPATH": os.pathsep.join((str(here.parent), str(here)))},
+        env=os.environ | {"PYTHONPATH": os.pathsep.join((str(helpers.parent), str(helpers)))},
         stdout=subprocess.PIPE,
         text=True,
         timeout=120,
@@ -258,69 +216,3 @@ def test_sizes_that_do_not_fit_are_refused_before_the_first_batch(
 ):
     with pytest.raises(UserError, match=message):
         train_batches(source, tokenizer, **{"start_step": 0, **SETTINGS, **changes})
-
-
-class Cards(tfds.core.GeneratorBasedBuilder, skip_registration=True):
-    """A catalogue set as others write them: labels, a mask, no caption and no key."""
-
-    VERSION = tfds.core.Version("2.10.0")
-    size = 4
-
-    def _info(self):
-        image = tfds.features.Image(shape=(None, None, 3))
-        label = tfds.features.ClassLabel(names=["spade", "heart"])
-        parts = {"image": image, "label": label, "title": tfds.features.Text()}
-        return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict(parts))
-
-    def _split_generators(self, dl_manager):
-        return {"train": self._generate_examples(10), "test": self._generate_examples(self.size)}
-
-    def _generate_examples(self, n):
-        for i in range(n):
-            yield i, {"image": picture(i), "label": i % 2, "title": f"Größe {i}"}
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("data")
-    old = Cards(data_dir=folder)
-    old.size = 3
-    write(old)
-    (folder / "cards" / "2.10.0").rename(folder / "cards" / "2.9.0")
-    write(Cards(data_dir=folder))
-    return str(folder)
-
-
-def test_any_catalogue_set_opens_with_its_bytes_text_and_labels(folder, tokenizer):
-    source = open_dataset(folder, "cards", "train[:50%]")
-    assert len(source) == 5
-    for i in range(5):
-        record = source[i]
-        number = int(record["title"].removeprefix("Größe "))
-        assert record["image"] == picture(number)
-        assert record["label"] == number % 2
-        assert source.key(i) == str(i)
-    assert source.classes("label") == ["spade", "heart"]
-    assert source.classes("image") is None
-    batches = list(eval_batches(source, batch_size=2, image_size=SIZE, resize=SIZE))
-    assert sum(batch["valid"].sum() for batch in batches) == 5
-    with pytest.raises(UserError, match="no feature `caption`"):
-        take(source, tokenizer, 1)
-
-
-def test_the_newest_version_is_opened_unless_one_is_named(folder):
-    with pytest.raises(UserError, match=r"no data set cards/3\.0\.0"):
-        open_dataset(folder, "cards/3.0.0", "train")
-    assert len(open_dataset(folder, "cards/2.9.0", "test")) == 3
-    assert len(open_dataset(folder, "cards", "test")) == 4
-
-
-@pytest.mark.parametrize("split", ["valid", "train[:0%]", "train[8:3]", "", "train[", "train[a:b]"])
-def test_an_unknown_or_empty_split_lists_those_there_are(folder, split):
-    with pytest.raises(UserError, match="there are: test, train"):
-        open_dataset(folder, "cards", split)
-
-
-def test_an_unknown_set_lists_those_there_are(folder):
-    with pytest.raises(UserError, match=r"no data set dice in .*; there are: cards"):
-        open_dataset(folder, "dice", "train")

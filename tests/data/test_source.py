@@ -1,13 +1,25 @@
-"""Several sets as one: shares by weight, and batches that follow from (seed, step) as one set's."""
+"""Any set on disk opens; several are mixed by weight, by (seed, step) alone as one is."""
 
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
-from test_pipeline import N, assert_same, joined, numbers, picture, take, tokenizer  # noqa: F401
+from records import (
+    SIZE,
+    N,
+    assert_same,
+    features,
+    joined,
+    make_tokenizer,
+    numbers,
+    picture,
+    take,
+)
+from tars import pairs, write_tar
 
-from otter_jax.data.build.plan import features
+from otter_jax.data.build.builder import write
 from otter_jax.data.ensure import ensure
-from otter_jax.data.source import Mixture, Source, open_dataset, sets_of
+from otter_jax.data.pipeline import eval_batches
+from otter_jax.data.source import Mixture, Source, open_dataset, parse_mixture
 from otter_jax.errors import UserError
 
 
@@ -16,7 +28,12 @@ def part(name, numbers, **more):
         {"image": picture(n), "caption": str(n).encode(), "key": f"key{n}".encode(), **more}
         for n in numbers
     ]
-    return Source(name, records, features(**{key: tfds.features.Text() for key in more}))
+    return Source(name, records, features(*more))
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory):
+    return make_tokenizer(tmp_path_factory.mktemp("tokenizer"))
 
 
 @pytest.fixture
@@ -34,7 +51,7 @@ def test_records_are_numbered_one_set_after_the_other(mixture):
         mixture[N]
 
 
-def test_shares_follow_the_weights_and_each_set_its_own_epochs(mixture, tokenizer):  # noqa: F811
+def test_shares_follow_the_weights_and_each_set_its_own_epochs(mixture, tokenizer):
     seen = [n for batch in take(mixture, tokenizer, 12) for n in numbers(batch)]
     few = [n for n in seen if n < 6]
     assert len(few) == 72 == 3 * len([n for n in seen if n >= 6])
@@ -44,7 +61,7 @@ def test_shares_follow_the_weights_and_each_set_its_own_epochs(mixture, tokenize
     assert len({n for n in seen if n >= 6}) == N - 6
 
 
-def test_batches_are_those_of_any_number_of_hosts_and_of_a_restart(mixture, tokenizer):  # noqa: F811
+def test_batches_are_those_of_any_number_of_hosts_and_of_a_restart(mixture, tokenizer):
     whole = take(mixture, tokenizer, 6)
     assert_same(whole[4:], take(mixture, tokenizer, 2, start_step=4))
     for hosts in (2, 4):
@@ -52,7 +69,7 @@ def test_batches_are_those_of_any_number_of_hosts_and_of_a_restart(mixture, toke
         assert_same(whole, [joined(parts) for parts in zip(*rows, strict=True)])
 
 
-def test_sets_with_other_features_share_those_they_have_in_common(tokenizer):  # noqa: F811
+def test_sets_with_other_features_share_those_they_have_in_common(tokenizer):
     both = Mixture([part("a", range(4), json="{}"), part("b", range(4, N))], [1.0, 1.0])
     assert sorted(both.features) == sorted(both[0]) == ["caption", "image", "key"]
     labelled = Source("c", [{"label": 1}], {"label": tfds.features.ClassLabel(num_classes=2)})
@@ -73,9 +90,9 @@ def test_classes_are_those_of_all_sets_or_none():
 
 
 def test_names_say_which_sets_and_how_much_of_each():
-    assert sets_of("cc3m") == [("cc3m", 0)]
-    assert sets_of("a/b/1.0.0 + c") == [("a/b/1.0.0", 0), ("c", 0)]
-    assert sets_of("0.7*a+3e-1*b") == [("a", 0.7), ("b", 0.3)]
+    assert parse_mixture("cc3m") == [("cc3m", 0)]
+    assert parse_mixture("a/b/1.0.0 + c") == [("a/b/1.0.0", 0), ("c", 0)]
+    assert parse_mixture("0.7*a+3e-1*b") == [("a", 0.7), ("b", 0.3)]
     for name, said in (
         ("a+", "What is ''"),
         ("0*a+1*b", "What is '0"),
@@ -85,12 +102,10 @@ def test_names_say_which_sets_and_how_much_of_each():
         ("a+a", "twice"),
     ):
         with pytest.raises(UserError, match=said.replace("*", r"\*")):
-            sets_of(name)
+            parse_mixture(name)
 
 
-def test_sets_on_disk_are_mixed_by_their_sizes(tmp_path, tokenizer):  # noqa: F811
-    from test_webdataset import pairs, write_tar
-
+def test_sets_on_disk_are_mixed_by_their_sizes(tmp_path, tokenizer):
     for name, count in (("few", 2), ("many", 6)):
         ensure(name, str(tmp_path), (write_tar(tmp_path / f"{name}.tar", pairs(range(count))),))
     ensure("few+many", str(tmp_path))
@@ -101,3 +116,69 @@ def test_sets_on_disk_are_mixed_by_their_sizes(tmp_path, tokenizer):  # noqa: F8
         ensure("few+none", str(tmp_path))
     with pytest.raises(UserError, match="make each by itself"):
         ensure("few+many", str(tmp_path), (str(tmp_path / "few.tar"),))
+
+
+class Cards(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+    """A catalogue set as others write them: labels, a mask, no caption and no key."""
+
+    VERSION = tfds.core.Version("2.10.0")
+    size = 4
+
+    def _info(self):
+        image = tfds.features.Image(shape=(None, None, 3))
+        label = tfds.features.ClassLabel(names=["spade", "heart"])
+        parts = {"image": image, "label": label, "title": tfds.features.Text()}
+        return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict(parts))
+
+    def _split_generators(self, dl_manager):
+        return {"train": self._generate_examples(10), "test": self._generate_examples(self.size)}
+
+    def _generate_examples(self, n):
+        for i in range(n):
+            yield i, {"image": picture(i), "label": i % 2, "title": f"Größe {i}"}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("data")
+    old = Cards(data_dir=folder)
+    old.size = 3
+    write(old)
+    (folder / "cards" / "2.10.0").rename(folder / "cards" / "2.9.0")
+    write(Cards(data_dir=folder))
+    return str(folder)
+
+
+def test_any_catalogue_set_opens_with_its_bytes_text_and_labels(folder, tokenizer):
+    source = open_dataset(folder, "cards", "train[:50%]")
+    assert len(source) == 5
+    for i in range(5):
+        record = source[i]
+        number = int(record["title"].removeprefix("Größe "))
+        assert record["image"] == picture(number)
+        assert record["label"] == number % 2
+        assert source.key(i) == str(i)
+    assert source.classes("label") == ["spade", "heart"]
+    assert source.classes("image") is None
+    batches = list(eval_batches(source, batch_size=2, image_size=SIZE, resize=SIZE))
+    assert sum(batch["valid"].sum() for batch in batches) == 5
+    with pytest.raises(UserError, match="no feature `caption`"):
+        take(source, tokenizer, 1)
+
+
+def test_the_newest_version_is_opened_unless_one_is_named(folder):
+    with pytest.raises(UserError, match=r"no data set cards/3\.0\.0"):
+        open_dataset(folder, "cards/3.0.0", "train")
+    assert len(open_dataset(folder, "cards/2.9.0", "test")) == 3
+    assert len(open_dataset(folder, "cards", "test")) == 4
+
+
+@pytest.mark.parametrize("split", ["valid", "train[:0%]", "train[8:3]", "", "train[", "train[a:b]"])
+def test_an_unknown_or_empty_split_lists_those_there_are(folder, split):
+    with pytest.raises(UserError, match="there are: test, train"):
+        open_dataset(folder, "cards", split)
+
+
+def test_an_unknown_set_lists_those_there_are(folder):
+    with pytest.raises(UserError, match=r"no data set dice in .*; there are: cards"):
+        open_dataset(folder, "dice", "train")

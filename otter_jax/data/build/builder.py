@@ -169,11 +169,11 @@ def _inspect_split(
     left_out = repeated & (not plan.options.keep_duplicates)
     kept = int((~left_out).sum())
     sides = np.minimum(column(parts, "width"), column(parts, "height"))
-    ends = np.cumsum([count_records(part) for part in parts])
-    pieces = [
-        Piece(part, int(end - len(out)), out)
-        for part, end, out in zip(parts, ends, np.split(left_out, ends[:-1]), strict=True)
-    ]
+    pieces, first = [], 0
+    for part in parts:
+        last = first + count_records(part)
+        pieces.append(Piece(part, first, left_out[first:last]))
+        first = last
     report = {
         "records": plan.records,
         "origin": plan.origin,

@@ -1,6 +1,6 @@
 """A folder with a folder per class becomes a labelled set; what cannot be one says why."""
 
-import itertools
+import hashlib
 import json
 import os
 import shutil
@@ -8,10 +8,11 @@ import shutil
 import pytest
 import tensorflow_datasets as tfds
 from pictures import noise
+from tars import pairs, write_tar
 
 from otter_jax.data.build import parts
-from otter_jax.data.build.plan import WINDOW
-from otter_jax.data.ensure import ensure
+from otter_jax.data.build.plan import Options
+from otter_jax.data.ensure import ensure, make
 from otter_jax.data.formats import class_folders
 from otter_jax.data.source import open_dataset
 from otter_jax.errors import UserError
@@ -98,11 +99,22 @@ def test_the_same_folder_gives_the_same_records_file(tmp_path):
     assert x.read_bytes() == y.read_bytes()
 
 
+def test_the_order_in_the_set_follows_from_the_paths_alone(tmp_path, monkeypatch):
+    build(tmp_path / "x", [f"{name}/{n}.jpg" for name in "ab" for n in range(20)])
+    monkeypatch.setattr(class_folders, "SLICE", 3)
+    ensure("mine", str(tmp_path / "y"), folder=str(tmp_path / "x" / "tree"))
+    files = [next((tmp_path / f / "mine" / "1.0.0").glob("*array_record*")) for f in ("x", "y")]
+    assert files[0].read_bytes() == files[1].read_bytes()
+    keys = open_dataset(str(tmp_path / "y"), "mine", "train")
+    hashed = [hashlib.md5(b"train" + keys[i]["key"].encode()).digest() for i in range(40)]
+    assert hashed == sorted(hashed)
+
+
 def test_every_picture_left_out_is_counted_and_named_and_stops_nothing(
     tmp_path, capsys, monkeypatch
 ):
     monkeypatch.setattr(parts, "MAX_BYTES", 5_000)
-    files = {path: noise() for path in CATS_AND_DOGS} | {
+    files = {path: noise(n) for n, path in enumerate(CATS_AND_DOGS)} | {
         "cat/torn.jpg": noise()[:-200],
         "cat/html.png": b"<html>",
         "cat/zero.jpg": b"",
@@ -144,20 +156,11 @@ def test_five_of_many_unreadable_pictures_are_named(tmp_path):
 
 def test_a_picture_that_vanishes_during_the_build_is_told(tmp_path):
     root = write(tmp_path / "tree", [*CATS_AND_DOGS, "dog/3.jpg"])
-    builder = class_folders.Folders(name="mine", root=root, data_dir=tmp_path)
+    plan = class_folders.plan("mine", root, Options())
     (root / "dog" / "3.jpg").unlink()
-    builder.write(builder)
+    make(plan, str(tmp_path))
     dropped = report(tmp_path)["dropped"]
     assert dropped["missing file"]["first"] == ["dog/3.jpg"]
-
-
-def test_few_files_are_held_at_once_while_a_folder_is_read():
-    begun = itertools.count()
-    files = (next(begun) for _ in range(10 * WINDOW))
-    results = parts.in_threads(str, files)
-    assert [next(results) for _ in range(3)] == [(0, "0"), (1, "1"), (2, "2")]
-    assert next(begun) <= WINDOW + 3
-    results.close()
 
 
 def test_hidden_files_and_folders_and_other_files_beside_the_classes_are_passed_over(tmp_path):
@@ -223,11 +226,12 @@ def test_a_set_is_found_again_and_another_folder_needs_another_name(tmp_path, ca
     assert capsys.readouterr().out == ""
     with pytest.raises(
         UserError,
-        match="another folder than .*/other, .*from tree, 4 files in train. .*another name",
+        match="other files than the folder other, .*: from the folder tree, 4 pictures in train. "
+        "Give this data another name",
     ):
         ensure("mine", str(tmp_path), folder=str(other))
     (root / "cat" / "1.jpg").write_bytes(noise() + b"\0")
-    with pytest.raises(UserError, match="by number, size or path"):
+    with pytest.raises(UserError, match="by name or size"):
         ensure("mine", str(tmp_path), folder=str(root))
     shutil.rmtree(root)
     ensure("mine", str(tmp_path), folder=str(root))  # built, and the pictures cleaned away
@@ -239,42 +243,44 @@ def test_a_set_is_found_again_and_another_folder_needs_another_name(tmp_path, ca
 def test_a_picture_moved_to_another_class_makes_another_folder(tmp_path):
     root = build(tmp_path, [*CATS_AND_DOGS, "cat/3.jpg"])
     (root / "cat" / "3.jpg").rename(root / "dog" / "3.jpg")
-    with pytest.raises(UserError, match="another folder .* by number, size or path"):
+    with pytest.raises(UserError, match="other files than the folder tree, by name or size"):
         ensure("mine", str(tmp_path), folder=str(root))
-    path = tmp_path / "mine" / "1.0.0" / "report.json"  # as sets were written at first
-    old = json.loads(path.read_text("utf-8"))
-    del old["train"]["folder"]["digest"]
-    path.write_text(json.dumps(old))
+    (root / "dog" / "3.jpg").rename(root / "cat" / "3.jpg")
     ensure("mine", str(tmp_path), folder=str(root))
 
 
 def test_the_same_pictures_in_other_splits_are_another_folder(tmp_path):
     build(tmp_path, CATS_AND_DOGS)
     other = write(tmp_path / "other", [f"test/{path}" for path in CATS_AND_DOGS])
-    with pytest.raises(UserError, match="built from another folder"):
+    with pytest.raises(
+        UserError, match="built from other files than the folder other, .*: from the folder tree"
+    ):
         ensure("mine", str(tmp_path), folder=str(other))
 
 
 def test_sets_of_tars_and_of_folders_are_not_taken_for_each_other(tmp_path):
-    from test_webdataset import pairs, write_tar
-
     tar = write_tar(tmp_path / "a.tar", pairs(range(3)))
     root = build(tmp_path, CATS_AND_DOGS)
-    with pytest.raises(UserError, match="mine/1.0.0 was not built from files"):
+    with pytest.raises(
+        UserError, match="mine/1.0.0 was built from other files than 1 tar, .* the folder tree"
+    ):
         ensure("mine", str(tmp_path), (tar,))
     ensure("tars", str(tmp_path), (tar,))
-    with pytest.raises(UserError, match="tars/1.0.0 was not built from a folder"):
+    with pytest.raises(
+        UserError,
+        match="tars/1.0.0 was built from other files than the folder tree, .* 1 tar, a.tar",
+    ):
         ensure("tars", str(tmp_path), folder=str(root))
     with pytest.raises(UserError, match="of tars and of the folder .*tree: give one of the two"):
         ensure("mine", str(tmp_path), (tar,), str(root))
 
 
 def test_an_interrupted_build_leaves_no_set_and_starts_over(tmp_path, monkeypatch):
-    def interrupt(*_):
+    def interrupt(*_, **__):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(class_folders, "check", interrupt)
+        patch.setattr(parts, "image_to_store", interrupt)
         with pytest.raises(KeyboardInterrupt):
             build(tmp_path, CATS_AND_DOGS)
     with pytest.raises(UserError, match="no data set mine"):
@@ -331,7 +337,7 @@ def test_a_split_without_pictures_is_refused_by_name(tmp_path):
 def test_classes_with_fewer_than_two_pictures_are_listed_before_anything_is_read(
     tmp_path, monkeypatch
 ):
-    monkeypatch.setattr(class_folders, "check", None)
+    monkeypatch.setattr(parts, "make_part", None)
     files = {f"{n:02}/1.jpg": noise() for n in range(12)} | {"00/x.txt": b"", "12/x.txt": b""}
     listed = ", ".join(rf"{n:02} \(1\)" for n in range(10))
     refused(
@@ -378,7 +384,7 @@ def test_a_folder_that_is_locked_is_told(tmp_path, monkeypatch):
     def locked(_):
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr(folders.os, "scandir", locked)
+    monkeypatch.setattr(class_folders.os, "scandir", locked)
     with pytest.raises(UserError, match="The folder .*cannot be read: Permission denied."):
         class_folders.find(tmp_path)
 

@@ -1,35 +1,23 @@
 """Web-dataset tars become a set, whatever is wrong with them; what was wrong is told."""
 
-import io
+import gzip
 import json
 import pathlib
-import tarfile
 
 import pytest
 import tensorflow_datasets as tfds
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from pictures import noise
+from tars import pairs, write_tar
 
-from otter_jax.data.build.plan import WINDOW
+from otter_jax.data.build.parts import image_to_store
+from otter_jax.data.build.plan import WINDOW, Options
+from otter_jax.data.build.report import Tally
 from otter_jax.data.ensure import ensure
-from otter_jax.data.formats import tars
+from otter_jax.data.formats import kinds, tars
 from otter_jax.data.source import open_dataset
 from otter_jax.errors import UserError
-
-
-def write_tar(path, members):
-    with tarfile.open(path, "w") as archive:
-        for name, content in members:
-            content = content.encode() if isinstance(content, str) else content
-            info = tarfile.TarInfo(name)
-            info.size = len(content)
-            archive.addfile(info, io.BytesIO(content))
-    return str(path)
-
-
-def pairs(numbers, prefix=""):
-    for n in numbers:
-        yield f"{prefix}{n:04}.jpg", noise(n)
-        yield f"{prefix}{n:04}.txt", f"picture number {n}"
 
 
 def records(folder, name, split="train"):
@@ -151,8 +139,6 @@ def test_every_defect_is_counted_named_and_stops_nothing(tmp_path, capsys):
 def test_a_shard_cut_in_the_middle_keeps_what_came_before(tmp_path, compression):
     whole = pathlib.Path(write_tar(tmp_path / "whole.tar", pairs(range(20))))
     if compression:
-        import gzip
-
         whole.write_bytes(gzip.compress(whole.read_bytes()))
     cut = tmp_path / "cut.tar"
     cut.write_bytes(whole.read_bytes()[: whole.stat().st_size // 2])
@@ -183,8 +169,8 @@ def test_members_may_be_out_of_order_within_the_window(tmp_path):
 
 
 def test_a_key_names_a_pair_within_its_tar(tmp_path):
-    tars = tuple(write_tar(tmp_path / f"{i}.tar", pairs(range(3))) for i in range(2))
-    ensure("mine", str(tmp_path), tars)
+    both = tuple(write_tar(tmp_path / f"{i}.tar", pairs(range(3))) for i in range(2))
+    ensure("mine", str(tmp_path), both)
     assert len(open_dataset(str(tmp_path), "mine", "train")) == 6
 
 
@@ -265,3 +251,24 @@ def test_what_cannot_be_built_says_why(tmp_path):
         ensure("openmoji", str(tmp_path), (tar,))
     with pytest.raises(UserError, match=r"no data set mine in .*; there are: none"):
         ensure("mine", str(tmp_path))
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+@given(
+    st.lists(st.tuples(st.integers(0, 9_000), st.integers(0, 255)), max_size=12),
+    st.integers(0, 10_240),
+    st.booleans(),
+)
+def test_no_bytes_break_the_reader_of_tars(tmp_path_factory, changes, length, packed):
+    folder = tmp_path_factory.mktemp("junk")
+    path = write_tar(folder / "a.tar", [("a.jpg", noise()), ("a.txt", "x"), ("b.json", "{}")])
+    content = bytearray((folder / "a.tar").read_bytes())
+    for place, value in changes:
+        content[place % len(content)] = value
+    cut = bytes(content[:length])
+    (folder / "a.tar").write_bytes(gzip.compress(cut) if packed else cut)
+    tally = Tally()
+    for unit in kinds.plan_of([path], "mine", Options()).units["train"]:
+        for record in unit.read(tally):
+            json.dumps(record.fields).encode()
+            image_to_store(record, Options())

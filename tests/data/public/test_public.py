@@ -10,15 +10,15 @@ from pictures import noise
 
 from otter_jax.data.build.plan import Options
 from otter_jax.data.build.report import read_report
-from otter_jax.data.formats import kinds
-from otter_jax.data.public import open_images, yfcc15m
+from otter_jax.data.ensure import make, plan_of
+from otter_jax.data.public import layouts, open_images, yfcc15m
 from otter_jax.data.source import open_dataset
 from otter_jax.errors import UserError
 
 
 def made(root, layout, split):
     """The records of a set by key, its source, and its report."""
-    plan = kinds.plan_of([str(root)], layout, Options(), layout=layout)
+    plan = plan_of([str(root)], layout, Options(), layout=layout)
     home = make(plan, str(root / "sets"))
     source = open_dataset(str(root / "sets"), layout, split)
     report = read_report(home)[split]
@@ -216,10 +216,10 @@ def test_imagenet1k_and_22k_share_the_names_they_have_in_common(tmp_path):
     assert sorted(named(source, row)[0] for row in kept.values()) == sorted([*names, "crane"])
 
 
-@pytest.mark.parametrize("layout", kinds.LAYOUTS)
+@pytest.mark.parametrize("layout", layouts.LAYOUTS)
 def test_what_is_missing_is_said_with_where_to_get_it(tmp_path, layout):
     with pytest.raises(UserError, match=r"There is no .* Get it as the docstring of"):
-        kinds.plan_of([str(tmp_path)], "x", Options(), layout=layout)
+        plan_of([str(tmp_path)], "x", Options(), layout=layout)
 
 
 def test_lists_that_are_laid_out_otherwise_are_mistakes_not_tracebacks(tmp_path):
@@ -227,10 +227,10 @@ def test_lists_that_are_laid_out_otherwise_are_mistakes_not_tracebacks(tmp_path)
         write(tmp_path / vars(open_images)[name][0], "a,b\n1,2\n")
     (tmp_path / "test").mkdir()
     with pytest.raises(UserError, match="no name for 2 of the trainable classes, such as a,b"):
-        kinds.plan_of([str(tmp_path)], "x", Options(), layout="open_images")
+        plan_of([str(tmp_path)], "x", Options(), layout="open_images")
     write(tmp_path / "oidv6-classes-trainable.txt", "1\n")
     with pytest.raises(UserError, match="not laid out as open_images has it: KeyError 'LabelName'"):
-        kinds.plan_of([str(tmp_path)], "x", Options(), layout="open_images")
+        plan_of([str(tmp_path)], "x", Options(), layout="open_images")
     write(tmp_path / open_images.LABELS[0], "ImageID,Source,LabelName,Confidence\n")
     with pytest.raises(UserError, match="would have no pictures in test"):
         made(tmp_path, "open_images", "test")
@@ -238,6 +238,6 @@ def test_lists_that_are_laid_out_otherwise_are_mistakes_not_tracebacks(tmp_path)
 
 def test_a_layout_takes_one_folder(tmp_path):
     with pytest.raises(UserError, match="one of cc3m, wit"):
-        kinds.plan_of([str(tmp_path)], "x", Options(), layout="coco")
+        plan_of([str(tmp_path)], "x", Options(), layout="coco")
     with pytest.raises(UserError, match="takes one folder"):
-        kinds.plan_of([str(tmp_path / "no")], "x", Options(), layout="cc3m")
+        plan_of([str(tmp_path / "no")], "x", Options(), layout="cc3m")

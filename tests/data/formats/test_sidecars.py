@@ -1,0 +1,58 @@
+"""A folder of pictures with captions beside them becomes pairs."""
+
+import json
+
+from making import counts, made, write_pictures
+from pictures import noise
+
+from otter_jax.data.build.plan import Options
+from otter_jax.data.build.report import Tally
+from otter_jax.data.formats import kinds, sidecars
+
+
+def test_a_folder_of_pictures_with_captions_beside_them(tmp_path):
+    root = tmp_path / "tree"
+    files = {
+        "a.jpg": noise(1), "a.txt": b"first", "b.PNG": noise(2, "PNG"),
+        "b.json": b'{"caption": "2"}',
+        "in/c.webp": noise(3, "WEBP"), "in/c.txt": b"third", "in/c.json": b'{"tags": ["x"]}',
+        "alone.jpg": noise(4), "words.txt": b"no picture", "a.png": noise(5, "PNG"),
+        ".hidden/d.jpg": noise(6), "readme.md": b"no",
+    }  # fmt: skip
+    for name, content in files.items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_bytes(content)
+    kept, part = made(tmp_path, kinds.plan_of([str(root)], "mine", Options()))
+    assert {key: row["caption"] for key, row in kept.items()} == {
+        "a": "first", "b": "2", "in/c": "third"
+    }  # fmt: skip
+    assert json.loads(kept["in/c"]["json"]) == {"tags": ["x"]}
+    assert kept["a"]["image"] == noise(1)
+    assert counts(part) == {
+        "second image or caption of a name": 1,
+        "image without caption": 1,
+        "caption without image": 1,
+    }
+
+
+def test_links_are_followed_once_and_parquet_beside_pictures_is_passed_over(tmp_path):
+    root, far = tmp_path / "tree", tmp_path / "far"
+    for folder, number in ((root, 0), (far, 1)):
+        write_pictures(folder, 2)
+        (folder / f"{number}.txt").write_text(f"number {number}")
+    (root / "link").symlink_to(far)
+    (far / "back").symlink_to(root)
+    (root / "00000.parquet").write_bytes(b"img2dataset's")
+    kept, _ = made(tmp_path, kinds.plan_of([str(root)], "mine", Options()))
+    assert sorted(kept) == ["0", "link/1"]
+
+
+def test_a_large_folder_is_read_in_slices_and_none_is_lost(tmp_path, monkeypatch):
+    monkeypatch.setattr(sidecars, "FILES", 5)
+    write_pictures(tmp_path / "tree", 20)
+    for n in range(20):
+        (tmp_path / "tree" / f"{n}.txt").write_text(f"number {n}")
+    units = kinds.plan_of([str(tmp_path / "tree")], "mine", Options()).units["train"]
+    assert len(units) == 8
+    read = [record.fields["key"] for unit in units for record in unit.read(Tally())]
+    assert sorted(read, key=int) == [str(n) for n in range(20)]
