@@ -110,7 +110,8 @@ class Objective:
     ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
         """Returns the loss, and its terms before weighting.
 
-        All are means over rows, the two directions summed. `log_scale` holds the logarithms of the inverse temperatures of "pairs" and "teacher".
+        All are means over rows, the two directions summed. `log_scale` holds the logarithms of the
+        inverse temperatures of "pairs" and "teacher".
         """
         rows, all_img, all_txt = _gather(img, txt, axis_name)
         if not self.negatives_gradient:
