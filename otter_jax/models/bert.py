@@ -1,4 +1,4 @@
-"""BERT (arXiv:1810.04805) and RoBERTa (arXiv:1907.11692) encoders with Hugging Face's names."""
+"""BERT (arXiv:1810.04805) and RoBERTa (arXiv:1907.11692), with Hugging Face's names."""
 
 import dataclasses
 from typing import Any
@@ -17,7 +17,7 @@ ACTIVATIONS = {
 
 @dataclasses.dataclass(frozen=True)
 class BertConfig:
-    """The fields of a Hugging Face config.json that matter here; BERT-base's by default."""
+    """The fields of a Hugging Face config.json that `Bert` needs; BERT-base's by default."""
 
     vocab_size: int = 30522
     hidden_size: int = 768
@@ -36,7 +36,7 @@ class BertConfig:
 
     @classmethod
     def from_json(cls, config: dict[str, Any]) -> "BertConfig":
-        """The config of a parsed config.json; ValueError for what `Bert` could not compute."""
+        """Takes the fields from a parsed config.json. Raises ValueError for another model."""
         positions = config.get("position_embedding_type", "absolute")
         if positions != "absolute":
             raise ValueError(f"position_embedding_type={positions!r} is not supported")
@@ -52,20 +52,20 @@ class BertConfig:
         )
 
     def with_dropout(self, rate: float) -> "BertConfig":
-        """The same with another dropout, of hidden states and attention alike."""
+        """Returns the same with another dropout, of hidden states and attention alike."""
         return dataclasses.replace(
             self, hidden_dropout_prob=rate, attention_probs_dropout_prob=rate
         )
 
     @property
     def max_length(self) -> int:
-        """The longest input, in tokens."""
+        """The most tokens that an input may have."""
         first = self.pad_token_id + 1 if self.roberta_positions else 0
         return self.max_position_embeddings - first
 
 
 class Bert(nn.Module):
-    """The last hidden states of texts; what stands at padding is meaningless.
+    """Encodes texts as the hidden states of the last layer; those at padding are meaningless.
 
     Dropout draws from the rng "dropout", in training only. There is no pooler: see `mean_pool`.
 
@@ -85,7 +85,7 @@ class Bert(nn.Module):
         segment_ids: Int[Array, "B L"] | None = None,
         train: bool,
     ) -> Float[Array, "B L H"]:
-        """Hidden states of one text per row, or of several that do not see each other.
+        """Returns the hidden states of one text per row, or of several that do not see each other.
 
         Args:
           token_ids: rows of tokens; at most `config.max_length` of them.
@@ -122,7 +122,7 @@ class Bert(nn.Module):
         token_ids: Int[Array, "B L"],
         mask: Bool[Array, "B L"],
     ) -> Float[Array, "B H"]:
-        """One vector per text, float32: the mean over its tokens."""
+        """Returns one vector per text, float32: the mean over its tokens."""
         return mean_pool(hidden, mask)
 
     def pool_packed(
@@ -131,12 +131,12 @@ class Bert(nn.Module):
         segment_ids: Int[Array, "G R T"],
         positions: Int[Array, "G b"],
     ) -> tuple[Float[Array, "B H"], Bool[Array, " B"]]:
-        """One vector per packed text, in the order of `positions`, and whether it has a token."""
+        """Returns one vector per packed text, as `positions` go, and whether it has a token."""
         return mean_pool_packed(hidden, segment_ids, positions)
 
 
 def mean_pool(hidden: Float[Array, "B L H"], mask: Bool[Array, "B L"]) -> Float[Array, "B H"]:
-    """The mean over the tokens under the mask, in float32; 0 for a text without tokens."""
+    """Returns the mean over the tokens under the mask, in float32; 0 for a text without tokens."""
     hidden = hidden.astype(jnp.promote_types(hidden.dtype, jnp.float32))
     weight = mask.astype(hidden.dtype)[..., None]
     return (hidden * weight).sum(1) / jnp.maximum(weight.sum(1), 1)
@@ -147,7 +147,7 @@ def mean_pool_packed(
     segment_ids: Int[Array, "G R T"],
     positions: Int[Array, "G b"],
 ) -> tuple[Float[Array, "B H"], Bool[Array, " B"]]:
-    """`mean_pool` of texts that share rows, and whether each has a token; B = G * b.
+    """Returns `mean_pool` of texts that share rows, and whether each has a token; B = G * b.
 
     Args:
       hidden: of G groups of R rows of T tokens.
@@ -168,7 +168,7 @@ def mean_pool_packed(
 
 
 def position_ids(token_ids: Int[Array, "B L"], config: BertConfig) -> Int[Array, "#B L"]:
-    """Which position embedding each token of a row gets, one text per row.
+    """Returns the number of each token's position embedding, for one text per row.
 
     BERT counts the places of the row. RoBERTa counts tokens from pad_token_id + 1 on, and gives
     padding pad_token_id.
@@ -182,7 +182,7 @@ def position_ids(token_ids: Int[Array, "B L"], config: BertConfig) -> Int[Array,
 def position_ids_packed(
     token_ids: Int[Array, "B L"], segment_ids: Int[Array, "B L"], config: BertConfig
 ) -> Int[Array, "B L"]:
-    """As `position_ids`, but counted from the beginning of each packed text."""
+    """Returns the same for packed rows, counted from the beginning of each text."""
     token = segment_ids > 0
     if config.roberta_positions:
         token &= token_ids != config.pad_token_id
@@ -196,7 +196,7 @@ def position_ids_packed(
 
 
 class Embeddings(nn.Module):
-    """The sum of a word's, a position's and the first token type's embeddings, normalised."""
+    """Adds the embeddings of word, position and the first token type, and normalises the sum."""
 
     config: BertConfig
     dtype: Any
@@ -219,7 +219,7 @@ class Embeddings(nn.Module):
 
 
 class Layers(nn.Module):
-    """The stack of transformer layers."""
+    """Applies the transformer layers one after the other."""
 
     config: BertConfig
     dtype: Any
@@ -250,7 +250,7 @@ class Layer(nn.Module):
 
 
 class Attention(nn.Module):
-    """Self-attention with its output projection."""
+    """Applies self-attention with its output projection, residual sum and norm."""
 
     config: BertConfig
     dtype: Any
@@ -264,7 +264,7 @@ class Attention(nn.Module):
 
 
 class SelfAttention(nn.Module):
-    """Mixes, for each token (row of `sees`), the values of the tokens that it sees."""
+    """Mixes for each token the values of the tokens that it sees; `sees` has a row per token."""
 
     config: BertConfig
     dtype: Any
@@ -290,7 +290,7 @@ class SelfAttention(nn.Module):
 
 
 class Intermediate(nn.Module):
-    """The perceptron's inner layer."""
+    """Applies the inner layer of the perceptron."""
 
     config: BertConfig
     dtype: Any
@@ -302,7 +302,7 @@ class Intermediate(nn.Module):
 
 
 class Output(nn.Module):
-    """A projection, added to the residual and normalised."""
+    """Projects, adds the residual and normalises."""
 
     config: BertConfig
     dtype: Any
@@ -318,10 +318,10 @@ class Output(nn.Module):
 
 
 def dense(width: int, dtype: Any, name: str) -> nn.Dense:
-    """A linear layer, initialised as BERT's."""
+    """Makes a linear layer, initialised as BERT's."""
     return nn.Dense(width, dtype=dtype, kernel_init=nn.initializers.normal(0.02), name=name)
 
 
 def layer_norm(config: BertConfig, dtype: Any) -> nn.LayerNorm:
-    """The norm that ends every part."""
+    """Makes the norm that ends every part."""
     return nn.LayerNorm(config.layer_norm_eps, dtype=dtype, name="LayerNorm")

@@ -1,4 +1,4 @@
-"""CLIP's text transformer (arXiv:2103.00020) with Hugging Face's names."""
+"""CLIP's text transformer (arXiv:2103.00020), with Hugging Face's names."""
 
 import dataclasses
 from functools import partial
@@ -13,7 +13,7 @@ from otter_jax.models.vit import ACTIVATIONS, Block, layer_norm
 
 @dataclasses.dataclass(frozen=True)
 class ClipTextConfig:
-    """The fields of a Hugging Face config.json that matter here; CLIP ViT-B/32's by default."""
+    """The fields of a Hugging Face config.json that `ClipText` needs; ViT-B/32's by default."""
 
     vocab_size: int = 49408
     hidden_size: int = 512
@@ -28,10 +28,10 @@ class ClipTextConfig:
 
     @classmethod
     def from_json(cls, config: dict[str, Any]) -> "ClipTextConfig":
-        """The config of a parsed config.json, of the text side or of a whole CLIP.
+        """Takes the fields from a parsed config.json, of the text side or of a whole CLIP.
 
-        A whole one leaves out what is as in CLIP ViT-B/32. ValueError for what `ClipText` could
-        not compute.
+        A whole one leaves out what is as in CLIP ViT-B/32. Raises ValueError for another kind of
+        model.
         """
         if config.get("model_type") == "clip":
             # Old files say some of it again, and mean that, in text_config_dict.
@@ -50,17 +50,19 @@ class ClipTextConfig:
         return cls(**{name: config[name] for name in fields})
 
     def with_dropout(self, rate: float) -> "ClipTextConfig":
-        """The same with another dropout; CLIP has one of the attention only."""
+        """Returns the same with another dropout, which CLIP has in the attention only."""
         return dataclasses.replace(self, attention_dropout=rate)
 
     @property
     def max_length(self) -> int:
-        """The longest input, in tokens."""
+        """The most tokens that an input may have."""
         return self.max_position_embeddings
 
 
 class ClipText(nn.Module):
-    """The last hidden states of texts, each of what came before; at padding it is meaningless.
+    """Encodes texts as the hidden states of the last layer; a token sees what comes before it.
+
+    What stands at padding is meaningless.
 
     Attributes:
       dtype: of the matrix products and of what flows between them; softmax and norms are float32.
@@ -107,7 +109,7 @@ class ClipText(nn.Module):
         token_ids: Int[Array, "B L"],
         mask: Bool[Array, "B L"],
     ) -> Float[Array, "B H"]:
-        """One vector per text, float32: its first closing token's; 0 for a text without tokens."""
+        """Returns one vector per text, float32: at its first closing token; 0 without tokens."""
         if self.config.eos_token_id == 2:
             # Configs up to 2023 say 2, which it never was; there it is the largest number.
             end = jnp.where(mask, token_ids, -1).argmax(1)

@@ -55,7 +55,7 @@ STAGES = (  # (repeats, channels, expansion, kernel size, stride of the first bl
 
 
 class EfficientNet(nn.Module):
-    """Features of images, averaged over positions, in float32; or logits, given `num_classes`.
+    """Encodes images as features averaged over positions, float32; with `num_classes`, as logits.
 
     The published Lite weights were trained on (RGB - 127) / 128 with RGB in 0..255.
 
@@ -166,7 +166,7 @@ class Block(nn.Module):
 
 
 class SqueezeExcite(nn.Module):
-    """Every channel times a gate, which two layers make of the means of all channels."""
+    """Multiplies every channel by a gate, which two layers make of the means of all channels."""
 
     channels: int
     act: Callable
@@ -181,7 +181,7 @@ class SqueezeExcite(nn.Module):
 
 
 class Depthwise(nn.Module):
-    """One filter for each channel."""
+    """Convolves each channel with its own filter; the kernel is [K, K, 1, C]."""
 
     size: int
     stride: int
@@ -198,7 +198,7 @@ class Depthwise(nn.Module):
 def depthwise(
     x: Float[Array, "B H W C"], kernel: Float[Array, "K K 1 C"], stride: int, padding: Padding
 ) -> Float[Array, "B H2 W2 C"]:
-    """Each channel convolved with its own filter."""
+    """Convolves each channel with its own filter, in the way that is fast on the device."""
     strides = (stride, stride)
 
     def grouped(x, kernel):
@@ -221,7 +221,7 @@ def depthwise(
 def tap_by_tap(
     x: Float[Array, "B H W C"], kernel: Float[Array, "K K 1 C"], stride: int
 ) -> Float[Array, "B H2 W2 C"]:
-    """A depthwise convolution without padding, as a sum of shifted images.
+    """Computes a depthwise convolution without padding as a sum of shifted images.
 
     Its gradient is written out, as the same kind of sum: 3 to 7 times as fast as what automatic
     differentiation makes of the forward pass.
@@ -262,8 +262,10 @@ tap_by_tap.defvjp(_forward, _backward)
 
 
 def padding_of(size: int, tensorflow: bool) -> Padding:
-    """Around an image: TensorFlow's, as wide as a stride needs and wider after than before,
-    or PyTorch's, alike on both sides.
+    """Returns the padding of a convolution: TensorFlow's or PyTorch's.
+
+    TensorFlow's is as wide as a stride needs, and wider after than before; PyTorch's is alike on
+    both sides.
     """
     return "SAME" if tensorflow else ((size // 2, size // 2),) * 2
 
@@ -276,7 +278,7 @@ def convolution(
     dtype: Any,
     name: str,
 ) -> nn.Conv:
-    """A convolution over all channels."""
+    """Makes a convolution over all channels, without bias."""
     return nn.Conv(
         channels,
         (kernel, kernel),
@@ -290,7 +292,7 @@ def convolution(
 
 
 class Pointwise(nn.Module):
-    """A convolution of 1x1, as the matrix product at each position that it is.
+    """Computes a convolution of 1x1 as the matrix product at each position that it is.
 
     On CPUs the product takes half the time of XLA's convolution, and a third for the gradient of
     the kernel.
@@ -320,6 +322,6 @@ def batch_norm(tensorflow: bool, dtype: Any) -> Callable[..., BatchNorm]:
 
 
 def round_channels(channels: int | float, keep: float = 0.9) -> int:
-    """The nearest multiple of 8 that leaves at least this part of the channels."""
+    """Rounds to the nearest multiple of 8 that leaves at least this part of the channels."""
     rounded = max(8, int(channels + 4) // 8 * 8)
     return rounded if rounded >= keep * channels else rounded + 8

@@ -1,6 +1,7 @@
 """MobileNetV3 (Howard et al., arXiv:1905.02244) and FBNetV3 (Dai et al., arXiv:2006.02049).
 
-Inverted residuals with hard swish, and a head after the average over positions; with timm's names.
+They have inverted residuals with hard swish, and a head after the average over positions. Layers
+have timm's names.
 """
 
 from typing import Any, Literal
@@ -87,7 +88,7 @@ MOBILENETS = {
 
 
 class MobileNet(nn.Module):
-    """Features of images, in float32; or logits, given `num_classes`.
+    """Encodes images as features, in float32; with `num_classes`, as logits.
 
     The features are those of `conv_head`, a layer that follows the average over positions.
 
@@ -153,7 +154,7 @@ class MobileNet(nn.Module):
 
 
 class Last(nn.Module):
-    """The convolution before the average, which files count as a stage."""
+    """Applies the convolution before the average, which files count as a stage."""
 
     channels: int
     dtype: Any

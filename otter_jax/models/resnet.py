@@ -1,4 +1,4 @@
-"""ResNets (He et al., arXiv:1512.03385), v1.5, with timm's and torchvision's names and padding.
+"""ResNets (He et al., arXiv:1512.03385), v1.5, with timm's and torchvision's names.
 
 The "d" ones (He et al., arXiv:1812.01187) have a stem of three 3x3 convolutions, and a shortcut
 that averages where the others leave out every second row and column.
@@ -68,7 +68,7 @@ class Block(nn.Module):
 
 
 class ResNet(nn.Module):
-    """Features of images, averaged over positions, in float32; or logits, given `num_classes`.
+    """Encodes images as features averaged over positions, float32; with `num_classes`, as logits.
 
     Attributes:
       channels: the inner channels of each stage's blocks; the stem has always 64.
@@ -119,7 +119,7 @@ class ResNet(nn.Module):
 
 
 def convolution(channels: int, kernel: int, stride: int, dtype: Any, name: str) -> nn.Conv:
-    """A convolution without bias, padded as PyTorch's are: alike on both sides."""
+    """Makes a convolution without bias, padded as PyTorch's are: alike on both sides."""
     pad = kernel // 2
     return nn.Conv(
         channels,
@@ -134,7 +134,7 @@ def convolution(channels: int, kernel: int, stride: int, dtype: Any, name: str) 
 
 
 def average_pool(x: Float[Array, "B H W C"], size: int) -> Float[Array, "B H2 W2 C"]:
-    """The means of squares of size x size; at the edges, of what is left of them."""
+    """Averages over squares of size x size; at the edges, over what is left of them."""
     if size == 1:
         return x
     window = (size, size)

@@ -1,4 +1,4 @@
-"""Two encoders that meet: an image and a caption become unit vectors of one space."""
+"""Joins an image and a text encoder: both give unit vectors of one space."""
 
 import math
 
@@ -9,7 +9,7 @@ from jaxtyping import Array, Bool, Float, Int, UInt8
 
 
 class Towers(nn.Module):
-    """Image and text encoder, a linear layer each to `dim`, and the two temperatures.
+    """An image and a text encoder, a linear layer each to `dim`, and the two temperatures.
 
     `txt_width` is the width of the text encoder; its linear layer exists only where it differs
     from `dim`. `mean` and `std`, in 0..255, are what the image encoder was trained with.
@@ -33,7 +33,7 @@ class Towers(nn.Module):
     def __call__(
         self, image: UInt8[Array, "B H W 3"], captions: dict[str, Array], *, train: bool
     ) -> tuple[Float[Array, "B D"], Float[Array, "B D"]]:
-        """Embeddings of images and captions, of unit length, float32.
+        """Returns the embeddings of images and captions, of unit length, float32.
 
         `captions` are the arguments of `embed_texts` (token_ids, mask), or those of `embed_packed`
         (token_ids, segment_ids, positions).
@@ -45,14 +45,14 @@ class Towers(nn.Module):
     def embed_images(
         self, image: UInt8[Array, "B H W 3"], *, train: bool = False
     ) -> Float[Array, "B D"]:
-        """Embeddings of images (pixels 0..255), of unit length, float32."""
+        """Returns the embeddings of images (pixels 0..255), of unit length, float32."""
         pixels = (image.astype(jnp.float32) - jnp.array(self.mean)) / jnp.array(self.std)
         return unit(self.img_head(self.img(pixels, train=train)))
 
     def embed_texts(
         self, token_ids: Int[Array, "B L"], mask: Bool[Array, "B L"], *, train: bool = False
     ) -> Float[Array, "B D"]:
-        """Embeddings of padded captions, of unit length, float32; 0 for one without a token."""
+        """Returns the embeddings of padded captions, of unit length; 0 for one without a token."""
         hidden = self.txt(token_ids, mask, train=train)
         return self._project(self.txt.pool(hidden, token_ids, mask), mask.any(axis=1))
 
@@ -64,7 +64,7 @@ class Towers(nn.Module):
         *,
         train: bool = False,
     ) -> Float[Array, "B D"]:
-        """Embeddings of packed captions, of unit length, float32; 0 for one without a token.
+        """Returns the embeddings of packed captions, of unit length; 0 for one without a token.
 
         B = G * b captions of G groups lie in R rows each, as `data.packing.Packed.collate` puts
         them; only `Bert` reads such rows.
@@ -78,14 +78,14 @@ class Towers(nn.Module):
     def _project(
         self, pooled: Float[Array, "B H"], has_token: Bool[Array, " B"]
     ) -> Float[Array, "B D"]:
-        """Texts' vectors in the common space, of unit length; 0 for a text without a token."""
+        """Projects texts' vectors into the common space; 0 for a text without a token."""
         if self.txt_head is not None:
             pooled = self.txt_head(pooled) * has_token[:, None]
         return unit(pooled)
 
 
 def head(width: int, dim: int) -> nn.Dense:
-    """A linear layer that starts as PyTorch's do: uniform within 1 / sqrt(width).
+    """Makes a linear layer that starts as PyTorch's do: uniform within 1 / sqrt(width).
 
     flax's own start is sqrt(3) larger, and so, before a normalisation, learns three times slower.
     """
@@ -98,6 +98,6 @@ def head(width: int, dim: int) -> nn.Dense:
 
 
 def unit(x: Float[Array, "B D"]) -> Float[Array, "B D"]:
-    """Rows scaled to length 1; a row of zeros stays zero, with a gradient of zero, not NaN."""
+    """Scales rows to length 1; a row of zeros stays zero, with a gradient of zero, not NaN."""
     squared = jnp.sum(jnp.square(x), axis=-1, keepdims=True)
     return x / jnp.sqrt(jnp.maximum(squared, 1e-24))

@@ -38,7 +38,7 @@ VITS |= {f"{name}_mean": {**arguments, "pool": "mean"} for name, arguments in VI
 
 
 class ViT(nn.Module):
-    """Features of images, float32; or logits, given `num_classes`.
+    """Encodes images as features, in float32; with `num_classes`, as logits.
 
     An image may have any size that the patches divide: position embeddings are resampled, as timm
     does it, from the grid of `image_size`.
@@ -136,7 +136,7 @@ class Block(nn.Module):
 
 
 class Attention(nn.Module):
-    """Self-attention with its output projection; `mask` says which token (row) sees which."""
+    """Applies self-attention with its projection; `mask` says which token (row) sees which."""
 
     heads: int
     dropout: float
@@ -162,7 +162,7 @@ class Attention(nn.Module):
 
 
 class Perceptron(nn.Module):
-    """Two layers of which the inner one has `inner` units."""
+    """Applies two layers of which the inner one has `inner` units."""
 
     inner: int
     activation: str
@@ -175,7 +175,7 @@ class Perceptron(nn.Module):
 
 
 def resample(positions: Float[Array, "1 N H"], grid: tuple[int, int]) -> Float[Array, "1 M H"]:
-    """Position embeddings of a class token and of a square of patches, for another grid.
+    """Resamples position embeddings, of a class token and a square of patches, to another grid.
 
     Bicubic (Keys' a = -0.5) and antialiased, as timm's. Hugging Face's CLIP, which does so on
     request only, takes a = -0.75 without antialiasing.
