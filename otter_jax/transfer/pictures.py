@@ -36,7 +36,7 @@ class Excitement(NamedTuple):
 
 
 def telling(attention: Attention) -> list[Path]:
-    """The convolutions whose filters differ most in attention, in the order given."""
+    """Returns the convolutions whose filters differ most in attention, in the order given."""
     spread = sorted(attention, key=lambda path: -float(np.std(attention[path])))
     return [path for path in attention if path in spread[:LAYERS]]
 
@@ -88,7 +88,7 @@ def excite(
 
 
 def some_images(config: ConfigDict, data: Labelled) -> UInt8[np.ndarray, "N S S 3"]:
-    """The first pictures of a split, as the network sees them; the same in every process."""
+    """Reads the first pictures of a split, as the network sees them; the same in every process."""
     found = []
     with contextlib.closing(batches.evaluation(config, data.source, shared=False)) as reader:
         for batch in reader:

@@ -1,6 +1,6 @@
-"""Networks with fewer filters: those with the least attention are taken out.
+"""Prunes networks: takes out the filters with the least attention.
 
-A pruned filter is one whose gate is 0: the norm behind it makes a constant of that. Inside a
+A pruned filter is one whose gate is 0; the norm behind it makes a constant of that. Inside a
 residual block the filter really can go, with its norm and with what the next convolution would do
 to its output (`smaller`): the constant then moves behind that convolution. Where it cannot (the
 convolution is padded with zeros, or squeeze-and-excitation scales what it reads) scale and bias of
@@ -52,7 +52,7 @@ LAST: Pairs = (("conv", "bn1"),)  # MobileNet's last stage
 
 
 class Inner(NamedTuple):
-    """Channels inside a block, which nothing outside of it sees.
+    """Channels inside a block that nothing outside of it sees.
 
     Attributes:
       block: its name.
@@ -93,7 +93,7 @@ def norms(model: nn.Module) -> dict[Path, Path]:
 
 
 def inner(model: nn.Module, params: PyTree) -> list[Inner]:
-    """The channels that can really go, block by block."""
+    """Lists the channels that can really go, block by block."""
     found = []
     for block, layers in params.items():
         if isinstance(model, ResNet) and block.startswith("layer"):
@@ -111,7 +111,7 @@ def inner(model: nn.Module, params: PyTree) -> list[Inner]:
 
 
 def magnitude(model: nn.Module, params: PyTree) -> dict[Path, Float[np.ndarray, "_"]]:
-    """The l2 norm of each filter's kernel, for all convolutions that feed a norm."""
+    """Returns the l2 norm of each filter's kernel, for all convolutions that feed a norm."""
     flat = traverse_util.flatten_dict(params)
     kernels = {path: np.asarray(flat[*path, "kernel"]) for path in norms(model)}
     return {p: np.linalg.norm(k.reshape(-1, k.shape[-1]), axis=0) for p, k in kernels.items()}
@@ -152,9 +152,9 @@ def lowest(
 
 
 def mask(variables: PyTree, keep: Mapping[Path, Bool[np.ndarray, "_"]], model: nn.Module) -> PyTree:
-    """`variables`, of the same shapes, with the filters that do not stay at 0.
+    """Sets the filters that do not stay to 0; the variables keep their shapes.
 
-    So are their norms where the constant that is left could not go with them.
+    Their norms are 0, too, where the constant that is left could not go with them.
     """
     flat = traverse_util.flatten_dict(variables)
     behind = norms(model)
@@ -178,10 +178,10 @@ def mask(variables: PyTree, keep: Mapping[Path, Bool[np.ndarray, "_"]], model: n
 
 @functools.partial(jax.jit, static_argnames=("model", "paths"))
 def inputs(variables: PyTree, *, model: nn.Module, paths: tuple[Path, ...]) -> dict[str, Array]:
-    """What the convolutions at these paths read at the first place of a picture, by channel.
+    """Returns by channel what the convolutions at these paths read at one place of a picture.
 
-    Of a pruned channel that is what it holds at every place of every picture. The blocks of the
-    networks sow what their convolutions read.
+    In a pruned channel that is what stands at every place of every picture. The networks' blocks
+    sow what their convolutions read.
     """
     picture = jnp.zeros((1, 64, 64, 3))
     _, sown = model.apply(variables, picture, train=False, mutable=["intermediates"])
@@ -195,7 +195,7 @@ def inputs(variables: PyTree, *, model: nn.Module, paths: tuple[Path, ...]) -> d
 def smaller(
     model: nn.Module, variables: PyTree, keep: Mapping[Path, Bool[np.ndarray, "_"]]
 ) -> tuple[nn.Module, PyTree]:
-    """A network with fewer channels that computes what `mask` makes of this one, and its weights.
+    """Makes a network with fewer channels that computes what the masked one does, and its weights.
 
     Raises UserError if the encoder's blocks have no channels of their own.
     """
@@ -210,12 +210,14 @@ def smaller(
     for channels in blocks:
         stays = keep[next(path for path in channels.made_by if path in keep)]
         stay = np.flatnonzero(stays)
+        # A constant that goes would have added the same to all that the next norm sees.
         if channels.moves:
             (reader,) = channels.used_by
             kernel = flat["params", *reader, "kernel"][0, 0]
             constant = np.where(stays, 0, held["/".join(reader)]).astype(np.float32) @ kernel
             mean = ("batch_stats", *behind[reader], "mean")
             flat[mean] = flat[mean] - constant
+        # Filters go with their norms, and with the inputs that were made of them.
         for path in channels.made_by:
             layers = [("params", *path)]
             if path in behind:
@@ -235,7 +237,7 @@ def smaller(
 def forward(
     model: nn.Module, variables: PyTree, images: Float[Array, "B H W 3"]
 ) -> Callable[[], None]:
-    """The network on these images, compiled: a call is one pass, and returns when it is through."""
+    """Compiles the network on these images; to call the result is one pass, until it is through."""
     jitted = jax.jit(functools.partial(model.apply, train=False))
     compiled = jitted.lower(variables, images).compile()
 
@@ -247,7 +249,7 @@ def forward(
 
 
 def faster(whole: Callable[[], None], fewer: Callable[[], None]) -> float:
-    """How many times as fast `fewer` is: the best of REPEATS passes of each, taken in turn."""
+    """Measures how many times as fast `fewer` is, by the best of REPEATS passes of each in turn."""
     best = [float("inf"), float("inf")]
     for _ in range(REPEATS):
         for number, run in enumerate((whole, fewer)):
@@ -260,7 +262,7 @@ def faster(whole: Callable[[], None], fewer: Callable[[], None]) -> float:
 def rankings(
     model: nn.Module, attention: Attention, params: PyTree, seed: int
 ) -> dict[str, Attention]:
-    """The three rankings for pruning: by attention, by size of the folded kernel, by chance."""
+    """Ranks filters in three ways: by attention, by size of the folded kernel, and at random."""
     random = np.random.default_rng(seed)
     return {
         "attention": attention,
