@@ -1,9 +1,9 @@
-"""Bytes to pixels: what torchvision's Resize and crops do to a PIL image, without torch.
+"""Decodes images and crops them as torchvision's Resize and crops do, without torch.
 
-Only the pixels of the crop are resized. They differ from those of the whole image, resized along
-its rows, then its columns, and then cropped, by at most 1 of 255 on photographs (a test), in half
-the time and less. That is the order that Pillow always had until version 13, which turns it for
-some shapes. Decoded pixels are equal bit for bit to Pillow's. Figures: `benchmarks/input.py`.
+Only the pixels of the crop are resized, in half the time and less. They differ by at most 1 of 255
+on photographs (a test) from those of the whole image, resized along its rows, then its columns (the
+order that Pillow always had until version 13, which turns it for some shapes), and then cropped.
+Decoded pixels are equal bit for bit to Pillow's. Figures: `benchmarks/input.py`.
 """
 
 import contextlib
@@ -33,10 +33,10 @@ class UnreadableImage(ValueError):
 
 
 def decode(data: bytes) -> Pixels:
-    """The picture's pixels as RGB.
+    """Returns the pixels of an image as RGB.
 
     Transparency is laid on white; grey, palette, CMYK and 16-bit pictures are converted; of an
-    animation it is the first frame. The EXIF orientation is not applied, as torchvision does not.
+    animation the first frame counts. The EXIF orientation is not applied, as torchvision does not.
 
     Raises:
       UnreadableImage: not an image, truncated, or more than MAX_PIXELS; the last is known from the
@@ -48,12 +48,13 @@ def decode(data: bytes) -> Pixels:
 
 
 def shrink(data: bytes, size: int, *, format: str, quality: int) -> tuple[tuple[int, int], bytes]:
-    """Width and height of an image, and the image with its shorter side at most `size` pixels.
+    """Returns an image's width and height, and its bytes with a shorter side of at most `size`.
 
-    One that is longer is resized (bicubic, antialiased) and encoded again in `format`, a key of
-    ENCODERS, at `quality`, 1 to 100; all others come back as the same bytes, once it is sure that
-    they can be decoded. `size` 0 resizes none. A JPEG is decoded at an eighth, quarter or half of
-    its size where that is twice `size` and more: six times as fast, and hardly to be seen.
+    `size` is in pixels. An image whose shorter side is longer is resized (bicubic, antialiased) and
+    encoded again in `format`, a key of ENCODERS, at `quality`, 1 to 100; all others come back as
+    the same bytes, once it is sure that they can be decoded. `size` 0 resizes none. A JPEG is
+    decoded at an eighth, quarter or half of its size where that is twice `size` and more: six times
+    as fast, and hardly to be seen.
 
     Raises UnreadableImage as `decode` does.
     """
@@ -74,9 +75,9 @@ def shrink(data: bytes, size: int, *, format: str, quality: int) -> tuple[tuple[
 
 
 def center_crop(pixels: Pixels, resize: int, size: int) -> UInt8[np.ndarray, "S S 3"]:
-    """The middle `size` x `size` pixels once the shorter side is at `resize` pixels, bicubic.
+    """Resizes the shorter side to `resize` pixels, bicubic, and crops the middle `size` x `size`.
 
-    The longer side is int(resize * long / short) then. Halves are rounded to even, as torchvision
+    The longer side becomes int(resize * long / short). Halves are rounded to even, as torchvision
     does.
     """
     height, width = _resized(pixels.shape[:2], resize)
@@ -87,7 +88,7 @@ def center_crop(pixels: Pixels, resize: int, size: int) -> UInt8[np.ndarray, "S 
 def random_crop(
     pixels: Pixels, resize: int, size: int, rng: np.random.Generator
 ) -> UInt8[np.ndarray, "S S 3"]:
-    """A uniformly chosen window of it, where `center_crop` takes the middle."""
+    """Cuts out a window chosen uniformly, where `center_crop` takes the middle."""
     height, width = _resized(pixels.shape[:2], resize)
     top = int(rng.integers(height - size + 1))
     left = int(rng.integers(width - size + 1))
@@ -97,7 +98,7 @@ def random_crop(
 def random_resized_crop(
     pixels: Pixels, size: int, min_area: float, rng: np.random.Generator
 ) -> UInt8[np.ndarray, "S S 3"]:
-    """A random part of the image, resized to `size` x `size` pixels, bicubic with antialiasing.
+    """Resizes a random part of the image to `size` x `size` pixels, bicubic with antialiasing.
 
     The part has from `min_area` to 1 of the area and is from 3:4 to 4:3 in shape, as in "Going
     deeper with convolutions" (Szegedy et al., arXiv:1409.4842); where ten draws do not fit, it is
@@ -124,7 +125,7 @@ def random_resized_crop(
 def jitter(
     pixels: UInt8[np.ndarray, "S S 3"], strength: float, rng: np.random.Generator
 ) -> UInt8[np.ndarray, "S S 3"]:
-    """Brightness, contrast and saturation times 1 - strength to 1 + strength, in random order.
+    """Changes brightness, contrast and saturation by 1 - strength to 1 + strength, in random order.
 
     The hue stays: captions name colours.
     """
@@ -138,7 +139,7 @@ def jitter(
 def _crop(
     pixels: Pixels, shape: tuple[int, int], top: int, left: int, size: int
 ) -> UInt8[np.ndarray, "S S 3"]:
-    """A window of what the image would be, resized to `shape`, height and width."""
+    """Cuts a window out of what the image would be, resized to `shape`, height and width."""
     assert min(shape) >= size, f"a {size} px window in an image of {shape} px"
     height, width = pixels.shape[:2]
     if (height, width) == shape:
@@ -161,18 +162,19 @@ def _crop(
 
 
 def _span(start: int, size: int, scale: float, whole: int) -> tuple[float, float]:
-    """Where `size` resized pixels from `start` on lie in an image of `whole` pixels."""
+    """Returns where `size` resized pixels from `start` on lie in an image of `whole` pixels."""
     return start * scale, min((start + size) * scale, whole)
 
 
 def _resized(shape: tuple[int, ...], size: int) -> tuple[int, int]:
-    """Both sides, in the order given, once the shorter of them is `size`."""
+    """Returns both sides, in the order given, once the shorter of them is `size`."""
     long = int(size * max(shape) / min(shape))
     return (size, long) if shape[0] <= shape[1] else (long, size)
 
 
 @contextlib.contextmanager
 def _unreadable() -> Iterator[None]:
+    """Turns whatever error decoding raises into UnreadableImage."""
     try:
         yield
     except UnreadableImage:
@@ -182,6 +184,7 @@ def _unreadable() -> Iterator[None]:
 
 
 def _open(data: bytes) -> Image.Image:
+    """Reads the header. Raises UnreadableImage for more than MAX_PIXELS."""
     img = Image.open(io.BytesIO(data), formats=FORMATS)
     _check_size(img.width, img.height)
     return img
@@ -193,7 +196,7 @@ def _check_size(width: int, height: int) -> None:
 
 
 def _jpeg(data: bytes) -> Pixels | None:
-    """A whole and ordinary JPEG, as Pillow decodes it in a quarter more time; None for others."""
+    """Decodes an ordinary, undamaged JPEG as Pillow does, in less time; None for all others."""
     if not data.startswith(b"\xff\xd8\xff"):
         return None
     try:
@@ -209,6 +212,7 @@ def _jpeg(data: bytes) -> Pixels | None:
 
 
 def _rgb(img: Image.Image) -> Image.Image:
+    """Converts an image of any mode to RGB, on white where it is transparent."""
     img.load()
     if img.mode.startswith("I"):  # 16-bit grey; Pillow's own conversion clips it at 255
         return Image.fromarray((np.asarray(img) >> 8).clip(0, 255).astype(np.uint8)).convert("RGB")

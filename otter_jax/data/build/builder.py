@@ -96,7 +96,10 @@ def check_same(home: pathlib.Path, plan: Plan) -> None:
     report = read_report(home)
     built = {split: part.get("files") for split, part in report.items()}
     if not any(built.values()):
-        raise UserError(f"The data set in {home} was not built from files of yours. {REMEDY}")
+        raise UserError(
+            f"The data set in {home} was not built from files of yours, or by an older version of "
+            f"otter_jax. {REMEDY}"
+        )
     if built != {split: list(files) for split, files in plan.files.items()}:
         names = [file["name"] for files in built.values() for file in files]
         more = f" and {len(names) - 10:,} more" if len(names) > 10 else ""
