@@ -8,7 +8,7 @@ from pictures import noise
 from PIL import Image
 from tars import tars_of_pairs, write_tar
 
-from otter_jax.data.build import parts
+from otter_jax.data.build import builder, parts
 from otter_jax.data.build.plan import Options
 from otter_jax.data.ensure import make
 from otter_jax.data.formats import kinds
