@@ -3,6 +3,7 @@
 import importlib
 import pathlib
 import re
+import shlex
 import sys
 import types
 
@@ -64,6 +65,34 @@ def test_files_that_documents_name_are_there(document):
         path = pathlib.Path(name)
         if not any(part.isupper() for part in (*path.parts[:-1], path.stem)):
             assert (REPO / path).exists() or any((REPO / "tests").rglob(path.name)), name
+
+
+def commands_of(document):
+    """The commands in a document's blocks of code, as lists of words."""
+    blocks = re.findall(
+        r"^```\w*\n(.*?)^```", document.read_text("utf-8"), re.DOTALL | re.MULTILINE
+    )
+    for block in blocks:
+        for line in block.replace("\\\n", " ").splitlines():
+            line = re.sub(r"\[|\]|^\$ ", "", line.split(" #")[0])
+            if line.startswith("otter-jax "):
+                yield shlex.split(line)[1:]
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_commands_in_documents_are_understood(document):
+    for name, *words in commands_of(document):
+        command = importlib.import_module(otter_jax.__main__.COMMANDS[name][0])
+        rest, overrides = flags.split(words)
+        options = command.parser().parse_all(rest)
+        config = getattr(options, "config", None)
+        if config and ".py" not in config:
+            configs.load(config, overrides)
+
+
+def test_the_readme_has_commands_to_understand():
+    found = {name for name, *_ in commands_of(REPO / "README.md")}
+    assert found == set(otter_jax.__main__.COMMANDS)
 
 
 def test_an_objective_is_added_as_the_page_says(monkeypatch):
