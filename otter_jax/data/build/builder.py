@@ -15,6 +15,7 @@ import os
 import pathlib
 import shlex
 import shutil
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -263,6 +264,8 @@ def write(builder: tfds.core.DatasetBuilder, beam_options: Any = None) -> None:
     """
     for leftover in pathlib.Path(builder.data_dir).parent.glob("incomplete.*"):
         shutil.rmtree(leftover)  # of a build that was killed
+    if not sys.stderr.isatty():
+        tfds.disable_progress_bar()  # in a log its bars are lines without end
     with contextlib.redirect_stdout(io.StringIO()):  # TFDS announces sizes it does not know yet
         builder.download_and_prepare(
             download_config=tfds.download.DownloadConfig(
