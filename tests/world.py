@@ -51,7 +51,7 @@ TINY = """
 from otter_jax.models.resnet import ResNet
 from otter_jax.weights import encoders
 
-arguments = {"stage_sizes": (1, 1), "block": "basic", "channels": (8, 12)}
+arguments = {"stage_sizes": (1,), "block": "basic", "channels": (8,)}
 encoders.IMAGE_ENCODERS["tiny"] = (ResNet, arguments)
 """
 
@@ -115,7 +115,6 @@ def environment(world, devices=1):
         "JAX_NUM_CPU_DEVICES": str(devices),
         "JAX_COMPILATION_CACHE_DIR": os.environ.get("TESTS_CACHE", str(world / "cache")),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.2",
-        "XLA_FLAGS": "--xla_backend_optimization_level=0",
     }
 
 
