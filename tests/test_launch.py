@@ -22,6 +22,8 @@ import slurm
 import world
 import yaml
 
+from otter_jax.commands import flags, train
+
 LAUNCH = world.REPO / "launch"
 STEPS = 16
 SAVED = 75  # the status of a run that was asked to stop, and can go on
@@ -29,13 +31,13 @@ LENGTH = ("--config.train.log_every=1", "--config.checkpoint.every=0")
 # A config is a Python file. This one gives a fifth of a second to each step, in which to stop it.
 SLOWLY = """
 import time
-from otter_jax import record
+from otter_jax.training.meters import Scalars
 
-def slowly(*args, write=record.Scalars.write):
+def slowly(*args, write=Scalars.write):
     time.sleep(0.2)
     write(*args)
 
-record.Scalars.write = slowly
+Scalars.write = slowly
 """
 
 
@@ -208,12 +210,12 @@ def test_kubernetes_published_schemas_know_every_field_of_the_job(documents, ver
 def test_the_pods_agree_on_their_number_and_on_the_name_of_the_first(documents):
     service, job = documents
     spec = job["spec"]["template"]["spec"]
-    flags = dict(arg.split("=", 1) for arg in spec["containers"][0]["args"] if "=" in arg)
-    assert job["spec"]["completions"] == job["spec"]["parallelism"] == int(flags["--num_processes"])
+    given = dict(arg.split("=", 1) for arg in spec["containers"][0]["args"] if "=" in arg)
+    assert job["spec"]["completions"] == job["spec"]["parallelism"] == int(given["--num_processes"])
     assert service["metadata"]["name"] == spec["subdomain"]
     assert service["spec"]["selector"]["job-name"] == job["metadata"]["name"]
     first = f"{job['metadata']['name']}-0.{spec['subdomain']}:"
-    assert flags["--coordinator"].startswith(first)
+    assert given["--coordinator"].startswith(first)
 
 
 def test_pods_that_were_asked_to_stop_are_made_anew_and_do_not_count_as_failed(documents):
@@ -227,11 +229,11 @@ def test_the_commands_that_are_to_be_filled_in_are_right_as_they_stand(documents
     text = (LAUNCH / "slurm.sbatch").read_text()
     by_slurm = shlex.split(re.search(r"^ *set -- (.*)$", text, re.MULTILINE)[1])
     by_kubernetes = documents[1]["spec"]["template"]["spec"]["containers"][0]["args"]
-    check = "import sys; from otter_jax import command, main; command.parse(sys.argv)"
-    for python, m, module, *flags in (by_slurm, by_kubernetes):
-        assert (python, m, module) == (".venv/bin/python", "-m", "otter_jax.main")
-        flags = [flag.replace("$(JOB_COMPLETION_INDEX)", "0") for flag in flags]
-        subprocess.run([sys.executable, "-c", check, *flags], cwd=world.REPO, check=True)
+    for python, m, module, command, *words in (by_slurm, by_kubernetes):
+        assert (python, m, module, command) == (".venv/bin/python", "-m", "otter_jax", "train")
+        words = [word.replace("$(JOB_COMPLETION_INDEX)", "0") for word in words]
+        options = flags.parse(train.parser(), words)
+        assert flags.config(options, needs="objective").method == "otter"
 
 
 def test_the_environment_for_gpus_does_no_harm_without_and_leaves_your_values():

@@ -3,7 +3,6 @@
 import functools
 import importlib
 import json
-import pathlib
 import re
 from typing import Any
 
@@ -12,34 +11,31 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from absl import flags
 from flax import traverse_util
-from ml_collections import ConfigDict, config_flags
+from ml_collections import ConfigDict
+from world import REPO
 
 from otter_jax import freezing, mesh, step
+from otter_jax.commands import configs
 from otter_jax.data.captions import Tokenizer
 from otter_jax.errors import UserError
 from otter_jax.models.norm import BatchNorm
 from otter_jax.objective import METHODS, Objective
-from otter_jax.run import directory
-from otter_jax.run.batches import batch_shapes
-from otter_jax.run.model import towers
+from otter_jax.run import batches, directory, model
 from otter_jax.training import contrastive
 from otter_jax.weights import encoders
 
-CONFIGS = pathlib.Path(__file__).parent.parent / "configs"
 PUBLISHED = (*METHODS, *(f"{method}_released" for method in METHODS))
 VARIANTS = {  # of a file that is not here: what it gives without one
     "common": METHODS,
     "quickstart": METHODS,
-    "pairs": METHODS,
+    "pairs": (*METHODS, *(f"{method}_cpu" for method in METHODS), "cpu"),
     "cc3m": PUBLISHED,
     "wit": PUBLISHED,
     "yfcc15m": PUBLISHED,
     "self_distillation": ("ema", "fixed"),
 }
-OTHERS = ("__init__", "transfer")  # of another program: tests/test_transfer.py
-FILES = sorted(path.stem for path in CONFIGS.glob("*.py") if path.stem not in OTHERS)
+FILES = [name for name in configs.names() if name != "transfer"]  # that is of another program
 ALL = [(name, variant) for name in FILES for variant in VARIANTS.get(name, (None,))]
 LIKE_CC3M = ("common", "cc3m", "wit", "yfcc15m", "self_distillation")
 # Compiling is what takes time here, so what would compile the same takes no step of its own.
@@ -53,21 +49,18 @@ STEPS = [
     *((name, None) for name in FILES if name not in LIKE_CC3M),
     *(("cc3m", variant) for variant in PUBLISHED if variant not in ("otter", "ls_released")),
     ("self_distillation", "fixed"),
+    ("pairs", "cpu"),
 ]
 B = 16
 
 
-@pytest.fixture(autouse=True)
-def on_the_path(monkeypatch):
-    monkeypatch.syspath_prepend(str(CONFIGS.parent))
-
-
 def load(name, variant=None):
     """The config as the program gets it from its command line."""
-    values = flags.FlagValues()
-    config_flags.DEFINE_config_file("config", flag_values=values)
-    values(["test", f"--config={CONFIGS / name}.py" + (f":{variant}" if variant else "")])
-    return values.config
+    return configs.load(name if variant is None else f"{name}:{variant}", [])
+
+
+def module(name):
+    return importlib.import_module(f"otter_jax.configs.{name}")
 
 
 def keys(config):
@@ -86,23 +79,22 @@ def test_a_variant_loads_and_has_the_keys_of_common(name, variant):
     with pytest.raises((AttributeError, KeyError)):
         config.train.steps = 1
     for spec in config.eval.sets.values():
-        assert spec.keys() == importlib.import_module("configs.common").evaluation("x").keys()
+        assert spec.keys() == module("common").evaluation("x").keys()
 
 
 @pytest.mark.parametrize(("name", "variant"), ALL)
 def test_the_docstring_gives_the_command_and_each_variant(name, variant):
-    text = importlib.import_module(f"configs.{name}").__doc__
+    text = module(name).__doc__
     if name != "common":
-        assert f"--config configs/{name}.py --workdir runs/" in text
-        base = (variant or "").removesuffix("_released")
-        assert f":{base}" in text or "those of cc3m.py" in text
+        assert f"otter-jax train --config {name} --workdir runs/" in text
+        base = (variant or "").removesuffix("_released").removesuffix("_cpu")
+        assert f":{base}" in text or "those of cc3m" in text
 
 
 @pytest.mark.parametrize("name", VARIANTS)
 def test_a_variant_that_is_not_there_is_an_error_that_names_those_that_are(name):
-    module = importlib.import_module(f"configs.{name}")
     with pytest.raises(UserError, match=r"There is no \w+ 'nonsense'; there are: \w+"):
-        module.get_config("nonsense")
+        module(name).get_config("nonsense")
 
 
 class Tiny(nn.Module):
@@ -140,20 +132,20 @@ def small(config, text_folder):
 
 @functools.cache
 def towers(section):
-    return towers(**json.loads(section), key=jax.random.key(0))
+    return model.fresh(**json.loads(section), key=jax.random.key(0))
 
 
 def one_step(config):
     """Parameters before and after, and the metrics."""
     devices = mesh.make_mesh(1)
-    model, variables, _ = towers(config.model.to_json(sort_keys=True))
-    _, tx = contrastive.optimizer_of(
+    made, variables, _ = towers(config.model.to_json(sort_keys=True))
+    _, tx = contrastive.optimizer(
         config, variables["params"], contrastive.Length.of(config, 10 * B)
     )
     state = step.create_state(variables["params"], variables["batch_stats"], tx)
     train_step = functools.partial(
         step.train_step,
-        model=model,
+        model=made,
         tx=tx,
         objective=Objective(**config.objective),
         mesh=devices,
@@ -171,7 +163,7 @@ def one_step(config):
 def batch(config, devices):
     rng = np.random.RandomState(0)
     tokenizer = Tokenizer(config.model.txt.weights, config.data.max_tokens)
-    shapes = batch_shapes(config, tokenizer, devices)
+    shapes = batches.shapes(config, tokenizer, devices)
     values = {
         "image": rng.randint(0, 256, shapes["image"].shape),
         "token_ids": rng.randint(1, 50, shapes["token_ids"].shape),
@@ -211,11 +203,15 @@ def test_variants_of_a_file_are_one_config_with_other_objectives(name, variant):
     changed = {line.split(": ")[0] for line in lines}
     changed = {key for key in changed if key != "method" and not key.startswith("objective.")}
     released = {"model.dtype", "optim.schedule"} if "released" in (variant or "") else set()
-    assert changed <= released | ({"teacher.checkpoint"} if variant == "fixed" else set())
+    others = {"fixed": {"teacher.checkpoint"}}.get(variant, set())
+    if (variant or "").endswith("cpu"):
+        others = {"model.dtype", "model.txt.dropout", "optim.freeze", "optim.learning_rate"}
+        others |= {"data.resize", "data.image_size", "train.batch_size"}
+    assert changed <= released | others
 
 
 def test_a_released_variant_differs_in_the_options_that_the_readme_names():
-    readme = (CONFIGS.parent / "README.md").read_text("utf-8")
+    readme = (REPO / "README.md").read_text("utf-8")
     changed = set()
     for method in METHODS:
         lines = directory.differences(load("cc3m", method), load("cc3m", f"{method}_released"))
