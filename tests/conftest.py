@@ -5,18 +5,21 @@ import os
 import shutil
 import tempfile
 
-if "TESTS_CACHE" not in os.environ:  # of compiled programs, for all that these tests start
+import xla
+
+if "TESTS_CACHE" not in os.environ:  # of compiled programs, for these tests and all they start
     os.environ["TESTS_CACHE"] = tempfile.mkdtemp(prefix="otter_jax_tests")
     atexit.register(shutil.rmtree, os.environ["TESTS_CACHE"], ignore_errors=True)
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-# The tests compile much and run little: without optimisation a step compiles in a third.
-os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
+os.environ["XLA_FLAGS"] = xla.flags()
 
 import jax
 import pytest
 from jaxtyping import install_import_hook
 
 jax.config.update("jax_num_cpu_devices", 8)
+jax.config.update("jax_compilation_cache_dir", os.environ["TESTS_CACHE"])
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 _hook = install_import_hook("otter_jax", "beartype.beartype")
 _hook.__enter__()
 

@@ -11,6 +11,7 @@ must be the same, bit for bit. Prints a line a kill, and exits with 1 if anythin
 
 import argparse
 import contextlib
+import os
 import pathlib
 import queue
 import random
@@ -23,6 +24,7 @@ import threading
 import time
 
 import numpy as np
+import xla
 from world import REPO, command, environment, make, several, state_of
 
 PHASES = ("preparation", "step", "save", "evaluation")
@@ -176,6 +178,7 @@ def main() -> None:
     parser.add_argument("--processes", type=int, default=1)
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
+    os.environ["XLA_FLAGS"] = xla.flags()
     with tempfile.TemporaryDirectory() as home:
         done, wrong = harness(pathlib.Path(home), **vars(options))
     print(f"{len(done)} kills; arrays that differ: {', '.join(wrong) or 'none'}")
