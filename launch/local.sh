@@ -2,7 +2,7 @@
 # N processes on this machine, one per GPU where there are GPUs:
 #   bash launch/local.sh N .venv/bin/python -m otter_jax train --config C --workdir DIR
 # SIGTERM, Ctrl-C and a hangup become a SIGTERM to each process. The exit status is that of the first
-# one that fails; the others then have 30 seconds to end, too, before they are killed.
+# one that fails; the others then have GRACE=30 seconds to end, too, before they are killed.
 set -euo pipefail
 source "$(dirname "$0")/env.sh"
 set -m # process groups of their own: Ctrl-C reaches the processes once, from here
@@ -30,7 +30,7 @@ while ((${#running[@]})); do
   if ((code)); then break; fi
 done
 
-for ((second = 0; second < 30; second++)); do
+for ((second = 0; second < ${GRACE:-30}; second++)); do
   kill -0 "${!running[@]}" 2>/dev/null || break
   sleep 1
 done

@@ -148,7 +148,8 @@ def stop(home, command, workdir, **variables):
 def test_if_one_process_fails_the_others_end_too_and_soon(home):
     """Also those that do not listen: here process 0 sleeps on."""
     script = 'trap "" TERM; [ "$3" = --process_id=1 ] && exit 3; sleep 1000'
-    with started(home, "bash", LAUNCH / "local.sh", 2, "bash", "-c", script, home) as process:
+    command = ["bash", LAUNCH / "local.sh", 2, "bash", "-c", script, home]
+    with started(home, *command, GRACE="2") as process:
         status, out = end(process, timeout=60)
     assert status == 3, out
     assert not pids(str(home), "--process_id=")

@@ -130,11 +130,14 @@ def following(*commands: Sequence[object]) -> str:
     """Returns the commands that come next, each as its words, to be copied from the screen."""
     lines = ["Next:"]
     for words in commands:
-        line = shlex.join(map(str, words))
-        whole = f"  {program()} {line}"
-        if len(whole) > WIDTH:  # a line for each flag
-            whole = whole.replace(" --", " \\\n      --")
-        lines.append(whole)
+        first, *flags = shlex.join(map(str, words)).split(" --")
+        lines.append(f"  {program()} {first}")
+        for flag in flags:
+            if len(f"{lines[-1]} --{flag} \\") <= WIDTH:
+                lines[-1] += f" --{flag}"
+            else:
+                lines[-1] += " \\"
+                lines.append(f"      --{flag}")
     return "\n".join(lines)
 
 

@@ -245,7 +245,7 @@ def test_what_comes_next_is_said_in_commands_that_can_be_copied():
     assert said == "Next:\n  python -m otter_jax eval --workdir 'runs/with space'"
     long = start.following(("export", "--workdir", "r" * 60, "--out", "o" * 60))
     assert all(len(line) <= start.WIDTH for line in long.splitlines())
-    assert long.count(" \\\n") == 2
+    assert long.count(" \\\n      --") == 2
 
 
 def test_the_first_of_several_processes_alone_says_what_is_loaded(capsys, monkeypatch):
