@@ -95,10 +95,11 @@ def check_config(options: argparse.Namespace, *, saved: bool) -> None:
     if options.config is not None:
         configs.find(options.config)
     elif not saved or not (options.workdir / "config.json").exists():
-        raise UserError(
-            f"--config is missing: one of {', '.join(configs.names())}, or the path of a file."
-            + (f" And there is no {options.workdir / 'config.json'} in its place." if saved else "")
-        )
+        text = f"--config is missing: one of {', '.join(configs.names())}, or the path of a file."
+        if saved:
+            path = options.workdir / "config.json"
+            text += f" And there is no {path}: is {path.parent} the directory of a run?"
+        raise UserError(text)
 
 
 def split(argv: Sequence[str]) -> tuple[list[str], list[str]]:

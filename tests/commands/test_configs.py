@@ -249,3 +249,20 @@ def test_self_distillation_has_one_target_and_two_teachers():
     assert [line.split(": ")[0] for line in directory.differences(ema, fixed)] == [
         "teacher.checkpoint"
     ]
+
+
+@pytest.mark.parametrize("name", ["quickstart", "pairs", "common"])
+@pytest.mark.parametrize("method", ["infonce", "ls", "kd", "otter"])
+def test_every_config_loads_with_every_method(name, method):
+    config = module(name).get_config(method)
+    assert config.method == method
+    Objective(**config.objective)
+    with pytest.raises((AttributeError, KeyError)):
+        config.train.steps = 1
+
+
+def test_the_pairs_config_evaluates_on_what_the_command_line_names():
+    config = module("pairs").get_config()
+    config.data.name, config.data.tars = "mine", ("a.tar",)
+    assert config.eval.sets.heldout.data == "mine"
+    assert config.eval.sets.heldout.tars == ("a.tar",)

@@ -76,7 +76,11 @@ def test_the_table_of_commands_is_said_and_so_is_the_nearest(capsys):
         ("train", ["--workdir", "x"], "--config is missing: one of cc3m"),
         ("train", ["--config", "pairs", "--workdir", "x", "y"], "What is 'y'?"),
         ("train", ["--config", "pairs", "--workdir", "x", "--process_id", "a"], "invalid int"),
-        ("eval", ["--workdir", "/no/run"], "And there is no /no/run/config.json in its place"),
+        (
+            "eval",
+            ["--workdir", "/no/run"],
+            "And there is no /no/run/config.json: is /no/run the directory of a run?",
+        ),
         ("export", ["--workdir", "/no/run"], "--out is missing"),
         ("export", ["--workdir", "x", "--out", "y", "--by", "size"], "invalid choice: 'size'"),
         ("prepare", ["pairs.csv"], "--name is missing"),
