@@ -10,6 +10,8 @@ from otter_jax.run import cluster
 
 def compiled(jitted: Any, *shapes: Any, name: str, console: rich.console.Console) -> Any:
     """Compiles a function for arguments of such shapes; says how long it took, and its memory."""
+    if not console.is_terminal:
+        console.print(f"compiling   {name}")
     with console.status(f"Compiling {name}"):
         began = time.monotonic()
         program = jitted.lower(*shapes).compile()

@@ -42,7 +42,9 @@ def run(config: ConfigDict, workdir: pathlib.Path, *, console: rich.console.Cons
     what the config or the data get wrong, before anything is compiled, and when a number is no
     longer finite.
     """
+    console.print(f"Opening the data set {config.data.name} and both encoders")
     setup = Setup.of(config)
+    console.print("Opening the sets to evaluate on")
     evaluator = Evaluator(config, setup.model, setup.tokenizer, setup.mesh, workdir, console)
     train(Contrastive(setup, evaluator, console), workdir, console=console)
 

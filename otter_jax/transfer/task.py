@@ -39,6 +39,7 @@ def run(config: ConfigDict, workdir: pathlib.Path, *, console: rich.console.Cons
     """
     mesh = meshes.make_mesh()
     check(config, mesh.size)
+    console.print(f"Opening the data set {config.data.name or '(none)'} and the encoder")
     training, held_out = open_splits(config)
     ends = phase_ends(config, len(training.labels))
     network = fresh(config, len(training.names))

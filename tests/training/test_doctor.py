@@ -1,22 +1,29 @@
 """The doctor says what is wrong, and what would be slow, before anything is trained."""
 
 import io
-import subprocess
-import sys
 
 import pytest
+import world as worlds
 from PIL import Image
-from test_main import tiny, world  # noqa: F401
-from test_webdataset import write_tar
-from world import REPO, environment
+from tars import write_tar
 
 from otter_jax.training import doctor
 from otter_jax.training.contrastive import Setup
 
 
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    return worlds.make(tmp_path_factory.mktemp("world"))
+
+
+@pytest.fixture(autouse=True)
+def tiny():
+    with worlds.tiny():
+        yield
+
+
 @pytest.fixture
-def config(world, monkeypatch):  # noqa: F811
-    monkeypatch.syspath_prepend(str(REPO))
+def config(world, monkeypatch):
     monkeypatch.setattr(doctor, "SECONDS", 0.2)
     scope = {}
     exec((world / "config.py").read_text(), scope)
@@ -28,12 +35,9 @@ def found(config, step=False):
     return {f.what: (f.level, f.text) for f in doctor.findings(config, step=step)}
 
 
-def test_a_good_run_is_found_good(world, capsys):  # noqa: F811
-    command = [sys.executable, "-m", "otter_jax.doctor", str(world / "config.py")]
-    command += ["--config.data.packed=True"]
-    result = subprocess.run(
-        command, cwd=REPO, env=environment(world), capture_output=True, text=True, check=False
-    )
+def test_a_good_run_is_found_good(world, monkeypatch):
+    monkeypatch.setattr(doctor, "SECONDS", 0.2)
+    result = worlds.call(world, "--config.data.packed=True", name="doctor")
     assert result.returncode == 0, result.stderr[-2000:]
     lines = result.stdout.splitlines()
     shown = [line[8:20].strip() for line in lines if line.startswith(("ok ", "warning "))]
@@ -50,12 +54,9 @@ def test_a_good_run_is_found_good(world, capsys):  # noqa: F811
         assert words in result.stdout
 
 
-def test_what_stops_a_run_is_an_error_and_the_exit_status_says_so(world):  # noqa: F811
-    command = [sys.executable, "-m", "otter_jax.doctor", "--config", str(world / "config.py")]
-    command += ["--config.data.name=nowhere", "--config.data.tars=()"]
-    result = subprocess.run(
-        command, cwd=REPO, env=environment(world), capture_output=True, text=True, check=False
-    )
+def test_what_stops_a_run_is_an_error_and_the_exit_status_says_so(world):
+    nowhere = ("--config.data.name=nowhere", "--config.data.tars=()")
+    result = worlds.call(world, *nowhere, name="doctor")
     assert result.returncode == 1
     assert "error   config" in result.stdout
     assert "no data set nowhere" in result.stdout
