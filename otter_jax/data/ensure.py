@@ -1,4 +1,4 @@
-"""Makes a set unless it is there: from what a user names, a plan; from the plan, the set."""
+"""Makes a data set if it is missing: plans it from what the user names, then builds it."""
 
 import contextlib
 import fcntl
@@ -18,33 +18,33 @@ from otter_jax.errors import UserError
 
 
 def ensure(dataset: str, data_dir: str, tars: tars.Tars = (), folder: str = "") -> None:
-    """Makes the set unless it is there; whoever comes while it is being made waits.
+    """Makes the set if it is missing; other processes wait meanwhile.
 
-    A source that is no longer there is taken for the one that the set was made of.
+    If the set exists and its source does not any more, the set is taken as it is.
 
     Args:
-      dataset: "openmoji", a name of your own for what is in `tars` or `folder`, or a set that is
-        there already; several sets as "a+b".
+      dataset: "openmoji", a name of your own for what is in `tars` or `folder`, or a set that
+        exists already; several sets as "a+b".
       data_dir: the folder of all data sets.
       tars: paths or globs of web-dataset tars, for a set of your own; they are its split "train",
         or {split: tars}.
       folder: a folder with a folder of pictures per class, for a labelled set of your own.
 
     Raises:
-      UserError: neither there nor to be made, there but made of something else, or both tars and
-        folder given.
+      UserError: the set is missing and cannot be made, was made of something else, or both tars
+        and folder are given.
     """
     sets = pathlib.Path(data_dir).expanduser()
-    parts = parse_mixture(dataset)
-    if len(parts) > 1:
+    mixed = [name for name, _ in parse_mixture(dataset)]
+    if len(mixed) > 1:
         if tars or folder:
             raise UserError(f"{dataset} is of several sets: make each by itself before.")
-        for part, _ in parts:
-            ensure(part, data_dir)
+        for name in mixed:
+            ensure(name, data_dir)
         return
     home = _home(sets, dataset)
     if dataset == openmoji.NAME and home.exists() and not (tars or folder):
-        return  # without its packages; other versions of them make other drawings
+        return  # its packages may be gone; and other versions of them would draw differently
     try:
         plan = _plan_of_config(dataset, sets, tars, folder)
     except SourceMissing:
@@ -67,16 +67,16 @@ def plan_of(
     root: pathlib.Path | None = None,
     layout: str = "",
 ) -> Plan:
-    """Plans a set `name` of what a user names.
+    """Plans a set from the files, or the public set, that a user names.
 
     Args:
       sources: files, folders or globs, all of one kind; or the folder of a public set.
       name: of the set.
-      options: what is done to the images.
-      image: as `tables.plan` has it; so are `caption` and `root`.
-      caption: see `image`.
-      root: see `image`.
-      layout: "", or which public set it is, a key of `layouts.LAYOUTS`.
+      options: for the images.
+      image: column of a table that holds the images (`tables.plan`).
+      caption: column of a table that holds the captions.
+      root: folder that a table's paths are relative to.
+      layout: "", or the public set's name, a key of `layouts.LAYOUTS`.
 
     Raises:
       UserError: a source that is not there, of no known kind, or of another kind than the first.
@@ -99,29 +99,29 @@ def make(
     beam: str = "",
     done: Callable[[int, int], None] | None = None,
 ) -> pathlib.Path:
-    """Makes the set that `plan` describes unless it is there, and returns its folder.
+    """Makes the set that `plan` describes if it is missing, and returns its folder.
 
     `workers`, `beam` and `done` are those of `builder.prepare`; without `done` a terminal shows a
-    bar. Raises what that raises, and UserError if the set that is there was made of other files.
+    bar. Raises what that raises, and UserError if the existing set was made of other files.
     """
     home = _home(pathlib.Path(data_dir).expanduser(), plan.name)
     with _first(home) as missing:
         if missing:
             print(f"Building the data set {plan.name} in {home}", flush=True)
-            with _progress(plan) if done is None else contextlib.nullcontext(done) as told:
-                prepare(plan, home, workers=workers, beam=beam, done=told)
+            with _progress(plan) if done is None else contextlib.nullcontext(done) as call:
+                prepare(plan, home, workers=workers, beam=beam, done=call)
             print(table(read_report(home)), flush=True)
     check_same(home, plan)
     return home
 
 
 def _home(sets: pathlib.Path, dataset: str) -> pathlib.Path:
-    """Returns the folder of a set that is made here."""
+    """Returns the version folder of a set that is made here."""
     return sets / dataset / str(Prepared.VERSION)
 
 
 def _plan_of_config(dataset: str, sets: pathlib.Path, given: tars.Tars, folder: str) -> Plan | None:
-    """Plans the set that a config names; None if it does not say of what."""
+    """Plans the set that a config names; None if the config names no source for it."""
     if given and folder:
         raise UserError(
             f"The data set {dataset} is to be made of tars and of the folder {folder}: give one of "
@@ -138,7 +138,7 @@ def _plan_of_config(dataset: str, sets: pathlib.Path, given: tars.Tars, folder: 
         return None
     plan = class_folders.plan(dataset, folder, Options())
     root = pathlib.Path(folder).expanduser().resolve()
-    if (sets / dataset).resolve().is_relative_to(root):  # it would be a class the next time
+    if (sets / dataset).resolve().is_relative_to(root):  # the next time it would be read as a class
         raise UserError(
             f"The data set {dataset} would be built in the folder that holds its pictures, "
             f"{root}: give it another name or another folder of data sets."
@@ -148,7 +148,7 @@ def _plan_of_config(dataset: str, sets: pathlib.Path, given: tars.Tars, folder: 
 
 @contextlib.contextmanager
 def _progress(plan: Plan) -> Iterator[Callable[[int, int], None]]:
-    """Shows on a terminal how much of a plan is read; what it gives hears of each unit."""
+    """Shows progress on a terminal; yields the function to call after each unit."""
     console = rich.console.Console(stderr=True)
     total = sum(unit.size for units in plan.units.values() for unit in units)
     with rich.progress.Progress(
@@ -160,7 +160,7 @@ def _progress(plan: Plan) -> Iterator[Callable[[int, int], None]]:
 
 @contextlib.contextmanager
 def _first(home: pathlib.Path) -> Iterator[bool]:
-    """Says whether the set is still to be made; if so nobody else makes it in this context."""
+    """Yields True to the one process that is to make the set, False once it is there."""
     if home.exists():
         yield False
         return
@@ -170,7 +170,7 @@ def _first(home: pathlib.Path) -> Iterator[bool]:
 
 @contextlib.contextmanager
 def _lock(folder: pathlib.Path) -> Iterator[None]:
-    """Admits one process at a time, by the operating system's lock: a killed one leaves none."""
+    """Admits one process at a time. The lock is the system's: a killed process leaves none."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         file = open(folder / ".lock", "w")  # noqa: SIM115 - closed below

@@ -23,20 +23,20 @@ FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
 Pixels = UInt8[np.ndarray, "H W 3"]
 ENCODERS = {"jpeg": "JPEG", "webp": "WEBP"}  # what resized images are stored as
 
-_WORTH = 1.25  # times smaller and more is the image made where its crop alone is resized
-_LONG = 4  # times as long as it is short, and more: its crop alone in any case
+_WORTH = 1.25  # the crop alone is resized where an image shrinks by this factor or more,
+_LONG = 4  # or where its longer side is at least this many times the shorter
 _SUPPORT = 2  # pixels of the resized image on either side that a bicubic filter reads
 
 
 class UnreadableImage(ValueError):
-    """The bytes are no image, a broken one, or one too large to be meant."""
+    """Raised for bytes that are no image, a broken one, or too many pixels."""
 
 
 def decode(data: bytes) -> Pixels:
     """Returns the pixels of an image as RGB.
 
-    Transparency is laid on white; grey, palette, CMYK and 16-bit pictures are converted; of an
-    animation the first frame counts. The EXIF orientation is not applied, as torchvision does not.
+    Transparency becomes white; grey, palette, CMYK and 16-bit pictures are converted; of an
+    animation the first frame is taken. The EXIF orientation is ignored, as torchvision ignores it.
 
     Raises:
       UnreadableImage: not an image, truncated, or more than MAX_PIXELS; the last is known from the
@@ -52,9 +52,9 @@ def shrink(data: bytes, size: int, *, format: str, quality: int) -> tuple[tuple[
 
     `size` is in pixels. An image whose shorter side is longer is resized (bicubic, antialiased) and
     encoded again in `format`, a key of ENCODERS, at `quality`, 1 to 100; all others come back as
-    the same bytes, once it is sure that they can be decoded. `size` 0 resizes none. A JPEG is
-    decoded at an eighth, quarter or half of its size where that is twice `size` and more: six times
-    as fast, and hardly to be seen.
+    the same bytes, after a test that they can be decoded. `size` 0 resizes none. A JPEG is decoded
+    at an eighth, quarter or half of its size where that is twice `size` or more: that is six times
+    as fast, and hardly visible.
 
     Raises UnreadableImage as `decode` does.
     """
@@ -139,14 +139,14 @@ def jitter(
 def _crop(
     pixels: Pixels, shape: tuple[int, int], top: int, left: int, size: int
 ) -> UInt8[np.ndarray, "S S 3"]:
-    """Cuts a window out of what the image would be, resized to `shape`, height and width."""
+    """Returns a window of the image resized to `shape`, height and width."""
     assert min(shape) >= size, f"a {size} px window in an image of {shape} px"
     height, width = pixels.shape[:2]
     if (height, width) == shape:
         return pixels[top : top + size, left : left + size].copy()
     # First along the rows, then along the columns, as Pillow did before it chose by their lengths.
     if min(height, width) < _WORTH * min(shape) and max(shape) < _LONG * min(shape):
-        # Little would be spared; and where pixels are not averaged, two roundings may add up.
+        # Little time would be saved; and where pixels are not averaged, two roundings may add up.
         wide = Image.fromarray(pixels).resize((shape[1], height), Image.Resampling.BICUBIC)
         whole = wide.resize((shape[1], shape[0]), Image.Resampling.BICUBIC)
         return np.array(whole.crop((left, top, left + size, top + size)))
@@ -154,7 +154,9 @@ def _crop(
     columns = _span(left, size, width / shape[1], width)
     beyond = _SUPPORT * max(1, height / shape[0])
     first, last = math.floor(max(0, rows[0] - beyond)), math.ceil(min(rows[1] + beyond, height))
-    img = Image.fromarray(pixels[first:last])  # a box that leaves rows out costs Pillow a pass more
+    img = Image.fromarray(
+        pixels[first:last]
+    )  # a box that leaves rows out costs Pillow another pass
     box = (columns[0], 0, columns[1], img.height)
     wide = img.resize((size, img.height), Image.Resampling.BICUBIC, box)
     box = (0, rows[0] - first, size, rows[1] - first)
@@ -162,7 +164,7 @@ def _crop(
 
 
 def _span(start: int, size: int, scale: float, whole: int) -> tuple[float, float]:
-    """Returns where `size` resized pixels from `start` on lie in an image of `whole` pixels."""
+    """Returns the range of the `whole` original pixels that `size` resized ones come from."""
     return start * scale, min((start + size) * scale, whole)
 
 
@@ -207,7 +209,7 @@ def _jpeg(data: bytes) -> Pixels | None:
         return simplejpeg.decode_jpeg(data, "RGB")
     except UnreadableImage:
         raise
-    except ValueError:  # broken; Pillow knows which of these can be read all the same
+    except ValueError:  # broken; Pillow decides which of these can be read all the same
         return None
 
 

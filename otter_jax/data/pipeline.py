@@ -1,9 +1,9 @@
 """Reads the records of a set in batches; a batch depends on (seed, step) alone.
 
 The order is index arithmetic: one endless permutation of the record numbers, new in every epoch (or
-several of them, mixed), cut into global batches; a host takes its own rows of each. No state is
-kept, so a restart needs only the step, and no number of hosts, workers or threads changes what a
-global batch holds. An epoch's last batch is filled up from the next epoch.
+several of them, mixed), cut into global batches; a process takes its own rows of each. No state is
+kept, so a restart needs only the step, and no number of processes, workers or threads changes what
+a global batch holds. An epoch's last batch is filled up from the next epoch.
 """
 
 import dataclasses
@@ -21,13 +21,15 @@ from otter_jax.errors import UserError
 
 Batch = dict[str, np.ndarray]
 
-_PATIENCE = 100  # unreadable records in a row before the set is called broken
+_PATIENCE = 100  # consecutive unreadable records before the set is called broken
 _BUFFER = 2 << 30  # bytes of finished batches that may wait
 
 
 @runtime_checkable
 class Annotation(Protocol):
-    """Makes what a row has beside its image: `captions.Tokenizer`, `packing.Packed` or `Labels`.
+    """Makes what stands beside an image in a row: caption tokens or a label.
+
+    There are three: `captions.Tokenizer`, `packing.Packed` and `Labels`.
 
     Attributes:
       feature: name of the feature of a record that it reads.
@@ -76,41 +78,41 @@ def train_batches(
     min_area: float = 0.0,
     jitter: float = 0.0,
     start_step: int,
-    host: int = 0,
-    num_hosts: int = 1,
+    process: int = 0,
+    num_processes: int = 1,
     num_workers: int = 0,
 ) -> Iterator[Batch]:
-    """Yields this host's b = batch_size / num_hosts rows of the global batches of training.
+    """Yields this process's b = batch_size / num_processes rows of the global batches of training.
 
     A batch is image uint8 [b, S, S, 3], replaced int32 [b], and what `annotation` makes: token_ids
     int32 [b, L] and mask bool [b, L] of captions (`packing` has others), or label int32 [b]. The
     stream has no end. Crops and flips are drawn by the row's number in the whole stream, so they
-    differ from epoch to epoch and not from host to host. A record whose image cannot be read is
-    replaced by the next one that can, and `replaced` holds its number (-1 elsewhere):
+    differ between epochs, but do not depend on the number of processes. A record whose image cannot
+    be read is replaced by the next one that can, and `replaced` holds its number (-1 elsewhere):
     `source.key(number)` names it.
 
     Args:
       source: the records; each needs an image and the feature that `annotation` reads.
       annotation: a tokenizer, packed or not, or `Labels`.
       seed: of the order and the crops.
-      batch_size: over all hosts.
+      batch_size: over all processes.
       image_size: S, pixels.
       resize: pixels of the shorter side before the crop, at least S.
       flip: mirror half of the images.
       min_area: 0 takes a window of the resized image; more takes a part of the image as it is, of
         at least this share of its area, and resizes that (`images.random_resized_crop`).
       jitter: strength of changes of brightness, contrast and saturation, 0 to 1 (`images.jitter`).
-      start_step: number of the first global batch; passing over those before costs nothing.
-      host: this process, from 0.
-      num_hosts: processes that share a global batch.
-      num_workers: processes that decode; 0 is threads of this one. A 500 x 400 JPEG takes about
-        3 ms of a core (docs/data.md), a worker some ten seconds to start.
+      start_step: number of the first global batch; skipping those before costs nothing.
+      process: which of them this is, from 0.
+      num_processes: processes that share a global batch.
+      num_workers: worker processes that decode; 0 decodes in threads of this one. A 500 x 400 JPEG
+        takes a core about 3 ms (docs/data.md); a worker takes some ten seconds to start.
 
     Raises:
       UserError: no captions or labels, sizes that do not fit, or 100 unreadable images in a row.
     """
     source.check_has(annotation.feature)
-    rows = _rows_per_host(source, batch_size, num_hosts, image_size, resize)
+    rows = _rows_per_process(source, batch_size, num_processes, image_size, resize)
     if batch_size > len(source):
         raise UserError(
             f"batch_size={batch_size} is more than {source.name} has records, {len(source)}: a "
@@ -121,7 +123,7 @@ def train_batches(
     load = _TrainRow(source, annotation, image_size, resize, flip, min_area, jitter)
     ds = source.order(seed).random_map(load).batch(rows, drop_remainder=True)
     ds = ds.map(annotation.collate)
-    return _run(ds[host::num_hosts][start_step:], rows * image_size**2 * 3, num_workers)
+    return _run(ds[process::num_processes][start_step:], rows * image_size**2 * 3, num_workers)
 
 
 def eval_batches(
@@ -130,21 +132,21 @@ def eval_batches(
     batch_size: int,
     image_size: int,
     resize: int,
-    host: int = 0,
-    num_hosts: int = 1,
+    process: int = 0,
+    num_processes: int = 1,
 ) -> Iterator[Batch]:
-    """Yields this host's rows of every record once, in order, cropped in the middle.
+    """Yields this process's rows of every record once, in order, cropped in the middle.
 
     A batch is image uint8 [b, S, S, 3], index int32 [b] and valid bool [b], b = batch_size /
-    num_hosts. Every host gets the same number of batches: rows past the end have index -1 and are
-    not valid. Neither is an image that cannot be read. The pixels of both are 0.
+    num_processes. Every process gets equally many batches: rows past the end have index -1 and are
+    not valid. An image that cannot be read is not valid either. The pixels of both are 0.
 
     Raises UserError for sizes that do not fit, or a source without images.
     """
-    rows = _rows_per_host(source, batch_size, num_hosts, image_size, resize)
+    rows = _rows_per_process(source, batch_size, num_processes, image_size, resize)
     steps = -(-len(source) // batch_size)
     ds = grain.MapDataset.range(steps * batch_size).map(_EvalRow(source, image_size, resize))
-    return _run(ds.batch(rows)[host::num_hosts], rows * image_size**2 * 3, num_workers=0)
+    return _run(ds.batch(rows)[process::num_processes], rows * image_size**2 * 3, num_workers=0)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -187,7 +189,7 @@ class _TrainRow(grain.transforms.RandomMap):
 
 @dataclasses.dataclass(frozen=True)
 class _EvalRow(grain.transforms.Map):
-    """Loads the row of a record for evaluation; past the last record, or unreadable: zeros."""
+    """Loads the row of a record for evaluation: zeros past the last record, or if unreadable."""
 
     source: Source
     image_size: int
@@ -213,18 +215,18 @@ class _EvalRow(grain.transforms.Map):
         }
 
 
-def _rows_per_host(
-    source: Source, batch_size: int, num_hosts: int, image_size: int, resize: int
+def _rows_per_process(
+    source: Source, batch_size: int, num_processes: int, image_size: int, resize: int
 ) -> int:
-    """Returns the rows of a batch for each host. Raises UserError for sizes that do not fit."""
+    """Returns the rows of a batch for each process. Raises UserError for sizes that do not fit."""
     source.check_has("image")
-    if batch_size < 1 or batch_size % num_hosts:
-        raise UserError(f"batch_size={batch_size} does not divide over {num_hosts} hosts.")
+    if batch_size < 1 or batch_size % num_processes:
+        raise UserError(f"batch_size={batch_size} does not divide over {num_processes} processes.")
     if resize < image_size:
         raise UserError(
             f"resize={resize} is less than image_size={image_size}: there is nothing to crop from."
         )
-    return batch_size // num_hosts
+    return batch_size // num_processes
 
 
 def _run(ds: grain.MapDataset, batch_bytes: int, num_workers: int) -> Iterator[Batch]:
@@ -234,13 +236,13 @@ def _run(ds: grain.MapDataset, batch_bytes: int, num_workers: int) -> Iterator[B
     batches = ds.to_iter_dataset(ahead)
     if num_workers:
         if not flags.FLAGS.is_parsed():
-            flags.FLAGS.mark_as_parsed()  # grain's workers copy the flags; a library has none
+            flags.FLAGS.mark_as_parsed()  # Grain's workers copy parsed flags; here are none
         options = grain.MultiprocessingOptions(num_workers=num_workers)
         batches = batches.mp_prefetch(options, worker_init_fn=worker.begin)
     iterator = iter(batches)
     try:
         for batch in iterator:
-            # A worker's arrays lie in memory shared with it; what leaves here outlives it.
+            # A worker's arrays lie in memory shared with it, so they are copied to outlive it.
             yield {name: np.array(array) for name, array in batch.items()} if num_workers else batch
     finally:
         iterator.close()

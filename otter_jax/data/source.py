@@ -24,7 +24,7 @@ class Source:
 
     Attributes:
       name: set and split, for messages.
-      features: the TFDS features; ask it what a record has.
+      features: the TFDS features of a record, by name.
     """
 
     def __init__(self, name: str, records: Any, features: Any):
@@ -56,7 +56,7 @@ class Source:
         return np.linspace(0, len(self) - 1, min(most, len(self))).astype(int).tolist()
 
     def key(self, index: SupportsIndex) -> str:
-        """Returns what names the record: its key if the set has keys, else its number."""
+        """Returns a name for the record: its key, else its number."""
         return self[index]["key"] if "key" in self.features else str(operator.index(index))
 
     def check_has(self, feature: str) -> None:
@@ -74,8 +74,8 @@ class Source:
 class Mixture(Source):
     """Reads several sets as one: their records are numbered one set after the other.
 
-    In training each set is gone through in its own order, time and again, and takes its share of
-    every few records. An epoch is as many records as all sets have together.
+    In training every set is read in its own order, epoch after epoch, and has its share of any few
+    records in a row. An epoch is as many records as all sets have together.
     """
 
     def __init__(self, sources: Sequence[Source], weights: Sequence[float]):
@@ -103,41 +103,41 @@ class Mixture(Source):
         return first if all(other == first for other in others) else None
 
     def key(self, index: SupportsIndex) -> str:
-        """Returns the set, and what names the record in it."""
+        """Returns the name of the set, and of the record in it."""
         number, own = self._find(index)
         return f"{self._sources[number].name} {self._sources[number].key(own)}"
 
     def order(self, seed: int) -> grain.MapDataset:
         """Returns the records' numbers, shuffled and mixed as the class says, without end."""
-        parts = [
+        orders = [
             source.order(seed).map(functools.partial(operator.add, start))
             for source, start in zip(self._sources, self._starts, strict=False)
         ]
-        return grain.MapDataset.mix(parts, self._weights)
+        return grain.MapDataset.mix(orders, self._weights)
 
     def _find(self, index: SupportsIndex) -> tuple[int, int]:
-        """Returns which set a record is of, and its number in it."""
+        """Returns the number of the set that a record is in, and the record's number there."""
         index = range(len(self))[index]
         number = bisect.bisect_right(self._starts, index) - 1
         return number, index - self._starts[number]
 
 
 def parse_mixture(name: str) -> list[tuple[str, float]]:
-    """Returns the sets of a name such as "cc3m+mine" or "0.7*cc3m+0.3*mine", and their weights.
+    """Splits a name such as "cc3m+mine" or "0.7*cc3m+0.3*mine" into sets and their weights.
 
-    Without any, weights are 0: as many as the set has records. Raises UserError for a weight that
-    is no number above 0, or sets with weights beside sets without.
+    Weights that are not given are 0, and stand for the size of the set. Raises UserError for a
+    weight that is no number above 0, or if some of the sets have weights and others have none.
     """
     found = []
-    for part in name.split("+"):
-        weight, star, dataset = part.strip().rpartition("*")
+    for term in name.split("+"):
+        weight, star, dataset = term.strip().rpartition("*")
         try:
             value = float(weight) if star else 0.0
         except ValueError:
             value = -1.0
         if not dataset.strip() or (star and not 0 < value < math.inf):
             raise UserError(
-                f"What is {part!r} in the data set {name!r}? Sets are mixed as a+b, by their "
+                f"What is {term!r} in the data set {name!r}? Sets are mixed as a+b, by their "
                 "sizes, or as 0.7*a+0.3*b."
             )
         found.append((dataset.strip(), value))
@@ -149,23 +149,23 @@ def parse_mixture(name: str) -> list[tuple[str, float]]:
 
 
 def open_dataset(data_dir: str, name: str, split: str, *, remedy: str = "") -> Source:
-    """Opens a split of a set on disk: one of this project's, or any other in ArrayRecord files.
+    """Opens a split of a set on disk: one made here, or any other that TFDS wrote as ArrayRecord.
 
     Args:
       data_dir: the folder of all data sets.
       name: a folder in it: "openmoji", "food101", or with config or version, "a/b/1.0.0". Of
-        several versions the newest is taken. Several are mixed: "a+b" by their sizes,
+        several versions the newest is taken. Several sets are mixed: "a+b" by their sizes,
         "0.7*a+0.3*b" by weights.
-      split: of each, "train", or a slice as TFDS writes it, "train[:95%]".
-      remedy: what a user is told to do about a split that is not there.
+      split: of each set: "train", or a slice in TFDS's notation, "train[:95%]".
+      remedy: tells the user what to do if there is no such split.
 
     Raises:
       UserError: no such set or split, nothing in it, or files that need TensorFlow.
     """
-    parts = parse_mixture(name)
-    if len(parts) > 1:
-        sources = [open_dataset(data_dir, part, split, remedy=remedy) for part, _ in parts]
-        pairs = zip(parts, sources, strict=True)
+    sets = parse_mixture(name)
+    if len(sets) > 1:
+        sources = [open_dataset(data_dir, each, split, remedy=remedy) for each, _ in sets]
+        pairs = zip(sets, sources, strict=True)
         return Mixture(sources, [weight or float(len(source)) for (_, weight), source in pairs])
     builder = _open(data_dir, name)
     pictures = [
@@ -197,9 +197,9 @@ def open_dataset(data_dir: str, name: str, split: str, *, remedy: str = "") -> S
 def in_both(data_dir: str, name: str, split: str, other: str) -> int:
     """Counts the records of a set, or of all sets of a mixture, that are in both of two splits."""
     count = 0
-    for part, _ in parse_mixture(name):
-        splits = _open(data_dir, part).info.splits
-        one, two = (splits[each].file_instructions for each in (split, other))
+    for each, _ in parse_mixture(name):
+        splits = _open(data_dir, each).info.splits
+        one, two = (splits[spec].file_instructions for spec in (split, other))
         for a, b in itertools.product(one, two):
             if a.filename == b.filename:
                 end = min(a.skip + a.take, b.skip + b.take)
@@ -215,7 +215,7 @@ def _open(data_dir: str, name: str) -> tfds.core.DatasetBuilder:
 def version_folder(data_dir: pathlib.Path, name: str, remedy: str = "") -> pathlib.Path:
     """Finds the folder of a set's newest version, with its dataset_info.json.
 
-    Raises UserError, with the remedy, if there is none.
+    Raises UserError, which ends with `remedy`, if there is none.
     """
     found = [info.parent for info in data_dir.glob(f"{name}/*/dataset_info.json")]
     found = [folder for folder in found if not folder.name.startswith("incomplete.")]

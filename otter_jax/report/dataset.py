@@ -33,7 +33,7 @@ def make_with_report(
     beam: str = "",
     console: rich.console.Console,
 ) -> pathlib.Path:
-    """Makes the set and its report unless they are there, and returns the folder of the set.
+    """Makes the set and its report if they are missing, and returns the folder of the set.
 
     Args:
       plan: of the set.
@@ -41,10 +41,10 @@ def make_with_report(
       tokenizer: counts the tokens of the captions.
       workers: processes that read the source.
       beam: options of Apache Beam, which then makes the set; "" for none.
-      console: is told how far it is.
+      console: where progress is printed.
 
     Raises:
-      UserError: the set that is there is another one or made with other options; and all that
+      UserError: the existing set was made of other files or with other options; and all that
         `ensure.make` raises.
     """
     home = make(plan, data_dir, workers=workers, beam=beam, done=Progress(plan, console))
@@ -69,7 +69,7 @@ class Progress:
         self._found = self._read = self._count = 0
 
     def __call__(self, size: int, records: int) -> None:
-        """Hears of a unit of `size` and so many records; 0 records if its part was there before."""
+        """Counts a unit of `size` with so many records; 0 records if its part was there before."""
         if records:
             self._read, self._count = self._read + size, self._count + records
         else:
@@ -87,7 +87,7 @@ class Progress:
 
 
 def write_page(home: pathlib.Path, data_dir: str, name: str, tokenizer: Tokenizer) -> None:
-    """Adds the captions' lengths in tokens to report.json, and writes report.html of all."""
+    """Adds the captions' lengths in tokens to report.json, and writes report.html."""
     report = read_report(home)
     parts: list[tuple[str, page.Part]] = []
     (home / "report").mkdir(exist_ok=True)
@@ -101,7 +101,7 @@ def write_page(home: pathlib.Path, data_dir: str, name: str, tokenizer: Tokenize
                 "mean": round(float(lengths.mean()), 2),
                 **{f"{q}%": int(np.quantile(lengths, q / 100)) for q in (50, 90, 95, 99, 100)},
                 "max_tokens": tokenizer.max_tokens,
-                "truncated": round(float((lengths > tokenizer.max_tokens).mean()), 5),
+                "cut": round(float((lengths > tokenizer.max_tokens).mean()), 5),
             }
             figures["Tokens of a caption"] = plot_lengths(lengths, tokenizer.max_tokens)
         parts.append((split, table({split: about}).splitlines()[0]))
@@ -124,10 +124,10 @@ def write_page(home: pathlib.Path, data_dir: str, name: str, tokenizer: Tokenize
 
 
 def tokens_line(report: dict) -> str:
-    """Says how long the captions of each split are in tokens, and how many are cut."""
+    """Returns a line per split: how long its captions are in tokens, and how many are cut."""
     return "\n".join(
         f"{split}: captions have {about['tokens']['mean']} tokens on average, 95 % at most "
-        f"{about['tokens']['95%']}; {about['tokens']['truncated']:.2%} have more than "
+        f"{about['tokens']['95%']}; {about['tokens']['cut']:.2%} have more than "
         f"{about['tokens']['max_tokens']} and are cut"
         for split, about in report.items()
         if "tokens" in about
@@ -135,7 +135,7 @@ def tokens_line(report: dict) -> str:
 
 
 def plot_some(source: Source) -> Figure:
-    """Plots some pictures with their captions or labels, evenly over the set."""
+    """Plots some pictures, evenly over the set, with their captions or labels."""
     rows, columns = SHOWN
     figure = Figure(figsize=(1.6 * columns, 1.9 * rows), layout="constrained")
     for axis in figure.subplots(rows, columns).flat:

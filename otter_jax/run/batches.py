@@ -34,8 +34,8 @@ def training(
         min_area=data.min_area,
         jitter=data.jitter,
         start_step=start,
-        host=jax.process_index(),
-        num_hosts=jax.process_count(),
+        process=jax.process_index(),
+        num_processes=jax.process_count(),
         num_workers=data.num_workers,
     )
 
@@ -52,8 +52,8 @@ def evaluation(
         batch_size=config.eval.batch_size,
         image_size=config.data.image_size,
         resize=config.data.resize,
-        host=jax.process_index() if shared else 0,
-        num_hosts=jax.process_count() if shared else 1,
+        process=jax.process_index() if shared else 0,
+        num_processes=jax.process_count() if shared else 1,
     )
 
 

@@ -197,8 +197,8 @@ def memory_of(setup: Setup) -> float:
 def step_rate(setup: Setup, program, state) -> float:
     """Measures the pairs per second of steps that need not wait for a batch."""
     with contextlib.closing(_reader(setup)) as reader:
-        host = {k: v for k, v in next(reader).items() if k not in ("replaced", "cut")}
-    batch = meshes.put_batch(host, setup.mesh)
+        rows = {k: v for k, v in next(reader).items() if k not in ("replaced", "cut")}
+    batch = meshes.put_batch(rows, setup.mesh)
     state, _ = jax.block_until_ready(program(state, batch))
     began, steps = time.monotonic(), 0
     while steps < STEPS and (not steps or time.monotonic() - began < SECONDS):

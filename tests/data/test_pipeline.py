@@ -1,4 +1,4 @@
-"""Batches are a function of (seed, step): not of hosts, workers, threads or restarts."""
+"""Batches are a function of (seed, step): not of processes, workers, threads or restarts."""
 
 import os
 import pathlib
@@ -52,10 +52,15 @@ def test_a_batch_holds_each_image_with_its_own_caption(source, tokenizer):
         assert (batch["replaced"] == -1).all()
 
 
-@pytest.mark.parametrize("num_hosts", [2, 4])
-def test_the_global_batch_does_not_depend_on_the_number_of_hosts(source, tokenizer, num_hosts):
-    hosts = [take(source, tokenizer, 7, host=h, num_hosts=num_hosts) for h in range(num_hosts)]
-    whole = [joined(parts) for parts in zip(*hosts, strict=True)]
+@pytest.mark.parametrize("num_processes", [2, 4])
+def test_the_global_batch_does_not_depend_on_the_number_of_processes(
+    source, tokenizer, num_processes
+):
+    processes = [
+        take(source, tokenizer, 7, process=p, num_processes=num_processes)
+        for p in range(num_processes)
+    ]
+    whole = [joined(parts) for parts in zip(*processes, strict=True)]
     assert_same(take(source, tokenizer, 7), whole)
 
 
@@ -176,14 +181,14 @@ def test_dropping_the_stream_stops_its_threads(source, tokenizer):
         assert not thread.is_alive()
 
 
-@pytest.mark.parametrize("num_hosts", [1, 2])
-def test_evaluation_sees_every_record_once_in_order(source, num_hosts):
+@pytest.mark.parametrize("num_processes", [1, 2])
+def test_evaluation_sees_every_record_once_in_order(source, num_processes):
     sizes = {"batch_size": 10, "image_size": SIZE, "resize": 10}
-    hosts = [
-        list(eval_batches(source, host=host, num_hosts=num_hosts, **sizes))
-        for host in range(num_hosts)
+    processes = [
+        list(eval_batches(source, process=process, num_processes=num_processes, **sizes))
+        for process in range(num_processes)
     ]
-    batches = [joined(parts) for parts in zip(*hosts, strict=True)]
+    batches = [joined(parts) for parts in zip(*processes, strict=True)]
     assert [len(batch["index"]) for batch in batches] == [10, 10, 10]
     everything = joined(batches)
     np.testing.assert_array_equal(everything["index"], [*range(N), *[-1] * 6])
@@ -206,7 +211,7 @@ def test_evaluation_marks_and_names_an_unreadable_image():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"batch_size": 9, "num_hosts": 2}, "batch_size=9 does not divide over 2 hosts"),
+        ({"batch_size": 9, "num_processes": 2}, "batch_size=9 does not divide over 2 processes"),
         ({"batch_size": N + 1}, "more than made:train has records, 24"),
         ({"resize": 7}, "resize=7 is less than image_size=8"),
     ],

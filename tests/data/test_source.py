@@ -61,11 +61,14 @@ def test_shares_follow_the_weights_and_each_set_its_own_epochs(mixture, tokenize
     assert len({n for n in seen if n >= 6}) == N - 6
 
 
-def test_batches_are_those_of_any_number_of_hosts_and_of_a_restart(mixture, tokenizer):
+def test_batches_are_those_of_any_number_of_processes_and_of_a_restart(mixture, tokenizer):
     whole = take(mixture, tokenizer, 6)
     assert_same(whole[4:], take(mixture, tokenizer, 2, start_step=4))
-    for hosts in (2, 4):
-        rows = [take(mixture, tokenizer, 6, host=h, num_hosts=hosts) for h in range(hosts)]
+    for processes in (2, 4):
+        rows = [
+            take(mixture, tokenizer, 6, process=p, num_processes=processes)
+            for p in range(processes)
+        ]
         assert_same(whole, [joined(parts) for parts in zip(*rows, strict=True)])
 
 
