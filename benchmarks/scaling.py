@@ -25,10 +25,11 @@ from matplotlib.figure import Figure
 
 from benchmarks.hlo import collectives
 from otter_jax import mesh as meshes
+from otter_jax import step
 from otter_jax.models.bert import Bert, BertConfig
 from otter_jax.models.resnet import RESNETS, ResNet
 from otter_jax.models.towers import Towers
-from otter_jax.objective import METHODS, health, targets_of
+from otter_jax.objective import METHODS
 from otter_jax.run.model import initialise
 from otter_jax.training import compiling
 
@@ -86,24 +87,16 @@ def sent_of_encoders(params: int, channels: int, P: int) -> tuple[float, float]:
 
 def objective_part(mesh: Mesh) -> Any:
     """OTTER's metrics, and the gradient of its loss, of the embeddings of teacher and student."""
-    rows, whole = meshes.ROWS, meshes.WHOLE
-
-    def per_device(f, in_specs, out_specs):
-        def named(*args):
-            return f(*args, axis_name=meshes.AXIS)
-
-        return jax.shard_map(named, mesh=mesh, in_specs=in_specs, out_specs=out_specs)
 
     def part(teacher, student, log_scale):
-        plans = per_device(OTTER.teacher_plans, rows, rows)(*teacher)
-        loss = per_device(OTTER.loss, (rows, rows, rows, whole), whole)
+        targets, numbers = step.teach(OTTER, *teacher, mesh=mesh)
 
         def of_student(student, log_scale):
-            return loss(*student, targets_of(plans), log_scale)
+            return step.matching_loss(OTTER, *student, targets, log_scale, mesh=mesh)
 
         gradient = jax.value_and_grad(of_student, argnums=(0, 1), has_aux=True)
         (total, terms), (student, log_scale) = gradient(student, log_scale)
-        return student, (total, terms, log_scale, health(plans))
+        return student, (total, terms, log_scale, numbers)
 
     copies, pieces = meshes.shardings(mesh)
     shardings = {"in_shardings": (pieces, pieces, copies), "out_shardings": (pieces, copies)}

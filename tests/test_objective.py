@@ -8,7 +8,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from otter_jax import mesh as meshes
 from otter_jax import objective
 from otter_jax.errors import UserError
 from otter_jax.objective import METHODS, Objective
@@ -173,36 +172,6 @@ def test_negatives_without_gradient_leave_the_loss_and_halve_its_paths():
         lambda i: objective.cross_entropy(jnp.eye(16), i @ txt.T, log_scale()["pairs"])
     )(img)
     np.testing.assert_allclose(jax.grad(loss, argnums=1)(detached, img), through_rows, atol=1e-5)
-
-
-@pytest.mark.parametrize("name", METHODS)
-@pytest.mark.parametrize("options", [{}, {"diagonal": "per_process", "num_processes": 4}])
-def test_eight_devices_compute_the_same_function_as_one(name, options):
-    """Plain arrays on one device, and rows over eight: targets, loss and gradient."""
-    method = dataclasses.replace(METHODS[name], **options)
-    student, teacher = embeddings(), embeddings(1)
-
-    def over_devices(f, in_specs, out_specs):
-        f = functools.partial(f, axis_name=meshes.AXIS)
-        mesh = meshes.make_mesh(8)
-        return jax.shard_map(f, mesh=mesh, in_specs=in_specs, out_specs=out_specs)
-
-    rows = meshes.ROWS
-    targets = sharded = None
-    if method.teacher != "none":
-        targets = method.teacher_targets(*teacher)
-        sharded = jax.jit(over_devices(method.teacher_targets, rows, rows))(*teacher)
-        jax.tree.map(
-            lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-7), targets, sharded
-        )
-    loss = over_devices(method.loss, (rows, rows, rows, meshes.WHOLE), meshes.WHOLE)
-    gradient = functools.partial(jax.value_and_grad, argnums=(0, 1, 3), has_aux=True)
-    (one, _), grads_one = gradient(method.loss)(*student, targets, log_scale())
-    (eight, _), grads_eight = jax.jit(gradient(loss))(*student, sharded, log_scale())
-    np.testing.assert_allclose(one, eight, rtol=1e-5)
-    jax.tree.map(
-        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), grads_one, grads_eight
-    )
 
 
 def test_health_knows_the_extremes():
