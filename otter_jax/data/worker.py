@@ -1,4 +1,4 @@
-"""Binds a worker process, which decodes or prepares for another one, to its parent."""
+"""Ties a worker process, which decodes or prepares for another one, to its parent."""
 
 import multiprocessing
 import multiprocessing.connection
@@ -8,11 +8,11 @@ import threading
 
 
 def begin(*_: int) -> None:
-    """Makes this process end with its parent, and not before.
+    """Makes this worker process ignore signals and end when its parent ends.
 
-    However the parent ends: a kill cannot be passed on, and what it leaves behind would wait for
-    ever. Signals are the parent's to answer, though a terminal and a cluster send them to both.
-    Arguments, such as the worker's number, are not looked at.
+    A parent that is killed cannot end its workers, which would then wait for ever. A terminal and a
+    cluster send signals to the workers too, but the parent decides what follows. Arguments, such as
+    the worker's number, are ignored.
     """
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)

@@ -1,8 +1,8 @@
-"""Makes the set that a plan describes: its parts first, then of all parts a TFDS set on disk.
+"""Makes the set that a plan describes: first its parts, then one TFDS set from all parts.
 
-On the way into the set the records are put in the order of a hash, so that a slice such as
-"train[95%:]" is a fair sample, and duplicates are counted, or left out. Then the parts are removed;
-on disk all is up to three times the set while it is made.
+The records of the set are ordered by a hash, so that a slice such as "train[95%:]" is a fair
+sample; duplicates are counted, or left out. Afterwards the parts are removed. While a set is made,
+it takes up to three times its size on disk.
 """
 
 import collections
@@ -41,7 +41,7 @@ REMEDY = "Give this data another name, or remove that folder to make it again."
 
 
 class TooFewRecords(UserError):
-    """What can be kept of a source makes no set."""
+    """Raised when too few records remain to make a set."""
 
 
 def prepare(
@@ -52,7 +52,7 @@ def prepare(
     beam: str = "",
     done: Callable[[int, int], None] = lambda size, records: None,
 ) -> None:
-    """Makes the set in the version folder `home`, from the parts that are there and those it makes.
+    """Makes the set in the folder `home`; parts made earlier are used again.
 
     Args:
       plan: of the set.
@@ -61,15 +61,16 @@ def prepare(
       beam: options of Apache Beam, "--runner=FlinkRunner ...", which then makes the parts, and the
         set from them, wherever it runs; all of its workers must see `home` and the source under
         the same paths.
-      done: is told of every part its unit's size and its records, 0 records if it was there.
+      done: called for every part with its unit's size and its number of records, 0 for a part that
+        was there.
 
     Raises:
-      UserError: nothing is left, a class has too few records, the disk is full, or a worker dies.
+      UserError: no record remains, a class has too few, the disk is full, or a worker dies.
     """
     parts = home.parent / f"parts.{plan.digest}"
     began = time.monotonic()
     try:
-        for other in home.parent.glob("parts.*"):  # of other files or options
+        for other in home.parent.glob("parts.*"):  # left by a plan of other files or options
             if other != parts:
                 shutil.rmtree(other)
         parts.mkdir(parents=True, exist_ok=True)
@@ -84,18 +85,18 @@ def prepare(
             f"What is done is kept; the same command goes on from there."
         ) from error
     except TooFewRecords:
-        shutil.rmtree(parts)  # once the source is mended, all is to be read again
+        shutil.rmtree(parts)  # once the source is mended, all of it must be read again
         raise
     shutil.rmtree(parts)
 
 
 def check_same(home: pathlib.Path, plan: Plan) -> None:
-    """Raises UserError if the set in `home` was made of other files than the plan's, or otherwise.
+    """Raises UserError if the set in `home` was made of other files or details than the plan's.
 
     Files are compared by their names and sizes, or by what else the plan says of them.
     """
     report = read_report(home)
-    built = {split: part.get("files") for split, part in report.items()}
+    built = {split: about.get("files") for split, about in report.items()}
     if not any(built.values()):
         raise UserError(
             f"The data set in {home} was not built from files of yours, or by an older version of "
@@ -109,9 +110,9 @@ def check_same(home: pathlib.Path, plan: Plan) -> None:
             f"The data set in {home} was built from other files than {plan.origin}, by name or "
             f"size: from {origin}, {', '.join(names[:10])}{more}. {REMEDY}"
         )
-    for part in report.values():
+    for about in report.values():
         for what, ours in plan.details.items():
-            theirs = part["details"].get(what, ours)
+            theirs = about["details"].get(what, ours)
             if theirs != ours:
                 raise UserError(
                     f"The data set in {home} was built with another {what}, {theirs!r}, not "
@@ -122,8 +123,8 @@ def check_same(home: pathlib.Path, plan: Plan) -> None:
 def check_options(home: pathlib.Path, options: Options) -> None:
     """Raises UserError if the set in `home` was made with other options."""
     asked = dataclasses.asdict(options)
-    for part in read_report(home).values():
-        other = {key: value for key, value in part["options"].items() if value != asked[key]}
+    for about in read_report(home).values():
+        other = {key: value for key, value in about["options"].items() if value != asked[key]}
         if other:
             was = ", ".join(f"{key}={value!r}" for key, value in other.items())
             raise UserError(f"The data set in {home} was made with {was}. {REMEDY}")
@@ -134,8 +135,8 @@ def _inspect(
 ) -> tuple[dict[str, Any], dict[str, list[Piece]]]:
     """Returns the report of the parts in `folder`, and the pieces of each split.
 
-    `about` goes into the report of each split. Raises TooFewRecords if nothing is left of a split,
-    or too little of a class.
+    `about` goes into the report of each split. Raises TooFewRecords if no record of a split, or
+    too few of a class, remain.
     """
     report, pieces = {}, {}
     for split, names in part_names(plan).items():
@@ -159,7 +160,7 @@ def _inspect(
 def _inspect_split(
     plan: Plan, split: str, parts: Sequence[pathlib.Path]
 ) -> tuple[dict[str, Any], list[Piece]]:
-    """Returns the report of a split, and its pieces: the parts without what is left out of them."""
+    """Returns a split's report, and its parts with the records to be left out marked."""
     tally = Tally()
     for part in parts:
         tally.add(json.loads(part.with_suffix(".json").read_text("utf-8")))
@@ -194,7 +195,7 @@ def _inspect_split(
 
 
 def _quantiles(values: Int[np.ndarray, "_"]) -> dict[str, int]:
-    """Returns the least, the largest, and what 1, 10, 50, 90 and 99 % are at most; {} of none."""
+    """Returns minimum, maximum and the 1, 10, 50, 90 and 99 % quantiles; {} for no values."""
     shares = {"min": 0, "1%": 0.01, "10%": 0.1, "50%": 0.5, "90%": 0.9, "99%": 0.99, "max": 1}
     return {name: int(np.quantile(values, q)) for name, q in shares.items()} if len(values) else {}
 
@@ -213,7 +214,7 @@ class Prepared(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         *,
         beam: bool = False,
     ):
-        """Prepares to write the pieces of each split, and the report beside them.
+        """Takes the pieces of each split, and the report that is written beside them.
 
         With `beam` Apache Beam writes the set.
         """
@@ -258,14 +259,14 @@ def _beam_options(text: str) -> Any:
 def write(builder: tfds.core.DatasetBuilder, beam_options: Any = None) -> None:
     """Writes the set of a TFDS builder as ArrayRecord files, which are read without TensorFlow.
 
-    TFDS sorts by a hash of the key. It does that in at most 1 GB of memory; beyond, through
-    temporary files as large as the set itself. `beam_options` are the PipelineOptions of Apache
-    Beam, for a builder that wants it.
+    TFDS sorts by a hash of the key: in memory up to 1 GB, beyond that through temporary files as
+    large as the set itself. `beam_options` are the PipelineOptions of Apache Beam, for a builder
+    that uses it.
     """
     for leftover in pathlib.Path(builder.data_dir).parent.glob("incomplete.*"):
         shutil.rmtree(leftover)  # of a build that was killed
     if not sys.stderr.isatty():
-        tfds.disable_progress_bar()  # in a log its bars are lines without end
+        tfds.disable_progress_bar()  # its bars would fill a log
     with contextlib.redirect_stdout(io.StringIO()):  # TFDS announces sizes it does not know yet
         builder.download_and_prepare(
             download_config=tfds.download.DownloadConfig(

@@ -1,8 +1,8 @@
-"""Makes the parts of a set: the checked records of each unit, in a Parquet file.
+"""Makes the parts of a set: one Parquet file per unit, with the unit's checked records.
 
-A part is renamed into place when it is whole, so a preparation that was stopped goes on with the
-units that have no part yet. What is wrong with a record stops nothing: it is counted and named in a
-JSON file beside the part.
+A part is renamed into place when it is complete, so a preparation that was stopped goes on with the
+units that have no part yet. A bad record stops nothing: it is counted and named in a JSON file
+beside the part.
 """
 
 import collections
@@ -39,18 +39,19 @@ from otter_jax.data.build.plan import (
 from otter_jax.data.build.report import NAMED, Tally
 from otter_jax.errors import UserError
 
-THREADS = 16  # at most, of a process
+THREADS = 16  # per process, at most
 
-# Reasons why a record was dropped whose file may be there the next time.
+# A record that was dropped for one of these reasons may be readable the next time.
 ABSENT = ("missing file", "unreadable file", "image not downloaded", "rest of a broken file")
 
 _PART = pa.schema(
     [
         ("name", pa.string()),
         ("image", pa.binary()),
-        ("width", pa.int32()),  # as it came
+        ("width", pa.int32()),  # before resizing
         ("height", pa.int32()),
-        ("digest", pa.int64()),  # of what came; two of 15 million are equal by chance in 1 of 10^5
+        # Of the source's image and caption; chance makes two of 15 million equal once in 10^5 sets.
+        ("digest", pa.int64()),
         ("fields", pa.string()),  # JSON
         ("order", pa.binary()),  # null: by the record's number
     ]
@@ -84,7 +85,8 @@ def make_parts(
       folder: of its parts.
       workers: processes that read units; 1 is this one.
       beam_options: PipelineOptions of Apache Beam, which then reads them; None for no Beam.
-      done: is told the size of each unit whose part is there, and its records, 0 if it was before.
+      done: called for every part with its unit's size and its number of records, 0 for a part that
+        was there.
 
     Raises UserError if a worker dies.
     """
@@ -120,7 +122,7 @@ def _run(
     missing: Sequence[tuple[Unit, pathlib.Path]],
     workers: int,
 ) -> Iterator[tuple[Unit, int]]:
-    """Yields each unit when its part is made, and the number of records in that."""
+    """Yields each unit when its part is made, with the part's number of records."""
     if min(workers, len(missing)) <= 1:
         for unit, path in missing:
             yield unit, make(unit, path)
@@ -134,7 +136,7 @@ def _run(
         try:
             for future in concurrent.futures.as_completed(units):
                 yield units[future], future.result()
-        except BaseException:  # now, not when the units under way are through
+        except BaseException:  # end at once, without waiting for the units being read
             pool.shutdown(wait=False, cancel_futures=True)
             for child in multiprocessing.active_children():
                 child.kill()
@@ -142,7 +144,7 @@ def _run(
 
 
 def make_part(unit: Unit, path: pathlib.Path, *, options: Options) -> int:
-    """Writes the part of a unit, and beside it what was wrong; returns the number of records."""
+    """Writes the part of a unit, and its tally beside it; returns the number of records."""
     tally, rows, written = Tally(), [], 0
     scratch = path.with_suffix(f".{uuid.uuid4().hex}.tmp")  # a runner may try a unit twice at once
     with pq.ParquetWriter(scratch, _PART, compression="none") as writer:
@@ -166,7 +168,7 @@ def make_part(unit: Unit, path: pathlib.Path, *, options: Options) -> int:
 
 
 def _readable(unit: Unit, tally: Tally) -> Iterator[Record]:
-    """Yields the records of a unit, as far as it can be read."""
+    """Yields the records of a unit, up to where it cannot be read."""
     try:
         yield from unit.read(tally)
     except (OSError, EOFError, zlib.error, lzma.LZMAError, pa.ArrowException) as error:
@@ -180,24 +182,24 @@ def _first_path(unit: Unit) -> str:
 
 
 def _worth_again(part: pathlib.Path) -> bool:
-    """Says whether files were not there when a part was made; they may be by now."""
+    """Tells whether a part should be made again, because files were missing when it was made."""
     dropped = json.loads(part.with_suffix(".json").read_text("utf-8"))["dropped"]
     return not dropped.keys().isdisjoint(ABSENT)
 
 
 class StoredImage(NamedTuple):
-    """The image of a record as it is stored, or `why` and in which `detail` it cannot be."""
+    """Holds a record's image as stored, or the reason `why` it was dropped, with its `detail`."""
 
     why: str = ""
     detail: str = ""
     image: bytes = b""
-    size: tuple[int, int] = (0, 0)  # width and height as it came
+    size: tuple[int, int] = (0, 0)  # width and height before resizing
     resized: bool = False
-    digest: int = 0  # of the bytes that came, and the caption, label or labels
+    digest: int = 0  # of the source's bytes, and the caption, label or labels
 
 
 def image_to_store(record: Record, options: Options) -> StoredImage:
-    """Reads the image of a record, makes sure that it can be decoded, and resizes a large one."""
+    """Reads a record's image, checks that it can be decoded, and resizes it if it is large."""
     try:
         content = record.image
         if isinstance(content, pathlib.Path):
@@ -212,7 +214,7 @@ def image_to_store(record: Record, options: Options) -> StoredImage:
         return StoredImage("empty file")
     if len(content) > MAX_BYTES:
         return StoredImage("file over 64 MiB")
-    # Keys and what else came with a pair may differ.
+    # Duplicates have the same image and these fields; key and JSON may differ.
     said = [record.fields.get(name) for name in SAID]
     try:
         size, stored = images.shrink(
@@ -229,7 +231,7 @@ def image_to_store(record: Record, options: Options) -> StoredImage:
 def in_threads(
     work: Callable[[Item], Result], items: Iterable[Item]
 ) -> Iterator[tuple[Item, Result]]:
-    """Yields (item, work(item)) in the order of the items; WINDOW of them are held at once."""
+    """Yields (item, work(item)) in the order of the items, at most WINDOW of them ahead."""
     with concurrent.futures.ThreadPoolExecutor(min(THREADS, os.cpu_count() or 1)) as pool:
         ahead: collections.deque = collections.deque()
         for item in items:
@@ -257,20 +259,20 @@ def count_records(part: pathlib.Path) -> int:
 
 
 class Piece(NamedTuple):
-    """A part as it goes into the set: the number of its first record, and which are left out."""
+    """A part on its way into the set: its first record's number, and the records to leave out."""
 
     path: pathlib.Path
     first: int
     left_out: Bool[np.ndarray, "_"]
 
     def examples(self) -> Iterator[Example]:
-        """Yields key and features of the records, without those that are left out."""
+        """Yields key and features of each record that is not left out."""
         for number, row in self._rows(["image", "fields", "order"]):
             key = self.first + number if row["order"] is None else row["order"]
             yield key, {"image": row["image"], **json.loads(row["fields"])}
 
     def labels(self) -> Iterator[str]:
-        """Yields the label of each record, without those that are left out."""
+        """Yields the label of each record that is not left out."""
         for _, row in self._rows(["fields"]):
             yield json.loads(row["fields"])["label"]
 
@@ -281,9 +283,9 @@ class Piece(NamedTuple):
             yield from ((n, row) for n, row in enumerate(rows) if not self.left_out[n])
 
 
-def first_names(parts: Sequence[pathlib.Path], chosen: Bool[np.ndarray, "_"]) -> list[str]:
-    """Returns the names of the first NAMED records that are chosen, all parts in a row."""
-    wanted = np.flatnonzero(chosen)[:NAMED]
+def first_names(parts: Sequence[pathlib.Path], marked: Bool[np.ndarray, "_"]) -> list[str]:
+    """Returns the names of the first NAMED marked records, counted over all parts."""
+    wanted = np.flatnonzero(marked)[:NAMED]
     names, first = [], 0
     for part in parts:
         last = first + count_records(part)
@@ -296,13 +298,13 @@ def first_names(parts: Sequence[pathlib.Path], chosen: Bool[np.ndarray, "_"]) ->
 
 
 def column(parts: Sequence[pathlib.Path], name: str) -> Int[np.ndarray, "_"]:
-    """Returns a column of numbers, all parts in a row."""
+    """Returns a column of numbers, of all parts joined."""
     found = [pq.read_table(part, columns=[name])[name].to_numpy() for part in parts]
     return np.concatenate([np.zeros(0, np.int64), *found])
 
 
 def repeated_in(parts: Sequence[pathlib.Path]) -> Bool[np.ndarray, "_"]:
-    """Says which records, all parts in a row, are those of an earlier one."""
+    """Marks the records that repeat an earlier one, in all parts together."""
     digests = column(parts, "digest")
     repeated = np.ones(len(digests), bool)
     repeated[np.unique(digests, return_index=True)[1]] = False

@@ -1,8 +1,8 @@
-"""Describes a set that is to be made: its records, the units they are read in, the options.
+"""Describes a set to be made: its records, the units they are read in, and the options.
 
-A unit is what is read in one go: a tar, a megabyte of a table, a folder. `parts` reads each unit
-into a part, a file of checked records, and `builder` makes the set of all parts. Every format of
-data gives a `Plan`, and all plans are made in this one way.
+A unit is read in one go: a tar, a megabyte of a table, a folder. `parts` writes the checked records
+of each unit into a part, a file, and `builder` makes the set from all parts. Every data format
+gives a `Plan`, and every plan is carried out in this way.
 """
 
 import collections
@@ -27,18 +27,18 @@ ROWS = 256  # records of a part written and read at once
 
 
 class SourceMissing(UserError):
-    """What a set is to be made of is not there (any more)."""
+    """Raised when the files that a set is made of are not there."""
 
 
 class Record(NamedTuple):
-    """One record as a source has it.
+    """One record as it is read from a source.
 
     Attributes:
-      name: what the report calls it: its file, and what it is called there.
+      name: its name in the report: the file, and the record's name there.
       image: its bytes, or the file that holds them.
       fields: the values of the plan's features.
-      order: bytes whose hash gives its place in the set, no other's in the split; None: the hash of
-        its number does.
+      order: bytes, unique in the split, whose hash gives the record's place in the set; None takes
+        the hash of its number.
     """
 
     name: str
@@ -52,7 +52,7 @@ class Unit(Protocol):
     """Reads some of the records in one go. It can be pickled, and its repr says which it reads.
 
     Attributes:
-      size: how much it is, in any one measure (bytes, files), for the progress.
+      size: in bytes or files, the same for all units of a plan; progress is counted in it.
     """
 
     size: int
@@ -63,7 +63,7 @@ class Unit(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class Span:
-    """A range of something, from `start` to `stop` in bytes or in files: the base of units."""
+    """The base of units that read a range, from `start` to `stop` in bytes or files."""
 
     start: int
     stop: int
@@ -76,16 +76,16 @@ class Span:
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """Settings of what is done to every record.
+    """Says how every record is treated.
 
     Attributes:
-      resize: pixels; an image whose shorter side is longer is resized to it. 0: none is, and all
-        are stored as the bytes that came.
-      format: "jpeg" or "webp", of the resized ones.
+      resize: pixels; images whose shorter side is longer are resized to it. 0 resizes none: all
+        are stored with the bytes of the source.
+      format: "jpeg" or "webp", of the resized images.
       quality: of their encoder, 1 to 100.
       min_size: pixels; images whose shorter side is shorter are dropped.
-      keep_duplicates: whether a record stays whose image's bytes and caption, label or labels are
-        those of an earlier one.
+      keep_duplicates: whether a record is kept if an earlier one has the same image bytes and the
+        same caption, label or labels.
     """
 
     resize: int = 0
@@ -105,18 +105,17 @@ class Options:
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """A set that is to be made: of which units, and how.
+    """Describes a set to be made: its units, its features, and the options.
 
     Attributes:
       name: of the set: small letters, digits and _.
       features: TFDS features of the records, beside `image`.
       units: of each split.
-      files: what the units come from, {"name", "size"} of each, by split: other files make another
-        set.
-      origin: the same in a few words, for people.
-      records: what they are called: "pairs" or "pictures".
-      options: what is done to the records.
-      details: what else makes another set, such as the columns of a table.
+      files: {"name", "size"} of each file that is read, by split; other files make another set.
+      origin: the files in a few words, for people.
+      records: the word for them: "pairs" or "pictures".
+      options: how the records are treated.
+      details: other facts that make another set if they differ, such as the columns of a table.
       credit: "homepage" and "license" of the data, kept with the set.
       check_classes: raises UserError if some classes have too few records; it is called before the
         set is written, with the number of records kept per name of the feature `label`.
@@ -138,9 +137,9 @@ class Plan:
 
     @property
     def digest(self) -> str:
-        """A name for what would be in the parts, 16 hexadecimal digits."""
+        """Returns 16 hexadecimal digits that change whenever the contents of the parts would."""
         what = (
-            Record._fields,  # parts that another version of this code left behind are not taken
+            Record._fields,  # so that parts made by another version of this code are not used
             self.name, self.units, self.files, self.options, self.origin, *self.features,
         )  # fmt: skip
         return hashlib.sha256(repr(what).encode("utf-8", "replace")).hexdigest()[:16]
@@ -152,7 +151,7 @@ def pair(
 ) -> Record | None:  # fmt: skip
     """Makes the record of an image and its caption, or tallies what is missing and returns None.
 
-    A caption of control characters is cleaned of them, a long one cut.
+    Control characters are removed from the caption, and a long one is cut.
     """
     name = clean(name)
     if image is None:
@@ -173,7 +172,7 @@ def pair(
 
 
 def pair_features() -> dict[str, Any]:
-    """Returns the features of what `pair` makes: caption, key, and `json`, all else that is known.
+    """Returns the features of a pair: caption, key, and `json` for everything else.
 
     The key names a record for people; `json` is the text of a JSON object.
     """
@@ -181,9 +180,9 @@ def pair_features() -> dict[str, Any]:
 
 
 def need(root: pathlib.Path, names: Sequence[str], what: str) -> pathlib.Path:
-    """Returns the file in `root` with one of these names. Raises UserError, saying `what`, if none.
+    """Returns the file in `root` that has the first of these names that exists.
 
-    The first name that is there counts.
+    Raises UserError if there is none; `what` says what it is, and how to get it.
     """
     for name in names:
         if (root / name).exists():
@@ -192,7 +191,10 @@ def need(root: pathlib.Path, names: Sequence[str], what: str) -> pathlib.Path:
 
 
 def need_all(root: pathlib.Path, pattern: str, what: str) -> list[pathlib.Path]:
-    """Returns the files in `root` of a glob, sorted. Raises UserError, saying `what`, if none."""
+    """Returns the files in `root` that match a glob, sorted.
+
+    Raises UserError if there is none; `what` says what they are, and how to get them.
+    """
     found = sorted(root.glob(pattern))
     if not found:
         raise UserError(f"There is no {pattern} in {root}, {what}.")
@@ -200,7 +202,7 @@ def need_all(root: pathlib.Path, pattern: str, what: str) -> list[pathlib.Path]:
 
 
 def listed(files: Iterable[pathlib.Path]) -> list[dict[str, Any]]:
-    """Returns names and sizes of files, as a plan has them."""
+    """Returns {"name", "size"} of each file, for `Plan.files`."""
     return [{"name": clean(file.name), "size": file.stat().st_size} for file in files]
 
 

@@ -12,7 +12,7 @@ NAMED = 5  # examples of each defect in the report
 
 
 class Tally:
-    """Counts records that were dropped or changed, by reason, with the first names of each.
+    """Counts records that were dropped or changed, per reason, and keeps the first names of each.
 
     Attributes:
       found: {"dropped" or "changed": {reason: {"count": number, "first": names}}}.
@@ -46,11 +46,11 @@ class Tally:
 
 
 def write_report(folder: str | os.PathLike, report: Mapping[str, Any]) -> None:
-    """Writes report.json of a set: per split, what was kept, what not, and what it is made of."""
+    """Writes report.json of a set: per split the records kept and dropped, and the files read."""
     text = json.dumps(report, indent=2, ensure_ascii=False)
     scratch = pathlib.Path(folder) / "report.json.tmp"
     scratch.write_text(text, encoding="utf-8")
-    scratch.replace(scratch.with_suffix(""))  # so that nobody reads half of it
+    scratch.replace(scratch.with_suffix(""))  # so that a reader never sees half of it
 
 
 def read_report(folder: pathlib.Path) -> dict[str, Any]:
@@ -60,12 +60,12 @@ def read_report(folder: pathlib.Path) -> dict[str, Any]:
 
 
 def table(report: Mapping[str, Any]) -> str:
-    """Returns a report as lines to print: what was kept, then each defect with its first names."""
+    """Returns a report as lines to print: the records kept, then each defect with some names."""
     lines = []
-    for split, part in report.items():
-        lines.append(f"{split}: {part['kept']:,} {part['records']} from {part['origin']}")
+    for split, about in report.items():
+        lines.append(f"{split}: {about['kept']:,} {about['records']} from {about['origin']}")
         for what in ("dropped", "changed"):
-            for why, entry in part[what].items():
+            for why, entry in about[what].items():
                 names = "; ".join(entry["first"])
                 lines.append(f"  {what} {entry['count']:>9,}  {why}: {names}")
     return "\n".join(lines)

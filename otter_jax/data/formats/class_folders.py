@@ -1,12 +1,12 @@
 """Your own labelled pictures, from a folder with a folder per class.
 
-The layout is ROOT/CLASS/picture, which becomes the split "train", or, where folders lie in the
-folders, ROOT/SPLIT/CLASS/picture, with the splits called as the folders are. A picture is a .jpg,
-.jpeg, .png or .webp file directly in its class folder. Links are followed; what is hidden (a
-leading dot) is passed over, and so are files beside the class folders that are no pictures.
+The layout is ROOT/CLASS/picture, which becomes the split "train", or ROOT/SPLIT/CLASS/picture,
+where the splits have the names of their folders. A picture is a .jpg, .jpeg, .png or .webp file
+directly in its class folder. Links are followed; hidden files (with a leading dot) are ignored, and
+so are files beside the class folders that are no pictures.
 
 A picture that cannot be read stops nothing: it is counted and named in report.json beside the
-records. A class with fewer than two pictures stops the build: no part of it could be held out.
+records. A class with fewer than two pictures stops the build, since none could be held out.
 """
 
 import collections
@@ -28,7 +28,7 @@ from otter_jax.errors import UserError
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 LEAST = 2  # pictures of a class: one to learn from, one to be tested on
-NAMED_CLASSES = 10  # of those with fewer, in the message
+NAMED_CLASSES = 10  # that have too few, in the message
 SLICE = 1_000  # files of a unit
 LAYOUTS = "ROOT/CLASS/picture or ROOT/SPLIT/CLASS/picture"
 
@@ -63,7 +63,7 @@ class Slice:
             if not file.is_picture:
                 tally.dropped("not a picture", key)
                 continue
-            # Ordered by the path, so that the order in the set does not follow the classes.
+            # The hash of the path orders the set, so that classes are mixed in it.
             order = os.fsencode(file.path)
             yield Record(key, self.root / file.path, {"label": label, "key": key}, order)
 
@@ -73,8 +73,8 @@ def plan(name: str, root: str | os.PathLike, options: Options) -> Plan:
 
     Raises:
       SourceMissing: there is no such folder, or nothing in it.
-      UserError: a root that is not laid out as the module says, class folders with the same name
-        once cleaned, or a class with fewer than two pictures.
+      UserError: the layout is another than the module describes, two class folders have the same
+        name once cleaned, or a class has fewer than two pictures.
     """
     root = pathlib.Path(os.path.abspath(os.path.expanduser(root)))
     splits = find(root)
@@ -119,12 +119,11 @@ def check_enough(root: pathlib.Path, names: Iterable[str], count: Mapping[str, i
 
 
 def find(root: str | os.PathLike) -> dict[str, Classes]:
-    """Finds the files of each split, by class folder; splits, folders and files are sorted.
+    """Returns the files of each split, by class folder; splits, folders and files are sorted.
 
     Raises:
       SourceMissing: there is no such folder, or nothing in it.
-      UserError: no pictures in folders, both layouts at once, or a split whose name TFDS cannot
-        have.
+      UserError: no pictures in folders, both layouts at once, or a split name that TFDS rejects.
     """
     root = pathlib.Path(root).expanduser()
     if not root.is_dir():
@@ -157,7 +156,7 @@ def find(root: str | os.PathLike) -> dict[str, Classes]:
                 f"There are no class folders with pictures ({', '.join(SUFFIXES)}) in "
                 f"{root / clean(split) if inner else root}. The layout must be {LAYOUTS}."
             )
-        if not re.fullmatch(r"[\w-]+", split) or split == "all":  # "all" is TFDS's word for all
+        if not re.fullmatch(r"[\w-]+", split) or split == "all":  # TFDS reserves "all"
             raise UserError(
                 f"A split cannot be called {split!r}: letters, digits, _ and - make a name, and "
                 f'"all" is taken. Rename that folder in {root}.'
@@ -187,10 +186,10 @@ def _list(root: pathlib.Path, folder: str) -> tuple[list[str], list[File]]:
 
 
 def _labels(root: pathlib.Path, splits: dict[str, Classes]) -> dict[str, str]:
-    """Returns the class name of each folder of all splits, on one line and without surrogates.
+    """Returns the class name of each folder of all splits: its name, cleaned.
 
     Raises:
-      UserError: two folders with one name then, or one with none.
+      UserError: two folders have the same name then, or one has none.
     """
     folders: dict[str, str] = {}
     for folder in sorted({folder for classes in splits.values() for folder in classes}):
@@ -206,9 +205,9 @@ def _labels(root: pathlib.Path, splits: dict[str, Classes]) -> dict[str, str]:
 
 
 def _extent(split: str, classes: Classes) -> dict[str, Any]:
-    """Tells the pictures of a split from others: their number, bytes, and a hash of their paths.
+    """Identifies a split's pictures by number, bytes, and a hash of their paths and sizes.
 
-    Readable or not; the hash is of their sizes, too.
+    Unreadable pictures are included.
     """
     pictures = [file for files in classes.values() for file in files if file.is_picture]
     lines = b"".join(os.fsencode(f"{file.path}\0{file.size}\n") for file in pictures)

@@ -49,7 +49,7 @@ def plan_of(
 
 
 def _paths(source: str) -> list[tuple[str, pathlib.Path]]:
-    """Returns the kind and the path of everything that a source names."""
+    """Returns kind and path of all files and folders that a source names."""
     given = os.path.expanduser(source)
     matches = [given] if os.path.exists(given) else sorted(glob.glob(given, recursive=True))
     if not matches:
@@ -67,7 +67,7 @@ def _paths(source: str) -> list[tuple[str, pathlib.Path]]:
 
 
 def _listing(folder: pathlib.Path) -> list[pathlib.Path]:
-    """Lists what lies in a folder, without what is hidden."""
+    """Lists the files and folders in a folder, without hidden ones."""
     try:
         return sorted(path for path in folder.iterdir() if not path.name.startswith("."))
     except OSError as error:
@@ -75,7 +75,7 @@ def _listing(folder: pathlib.Path) -> list[pathlib.Path]:
 
 
 def _has_pictures(folder: pathlib.Path) -> bool:
-    """Says whether there is a picture in a folder, or in one in it."""
+    """Tells whether there is a picture anywhere below a folder."""
     kinds = tuple(f".{kind}" for kind, what in tars.KINDS.items() if what == "image")
     walk = os.walk(folder, followlinks=True)
     return any(name.lower().endswith(kinds) for _, _, names in walk for name in names)

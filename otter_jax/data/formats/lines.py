@@ -1,6 +1,6 @@
-"""Reads text by lines and rows: between two bytes of a file, packed by gzip or not.
+"""Reads lines and rows from a range of bytes of a text file, gzipped or not.
 
-What begins where is told as "byte N". Text is UTF-8; bytes that are not become U+FFFD.
+The position of a line or row is "byte N". Text is UTF-8; bytes that are not become U+FFFD.
 """
 
 import csv
@@ -10,13 +10,13 @@ import pathlib
 from collections.abc import Iterator
 
 RANGE = 1 << 20  # bytes of a text that are read in one go
-LINES = 20  # of a row of CSV; more is taken for a quote that is not closed
+LINES = 20  # per row of CSV; more are taken for a quote that is not closed
 
-csv.field_size_limit(1 << 20)  # bytes, of the whole process: what an unclosed quote may swallow
+csv.field_size_limit(1 << 20)  # bytes, for the whole process: the most an unclosed quote swallows
 
 
 def byte_ranges(path: pathlib.Path, size: int = RANGE, start: int = 0) -> list[tuple[int, int]]:
-    """Cuts a text into ranges of some `size` bytes, (begin, end) each, all at ends of lines."""
+    """Cuts a text into ranges (begin, end) of some `size` bytes; all end with a line."""
     end, spans = path.stat().st_size, []
     with open(path, "rb") as file:
         while start < end:
@@ -28,7 +28,7 @@ def byte_ranges(path: pathlib.Path, size: int = RANGE, start: int = 0) -> list[t
 
 
 def lines_in(path: pathlib.Path, start: int = 0, stop: int = -1) -> Iterator[tuple[str, str]]:
-    """Yields where each line of a file begins, "byte N", and the line; between two bytes of it."""
+    """Yields each line in a byte range, after its position "byte N"."""
     with open_text(path) as file:
         file.seek(start)
         yield from placed(Lines(file, start, stop))
@@ -50,7 +50,7 @@ class Lines:
         self._file, self.position, self._stop = file, position, stop
 
     def back_to(self, position: int) -> None:
-        """Goes on from another byte of the file."""
+        """Goes on reading at another byte of the file."""
         self._file.seek(position)
         self.position = position
 
@@ -64,7 +64,7 @@ class Lines:
 
 
 def placed(lines: Lines) -> Iterator[tuple[str, str]]:
-    """Yields where each line begins, and the line."""
+    """Yields the position of each line, and the line."""
     place = f"byte {lines.position}"
     for line in lines:
         yield place, line
@@ -72,7 +72,7 @@ def placed(lines: Lines) -> Iterator[tuple[str, str]]:
 
 
 def rows_of(lines: Lines, kind: str) -> Iterator[tuple[str, str | list[str] | csv.Error]]:
-    """Yields where each row begins, and the row: fields of CSV, the line of others, or an error."""
+    """Yields the position of each row, and the row: fields of CSV, any other line, or an error."""
     if kind != "csv":
         yield from placed(lines)
         return
@@ -96,7 +96,7 @@ def rows_of(lines: Lines, kind: str) -> Iterator[tuple[str, str | list[str] | cs
         if len(ends) > LINES:
             row = csv.Error(f"over {LINES} lines in one row: is a quote not closed?")
         if len(ends) > 1 and isinstance(row, csv.Error):
-            lines.back_to(ends[0])  # what it swallowed may be rows
+            lines.back_to(ends[0])  # the lines it swallowed may be rows
             rows = csv.reader(counted())
         yield place, row
 

@@ -1,7 +1,7 @@
 """Image-caption pairs from a folder: NAME.jpg (.jpeg, .png, .webp) and its caption in NAME.txt.
 
 Folders in it are read too. NAME.json may take the place of NAME.txt, or stand beside it, as in a
-web-dataset. What is hidden (a leading dot) is passed over, and so are files of other kinds.
+web-dataset. Hidden files (with a leading dot) are ignored, and so are files of other kinds.
 """
 
 import dataclasses
@@ -17,12 +17,15 @@ from otter_jax.data.captions import clean
 from otter_jax.data.formats import tars
 from otter_jax.errors import UserError
 
-FILES = 20_000  # of a folder read in one go
+FILES = 20_000  # of a unit
 
 
 @dataclasses.dataclass(frozen=True)
 class Files(Span):
-    """Reads the pairs that begin with the files `start` to `stop` of a folder, in order."""
+    """Reads the pairs of files number `start` to `stop` of a folder.
+
+    A pair belongs to the unit of its first file.
+    """
 
     root: pathlib.Path
     folder: str
@@ -97,9 +100,9 @@ def plan(name: str, root: pathlib.Path, options: Options) -> Plan:
     )
 
 
-@functools.lru_cache(maxsize=1)  # of a large folder, whose units follow each other
+@functools.lru_cache(maxsize=1)  # the units of a large folder follow each other
 def _files_in(folder: str) -> tuple[str, ...]:
-    """Lists the pictures and captions in a folder, those of one name beside each other."""
+    """Lists the pictures and captions in a folder, sorted so that those of a name are together."""
     with os.scandir(folder) as entries:
         names = [entry.name for entry in entries if not entry.name.startswith(".")]
     known = (name for name in names if _suffix(name) in tars.KINDS)

@@ -4,9 +4,9 @@ A row has an image and a caption. The image is the path of a file, relative to t
 unless another root is given; in Parquet it may be the bytes themselves, or a struct of both as
 Hugging Face writes it. All other columns are kept as one JSON object.
 
-CSV is read as RFC 4180 has it. In TSV a row is a line, and a field is quoted only if it begins and
-ends with a quote: captions with one stray quote are common there. Text is UTF-8; bytes that are not
-become U+FFFD. Names such as NA or null are text like any other.
+CSV is read by RFC 4180. In TSV a row is a line, and a field is quoted only if it begins and ends
+with a quote, since captions with one stray quote are common. Text is UTF-8; bytes that are not
+become U+FFFD. Words such as NA or null are text like any other.
 """
 
 import csv
@@ -37,9 +37,9 @@ Row = Mapping[str, Any]
 
 @dataclasses.dataclass(frozen=True)
 class Columns:
-    """Names of the columns that are read.
+    """Names the columns that are read.
 
-    With key "" the key of a row is its image's path, or else its place in the table.
+    With key "" the key of a row is its image's path, or else its position in the table.
     """
 
     image: str
@@ -52,7 +52,7 @@ class Rows:
     """Reads rows of a table: from byte `start` to `stop` of a text, or a row group of Parquet.
 
     Attributes:
-      names: of the columns of a text; () where rows bring them along.
+      names: of the columns of CSV and TSV; () for JSON lines, whose rows have them.
     """
 
     path: pathlib.Path
@@ -86,9 +86,9 @@ class Rows:
                         yield place, row
 
     def _row(self, text: str | list[str] | csv.Error) -> Row | None:
-        """Returns the values of a row by column, None of an empty one.
+        """Returns the values of a row by column; None for an empty row.
 
-        Raises ValueError, or RecursionError of JSON, if it cannot be read.
+        Raises ValueError, or RecursionError from JSON, if it cannot be read.
         """
         if isinstance(text, csv.Error):
             raise ValueError(str(text))
@@ -152,11 +152,11 @@ def plan(
 
     Args:
       name: of the set.
-      tables: files whose names end as SUFFIXES.
-      options: what is done to the images.
+      tables: files whose names end in one of SUFFIXES.
+      options: for the images.
       image: the column of the image; "" takes the first of IMAGE that is there.
       caption: the column of the caption; "" takes the first of CAPTION that is there.
-      root: what paths of images are relative to; None: the folder of their table.
+      root: folder that the images' paths are relative to; None for the folder of their table.
 
     Raises:
       UserError: a table that cannot be read, or has no such columns.
@@ -260,9 +260,9 @@ def _check_types(table: pathlib.Path, columns: Columns) -> None:
 def _units(
     table: pathlib.Path, columns: Columns, root: pathlib.Path, names: tuple[str, ...], start: int
 ) -> Iterator[Rows]:
-    """Yields the units of a table."""
+    """Yields the units of a table, cut where its format allows reading to begin."""
     kind = _kind(table)
-    if kind == "parquet":
+    if kind == "parquet":  # a unit per row group: a group is decoded as a whole
         about = pq.read_metadata(table)
         groups = [about.row_group(number) for number in range(about.num_row_groups)]
         firsts = itertools.accumulate((group.num_rows for group in groups), initial=0)
@@ -272,14 +272,15 @@ def _units(
         return
     names = () if kind == "jsonl" else names
     end = table.stat().st_size
-    if table.name.lower().endswith(".gz"):  # it can only be read from its beginning
+    if table.name.lower().endswith(".gz"):  # one unit: gzip can only be read from its beginning
         yield Rows(table, columns, root, end, names, start)
         return
-    if kind != "csv":
+    if kind != "csv":  # a row is a line, so any end of a line will do
         for first, last in byte_ranges(table, RANGE, start):
             yield Rows(table, columns, root, last - first, names, first, last)
         return
-    with open(table, "rb") as file:  # a field of CSV may have lines of its own
+    # A field of CSV may span lines: the ends of rows are known only by reading all of them.
+    with open(table, "rb") as file:
         file.seek(start)
         lines = Lines(file, start)
         for _ in rows_of(lines, kind):
@@ -292,5 +293,5 @@ def _units(
 
 
 def _as_text(value: Any) -> str:
-    """Returns as text what JSON has no form for."""
+    """Converts a value that JSON cannot hold into text."""
     return f"{len(value):,} bytes" if isinstance(value, bytes) else str(value)

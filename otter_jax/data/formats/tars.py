@@ -3,12 +3,12 @@
 A tar holds, per pair, KEY.jpg (or .jpeg, .png, .webp) with KEY.txt (the caption), or with KEY.json
 whose "caption" counts where there is no .txt, or with both. The key is the path up to the first dot
 of the file name, and names a pair within its tar: another tar may use it again. Files of other
-kinds are passed over.
+kinds are ignored.
 
-The members of a key usually follow each other. They need not: up to WINDOW incomplete keys are
-held while a tar is read, and a key leaves, complete or not, when that many others have begun after
-it. What comes for a key that has left counts as a duplicate. So memory stays flat, and the same
-tars always give the same set.
+The members of a key usually follow each other, but need not: up to WINDOW incomplete keys are held
+while a tar is read, and a key is passed on, complete or not, when that many others have begun after
+it. Later members of that key count as duplicates. So memory stays flat, and the same tars always
+give the same set.
 """
 
 import dataclasses
@@ -50,7 +50,7 @@ class Tar:
     size: int
 
     def read(self, tally: Tally) -> Iterator[Record]:
-        """Yields the pairs in the order of the tar, as far as it can be read."""
+        """Yields the pairs in the order of the tar, up to where it cannot be read."""
         for key, members in _groups(self.path, tally):
             found = record(key, members, f"{self.path.name}: {clean(key)}", tally)
             if found:
@@ -78,7 +78,7 @@ def plan(name: str, tars: Tars, options: Options) -> Plan:
 
 
 def find(tars: Tars) -> dict[str, list[pathlib.Path]]:
-    """Finds the files of each split: globs in the order given, each sorted, every file once.
+    """Returns the files of each split: globs in the order given, each sorted, every file once.
 
     Raises:
       SourceMissing: a path or glob that matches no file; it is named.
@@ -117,7 +117,7 @@ class _Header(tarfile.TarInfo):
 
 
 def _members(tar: pathlib.Path, tally: Tally) -> Iterator[tuple[str, str, bytes]]:
-    """Yields (key, kind, content) in the order of the tar, as far as it can be read."""
+    """Yields (key, kind, content) in the order of the tar, up to where it cannot be read."""
     try:
         with tarfile.open(tar, "r|*", bufsize=1 << 20, tarinfo=_Header) as archive:
             while (member := archive.next()) is not None:
@@ -137,7 +137,7 @@ def _members(tar: pathlib.Path, tally: Tally) -> Iterator[tuple[str, str, bytes]
 
 
 def _groups(tar: pathlib.Path, tally: Tally) -> Iterator[tuple[str, Members]]:
-    """Yields the members of each key together; the module's docstring says in which order."""
+    """Yields each key with all its members, in the order that the module's docstring describes."""
     waiting: dict[str, dict[str, bytes]] = {}
     left: set[str] = set()
     doubled: set[str] = set()

@@ -1,9 +1,9 @@
 """Conceptual Captions 3M (Sharma et al., ACL 2018): 3,318,333 web images with their alt texts.
 
 Google gives the captions and URLs: `Train_GCC-training.tsv` (some 500 MB, "CAPTION <tab> URL" and
-no header) from ai.google.com/research/ConceptualCaptions/download. The images are downloaded by
-oneself; many are gone: the OTTER authors had 2,911,810 readable ones, some 150 GB as they are,
-about 50 GB at a shorter side of 256 pixels. Two downloaders' layouts are read:
+no header) from ai.google.com/research/ConceptualCaptions/download. Everyone downloads the images
+themselves; many are gone: the OTTER authors had 2,911,810 readable ones, some 150 GB as they are,
+about 50 GB at a shorter side of 256 pixels. The layouts of two downloaders are read:
 
 - github.com/igorbrigadir/DownloadConceptualCaptions, as the authors used: ROOT holds the captions,
   `downloaded_training_report.tsv` (unpacked, where it came as .gz) and the folder `training/` with
@@ -35,7 +35,7 @@ from otter_jax.data.formats.lines import byte_ranges, fields_of, lines_in
 
 CAPTIONS = ("Train_GCC-training.tsv", "Train-GCC-training.tsv")
 REPORT = ("downloaded_training_report.tsv",)
-FOLDER = "training/"  # what the names of files begin with
+FOLDER = "training/"  # the beginning of every file name in the report
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,7 +46,7 @@ class Captions(Span):
     report: pathlib.Path
 
     def read(self, tally: Tally) -> Iterator[Record]:
-        """Yields those whose image was downloaded."""
+        """Yields the pairs whose image was downloaded."""
         files = Downloaded.of(self.report)
         for place, line in lines_in(self.captions, self.start, self.stop):
             fields = fields_of(line)
@@ -66,7 +66,7 @@ class Captions(Span):
 
 
 class Downloaded:
-    """Finds the file that holds the image of a URL, in 16 bytes of memory each."""
+    """Finds the file that holds the image of a URL; takes 16 bytes of memory per image."""
 
     def __init__(self, report: pathlib.Path):
         self._report = report

@@ -1,8 +1,8 @@
 """ImageNet (Deng et al., 2009) three times: 1,000 classes, multi-label 10K, and 21K with 1K.
 
 All pictures come from image-net.org, after one has agreed to its terms. Names of a class with
-several are joined, "tench,or Tinca tinca", as the OTTER release does; classes with one name are one
-class, since by their names alone nobody could tell them apart.
+several are joined, "tench,or Tinca tinca", as the OTTER release does; classes of the same name are
+one class, since nobody could tell them apart by name.
 
 imagenet1k: ROOT/val/nXXXXXXXX/*.JPEG (50,000 pictures, 6.7 GB; the folders that torchvision's
 ImageFolder reads) and, where it is there, ROOT/train likewise (1,281,167, 144 GB);
@@ -13,14 +13,14 @@ imagenet10k, multi-label: ROOT/images/nXXXXXXXX_N.JPEG, 50,000 pictures of the F
 that Tencent ML-Images (github.com/Tencent/tencent-ml-images, CC BY 4.0) has for validation;
 `val_image_id_from_imagenet.txt` ("nXXX/nXXX_N.JPEG" and class numbers, with or without ":1") and
 `dictionary_and_semantic_hierarchy.txt` (number, WordNet id, number of the parent, names; a header),
-both from there. A picture has all ancestors of its class as labels. The bank are all 11,166
-categories; in imagenet10k_leaves those alone that are nobody's parent.
+both from there. A picture has all ancestors of its class as labels. The bank holds all 11,166
+categories, and in imagenet10k_leaves only those without children.
 
 imagenet22k: 21,843 classes of ROOT/images/nXXXXXXXX_N.JPEG, or ROOT/images/nXXXXXXXX/*.JPEG
 (14 million pictures, 1.3 TB), and ImageNet-1k's validation as above in ROOT/val;
 `imagenet21k_wordnet_ids.txt` and `imagenet21k_wordnet_lemmas.txt` (21,843 lines each) from
-storage.googleapis.com/bit_models, and `LOC_synset_mapping.txt`. 22,843 names, of which those that
-both lists have count once here.
+storage.googleapis.com/bit_models, and `LOC_synset_mapping.txt`. Together 22,843 names; those in
+both lists count once here.
 """
 
 import os
@@ -57,7 +57,7 @@ def plan_1k(name: str, root: pathlib.Path, options: Options) -> Plan:
 
 
 def plan_10k(name: str, root: pathlib.Path, options: Options, *, leaves: bool = False) -> Plan:
-    """Plans multi-label ImageNet 10K; with `leaves`, of classes alone that are nobody's parent.
+    """Plans multi-label ImageNet 10K; with `leaves`, only the classes without children.
 
     Raises UserError for files that are not there, or do not belong together.
     """
@@ -91,7 +91,7 @@ def plan_10k(name: str, root: pathlib.Path, options: Options, *, leaves: bool = 
 
 
 def plan_10k_leaves(name: str, root: pathlib.Path, options: Options) -> Plan:
-    """Plans ImageNet 10K with the classes alone that are nobody's parent."""
+    """Plans ImageNet 10K with only the classes without children."""
     return plan_10k(name, root, options, leaves=True)
 
 
@@ -127,10 +127,10 @@ def read_mapping(path: pathlib.Path) -> dict[str, str]:
 
 
 def in_folders(root: pathlib.Path, folder: str, names: Mapping[str, str]) -> Iterator[Labelled]:
-    """Yields the pictures of the classes in `names`, by WordNet id -> name.
+    """Yields the pictures of the classes in `names`, {WordNet id: name}.
 
-    The id is the name of a picture's folder, or begins its own, ID_N. Raises UserError if there
-    is no picture.
+    A picture lies in a folder named by the id, or its own name begins with it, ID_N. Raises
+    UserError if there is no picture.
     """
     found = 0
     for place, inner, files in os.walk(root / folder):

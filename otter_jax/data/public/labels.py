@@ -55,7 +55,8 @@ def labelled_plan(
     The other arguments are those of `Plan`. Raises UserError for a class without a name.
     """
     if not all(name.strip() for name in names):
-        raise UserError(f"A class of {origin} has no name in its list.")  # TFDS would shift all
+        # TFDS would drop it, and so shift the numbers of all classes after it.
+        raise UserError(f"A class of {origin} has no name in its list.")
     bank = tfds.features.ClassLabel(names=list(dict.fromkeys(names)))
     features = {"labels": tfds.features.Sequence(bank), "key": tfds.features.Text()}
     return Plan(

@@ -19,7 +19,7 @@ LAYOUTS = {
 
 
 def plan_of(layout: str, folder: pathlib.Path, name: str, options: Options) -> Plan:
-    """Plans the set `name` of a public set's folder; `layout` is a key of LAYOUTS.
+    """Plans the set `name` from a public set's folder; `layout` is a key of LAYOUTS.
 
     Raises UserError if files are missing or not laid out as the set has them.
     """

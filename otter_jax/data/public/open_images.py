@@ -5,11 +5,11 @@ ROOT holds, all from storage.googleapis.com/openimages/web/download_v7.html,
 - `test/`, the photographs as ID.jpg (36 GB; some 5 GB at a shorter side of 256 pixels);
 - `test-annotations-human-imagelabels.csv` (ImageID, Source, LabelName, Confidence);
 - `oidv6-class-descriptions.csv` (LabelName, DisplayName, of 20,638 classes);
-- `oidv6-classes-trainable.txt`, or `classes-trainable.txt`: a LabelName a line, 19,958 of them.
+- `oidv6-classes-trainable.txt`, or `classes-trainable.txt`: one LabelName per line, 19,958 in all.
 
-The bank are the names of the trainable classes, an image's labels those of them that people said
-are there (Confidence 1). Images without one are left out, as the OTTER release does. Classes with
-one name are one class: by their names alone nobody could tell them apart.
+The bank holds the names of the trainable classes; an image's labels are those that people confirmed
+(Confidence 1). Images without any are left out, as the OTTER release does. Classes of the same name
+are one class, since nobody could tell them apart by name.
 """
 
 import csv

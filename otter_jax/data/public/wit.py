@@ -4,13 +4,13 @@ ROOT holds `wit_v1.train.all-*.tsv.gz` (10 files, 25 GB; 17 columns with a heade
 github.com/google-research-datasets/wit, and `image_pixels/*.csv.gz` (some 300 GB; "URL <tab> base64
 of the image <tab> page"), as Wikimedia publishes them at 300 pixels for the Kaggle competition and
 at analytics.wikimedia.org/published/datasets/one-off/caption_competition. Of 37 million rows those
-in English are taken, some 5 million. Those who download by URL need no layout: img2dataset's tars
-are read as they are.
+in English are taken, some 5 million. If you download the images by URL instead, you need no layout:
+img2dataset's tars are read as they are.
 
 The caption is the first of: reference description (the text below the image), alt text, attribution
 description. The OTTER release does not say which of them it takes.
 
-Each worker holds the captions in memory: some 1.5 GB for all of WIT.
+Each worker holds all captions in memory: some 1.5 GB for all of WIT.
 """
 
 import base64
@@ -44,7 +44,7 @@ class Pixels:
     size: int
 
     def read(self, tally: Tally) -> Iterator[Record]:
-        """Yields those that have a caption in English."""
+        """Yields the pairs that have a caption in English."""
         captions = read_captions(self.texts, LANGUAGE)
         for place, line in lines_in(self.pixels):
             url, _, rest = line.partition("\t")

@@ -11,8 +11,8 @@ ROOT holds
   for these 15 million.
 
 A caption is "TITLE. DESCRIPTION", as the OTTER release reads it: URL escapes undone (+ is a space)
-and markup taken out. Three things differ: where one is empty the other stands alone, where the
-release leaves ". "; %2B is a +, there a space; and HTML's entities (&amp;) are undone.
+and markup removed. Three things differ: where one of the two is empty the other stands alone, while
+the release leaves ". "; %2B is a +, there a space; and HTML entities (&amp;) are undone.
 """
 
 import dataclasses
@@ -31,8 +31,8 @@ from otter_jax.data.build.report import Tally
 from otter_jax.data.formats.lines import byte_ranges, lines_in
 
 SUBSET, METADATA = ("yfcc100m_subset_data.tsv",), ("yfcc100m_dataset", "yfcc100m_dataset.txt")
-TITLE, DESCRIPTION = 8, 9  # which fields they are, from 0
-RANGE = 64 << 20  # bytes of metadata read in one go: some 140,000 lines, of which 20,000 count
+TITLE, DESCRIPTION = 8, 9  # numbers of these fields, from 0
+RANGE = 64 << 20  # bytes of metadata per unit: some 140,000 lines, 20,000 of them in the subset
 TAG = re.compile("<[^>]*>")
 
 
@@ -44,7 +44,7 @@ class Lines(Span):
     metadata: pathlib.Path
 
     def read(self, tally: Tally) -> Iterator[Record]:
-        """Yields the photographs among them that are in the subset."""
+        """Yields the photographs that are in the subset."""
         chosen = read_subset(self.subset)
         for place, line in lines_in(self.metadata, self.start, self.stop):
             fields = line.rstrip("\r\n").split("\t")
@@ -73,7 +73,7 @@ def caption(title: str, description: str) -> str:
 
 @functools.lru_cache(maxsize=1)
 def read_subset(subset: pathlib.Path) -> Bool[np.ndarray, " N"]:
-    """Says for each line of the metadata whether it is in the subset: a byte each, of 100 M."""
+    """Marks the lines of the metadata that are in the subset, in 100 MB."""
     numbers = (line.partition("\t")[0].strip() for _, line in lines_in(subset))
     lines = np.fromiter((int(n) for n in numbers if n.isdigit()), np.int64)
     chosen = np.zeros(int(lines.max(initial=-1)) + 1, bool)
