@@ -1,7 +1,7 @@
 """Freezing: parameters that stay as they are while the rest is trained.
 
-A regular expression says which. They get no gradient and no update, their batch norms use the
-running statistics that they came with, and an EMA teacher shares them with its student.
+A regular expression names them. They get no gradient and no update, their batch norms use the
+stored running statistics, and an EMA teacher shares them with its student.
 """
 
 import re
@@ -48,9 +48,9 @@ def stop_frozen(params: PyTree, pattern: str) -> PyTree:
 
 
 def share_frozen(teacher: PyTree, student: PyTree, pattern: str) -> PyTree:
-    """Takes everything frozen in the EMA teacher from the student, where it is equal.
+    """Replaces the EMA teacher's frozen parameters by the student's, which are equal.
 
-    The compiler then sees that both compute the same there, and computes it once.
+    The compiler then sees that both compute the same with them, and computes it once.
     """
 
     def pick(path, own, students):
@@ -65,7 +65,7 @@ def share_frozen(teacher: PyTree, student: PyTree, pattern: str) -> PyTree:
 def stored_statistics(pattern: str):
     """Makes batch norms with a frozen scale use, and keep, their running statistics.
 
-    Returns a context; the modules that are applied in it need not know.
+    Returns a context; modules that are applied in it need no code for this.
     """
 
     def interceptor(call, args, kwargs, context):

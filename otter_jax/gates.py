@@ -20,8 +20,8 @@ PENALTIES = ("", "l2", "l1")
 Path = tuple[str, ...]
 
 
-def check(shape: str, penalty: str, strength: float) -> None:
-    """Raises UserError for a section `gates` of a config that means nothing."""
+def check_gates(shape: str, penalty: str, strength: float) -> None:
+    """Raises UserError for impossible values of a config's `gates` section."""
     for key, value, known in (("shape", shape, ("", *SHAPES)), ("penalty", penalty, PENALTIES)):
         if value not in known:
             raise UserError(f"gates.{key}={value!r}: one of {', '.join(map(repr, known))}.")
@@ -32,11 +32,11 @@ def check(shape: str, penalty: str, strength: float) -> None:
 
 
 def create(params: PyTree, shape: str) -> PyTree:
-    """Makes gates of 1 for every convolution in `params`, and nothing else.
+    """Makes gates of 1 for every convolution in `params`.
 
-    For a kernel [K, K, I, O] a "filter" gate is [1, 1, 1, O], one weight a filter; a "slice" gate
-    [1, 1, I, O], one weight for each K x K slice of it (26,560 and 13,385,920 weights in ResNet-50
-    with its shortcuts).
+    For a kernel [K, K, I, O] a "filter" gate is [1, 1, 1, O], one weight per filter; a "slice" gate
+    is [1, 1, I, O], one weight per K x K slice of a filter (26,560 and 13,385,920 weights in
+    ResNet-50 with its shortcuts).
     Raises UserError if there is no convolution.
     """
     gates = {
@@ -57,8 +57,8 @@ def is_convolution(path: Path, leaf: Any) -> bool:
 def fold(params: Mapping[str, Any]) -> dict[str, Any]:
     """Multiplies every gated kernel by its gate, and drops the entry "gates".
 
-    This is what a gated network computes with, and what costs nothing at inference; without an
-    entry "gates" it is `params` themselves.
+    A gated network computes with the result, so that gates cost nothing at inference. Without an
+    entry "gates" the parameters are returned as they are.
     """
     flat = traverse_util.flatten_dict({k: v for k, v in params.items() if k != "gates"})
     for path, gate in traverse_util.flatten_dict(params.get("gates", {})).items():
@@ -67,7 +67,7 @@ def fold(params: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def penalty(gates: PyTree, kind: str) -> Float[Array, ""]:
-    """Computes what is added to the loss, before its factor lambda; 0 for "".
+    """Returns the gate penalty, before its factor lambda; 0 for "".
 
     "l2" is -mean((A - 1)^2) of each convolution, summed over them: it rewards leaving 1 (the
     paper's "modified L2"; it has no lower bound, so lambda and the number of steps bound it).

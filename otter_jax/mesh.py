@@ -23,12 +23,12 @@ def make_mesh(num_devices: int | None = None) -> Mesh:
 
 
 def shardings(mesh: Mesh) -> tuple[NamedSharding, NamedSharding]:
-    """Returns where things live: (a copy on every device, rows spread over the devices)."""
+    """Returns two shardings: a copy on every device, and rows spread over the devices."""
     return NamedSharding(mesh, WHOLE), NamedSharding(mesh, ROWS)
 
 
 def one_device() -> SingleDeviceSharding:
-    """Returns the place of what is held by this process's first device alone."""
+    """Returns the sharding that puts everything on this process's first device."""
     return SingleDeviceSharding(jax.local_devices()[0])
 
 
@@ -39,13 +39,13 @@ def put_batch(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Arra
 
 
 def put_whole(tree: PyTree, mesh: Mesh) -> PyTree:
-    """Puts a copy on every device, from what each process has whole."""
+    """Puts a copy of a tree on every device; each process has the whole tree."""
     put = functools.partial(jax.make_array_from_process_local_data, NamedSharding(mesh, WHOLE))
     return jax.tree.map(lambda x: put(np.asarray(x)), tree)
 
 
 def check_divides(key: str, batch_size: int, devices: int) -> None:
-    """Raises UserError, naming the nearest sizes that would do, unless each device gets rows."""
+    """Raises UserError, naming the nearest sizes, unless the batch divides over the devices."""
     if batch_size < 1 or batch_size % devices:
         below = batch_size // devices * devices
         nearest = f"{below} or {below + devices}" if below > 0 else f"{devices}"

@@ -1,4 +1,4 @@
-"""Targets and losses: what the student's match is pulled towards, and how far it is from there.
+"""Targets and losses: where the student's match is pulled to, and how far it is from there.
 
 The student *matches* image i with text j by the softmax of their scaled cosines. Every method of
 the paper pulls the matches of a batch towards a [B, B] target; the methods differ in the target:
@@ -33,17 +33,17 @@ REMOVED = 200.0
 class Objective:
     """Defines the loss of one method. Raises UserError for a value outside its range."""
 
-    alpha: float = 1.0  # trust in the pairs as given; 1 - alpha goes to the teacher
-    smoothing: float = 0.0  # of the given pairs: this much spread evenly over the other B - 1
+    alpha: float = 1.0  # weight of the pairs term; 1 - alpha is the teacher term's
+    smoothing: float = 0.0  # part of a given pair's target that is spread over the other B - 1
     teacher: str = "none"  # one of TEACHERS
     teacher_scale: float = 100.0  # inverse temperature of the softmax teacher
-    epsilon: float = 0.15  # entropy of the transport teacher (lambda in the paper)
+    epsilon: float = 0.15  # entropic regularisation of the transport (lambda in the paper)
     num_iters: int = 5  # of Sinkhorn
     image_weight: float = 1.0  # of image-image similarity in the teacher's affinity
     text_weight: float = 1.0  # of text-text similarity
     diagonal: str = "remove"  # one of DIAGONALS: whether the teacher may vote for the given pairs
-    negatives_gradient: bool = True  # through the other side of every cosine
-    num_processes: int = 1  # that diagonal="per_process" reproduces the release with
+    negatives_gradient: bool = True  # whether gradients also flow through the gathered embeddings
+    num_processes: int = 1  # for diagonal="per_process": how many the release was run with
 
     def __post_init__(self):
         for name, choices in (("teacher", TEACHERS), ("diagonal", DIAGONALS)):
@@ -69,7 +69,7 @@ class Objective:
             )
 
     def pair_targets(self, rows: Int[Array, " b"], batch_size: int) -> Float[Array, "b B"]:
-        """Returns the given pairs as targets: 1 - smoothing on the own pair, the rest spread."""
+        """Returns the targets of the given pairs: 1 - smoothing on each, the rest spread evenly."""
         off = self.smoothing / max(batch_size - 1, 1)
         return jnp.where(_is_own(rows, batch_size), 1 - self.smoothing, off)
 
@@ -96,7 +96,7 @@ class Objective:
     def teacher_targets(
         self, img: Float[Array, "b D"], txt: Float[Array, "b D"], *, axis_name: str | None = None
     ) -> ByDirection:
-        """Returns the target of every row, summing to 1, per direction."""
+        """Returns the teacher's targets, per direction; every row sums to 1."""
         return targets_of(self.teacher_plans(img, txt, axis_name=axis_name))
 
     def loss(
@@ -170,16 +170,16 @@ def kl_divergence(
 
 
 def targets_of(plans: ByDirection) -> ByDirection:
-    """Divides each row of a plan by its sum: the target that the student's row is pulled to."""
+    """Divides each row of the plans by its sum, which makes it the target of a student's row."""
     return jax.tree.map(lambda plan: plan / plan.sum(axis=-1, keepdims=True), plans)
 
 
 def health(plans: ByDirection) -> dict[str, Float[Array, ""]]:
-    """Returns three numbers that say whether a teacher teaches; over both directions,
+    """Returns three measures of a teacher's targets, over both directions.
 
     row_error: largest |B * row sum - 1| of a plan: 0 when Sinkhorn has converged;
-    entropy: mean entropy of a target row in nats: 0 is one match each, ln B is no opinion;
-    own_mass: mean target on the own pair: 0 when the diagonal is removed.
+    target_entropy: mean entropy of a target row in nats: 0 is one match each, ln B is no opinion;
+    own_mass: mean target on the given pair: 0 when the diagonal is removed.
     """
     plan = jnp.stack([plans["image"], plans["text"]])
     rows = plan.sum(axis=-1, keepdims=True)
@@ -187,7 +187,7 @@ def health(plans: ByDirection) -> dict[str, Float[Array, ""]]:
     B = plan.shape[-1]
     return {
         "row_error": jnp.abs(B * rows - 1).max(),
-        "entropy": _entropy(target).mean(),
+        "target_entropy": _entropy(target).mean(),
         "own_mass": (target * _is_own(jnp.arange(B), B)).sum(axis=-1).mean(),
     }
 
@@ -206,7 +206,7 @@ def _dot(a, b):
 
 
 def _gather(img, txt, axis_name):
-    """Returns which rows of the batch this device has, and the embeddings of the whole batch."""
+    """Returns the numbers of this device's rows, and the embeddings of the whole batch."""
     rows = jnp.arange(img.shape[0])
     if axis_name is None:
         return rows, img, txt

@@ -34,7 +34,7 @@ def learning_rate(
 
 
 def matrices(params: PyTree) -> PyTree[bool]:
-    """Marks what weight decay is for: kernels and embeddings, nothing with fewer axes, no gates."""
+    """Marks the parameters that decay: kernels and embeddings, no gates, biases or scales."""
     return jax.tree_util.tree_map_with_path(
         lambda path, x: x.ndim > 1 and path[0].key != "gates", params
     )
@@ -66,6 +66,6 @@ def make_optimizer(
     if clip_norm:
         tx = optax.chain(optax.clip_by_global_norm(clip_norm), tx)
     if frozen is not None:
-        labels = jax.tree.map(lambda x: "frozen" if x else "trained", frozen)
-        tx = optax.partition({"trained": tx, "frozen": optax.set_to_zero()}, labels)
+        partition = jax.tree.map(lambda x: "frozen" if x else "trained", frozen)
+        tx = optax.partition({"trained": tx, "frozen": optax.set_to_zero()}, partition)
     return tx

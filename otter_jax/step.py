@@ -23,7 +23,7 @@ from otter_jax.objective import ByDirection, Objective, health, scale_of, target
 
 
 class TrainState(struct.PyTreeNode):
-    """Everything that changes while training, and nothing else."""
+    """Holds everything that changes during training."""
 
     step: Any  # int32 scalar: updates done
     params: Any
@@ -63,10 +63,10 @@ def train_step(
     """Returns the next state, and the step's metrics.
 
     `batch` holds image uint8 [B, H, W, 3], and captions as `Towers` takes them. Parameters that
-    match `freeze` stay as they are (see `freezing`); gates (see `gates`) are parameters like
-    others, with `gate_strength` times their penalty in the loss. `ema_decay=None` keeps the teacher
-    fixed: it then looks at the batch as in evaluation, an EMA teacher as in training (its own batch
-    statistics and dropout masks), as released.
+    match `freeze` stay as they are (see `freezing`). Gates (see `gates`) are trained like other
+    parameters; the loss has their penalty, times `gate_strength`. `ema_decay=None` keeps the
+    teacher fixed. A fixed teacher runs in evaluation mode; an EMA teacher runs in training mode
+    (its own batch statistics and dropout masks), as released.
     """
     image, captions = batch["image"], {k: v for k, v in batch.items() if k != "image"}
 
@@ -81,12 +81,12 @@ def train_step(
     student = {"params": state.params, "batch_stats": state.batch_stats}
     teacher = state.teacher if ema_decay is None else share_frozen(state.teacher, student, freeze)
     targets, numbers, teacher_stats = None, {}, None
-    if objective.teacher != "none":  # it looks first: what it sees is what the student learns from
+    if objective.teacher != "none":  # it looks first: its embeddings set the student's targets
         embeddings, updated = encode(**teacher, rng=teacher_rng, train=ema_decay is not None)
         teacher_stats = updated.get("batch_stats", {})
         targets, numbers = teach(objective, *embeddings, mesh=mesh)
 
-    def loss_fn(params):
+    def loss_fn(params):  # of the student alone: the targets are constants
         params = stop_frozen(params, freeze)
         embeddings, updated = encode(params, state.batch_stats, student_rng)
         loss, terms = matching_loss(objective, *embeddings, targets, params["log_scale"], mesh=mesh)
@@ -99,7 +99,7 @@ def train_step(
     (loss, (terms, batch_stats)), grads = grad_fn(state.params)
     updates, opt_state = tx.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
-    if ema_decay is not None:
+    if ema_decay is not None:  # the EMA takes in the updated student, for the next step's targets
         student = {"params": params, "batch_stats": batch_stats}
         teacher = follow(teacher, student, teacher_stats, ema_decay_at(state.step, ema_decay))
     norms = {"grad_norm": optax.tree.norm(grads), "param_norm": optax.tree.norm(params)}
@@ -113,7 +113,7 @@ def follow(
 ) -> PyTree:
     """Moves an EMA teacher towards the student: decay * teacher + (1 - decay) * student.
 
-    A teacher that looked at the batch has statistics of its own, `batch_stats`, and keeps those.
+    A teacher that embedded the batch has statistics of its own, `batch_stats`, and keeps those.
     """
     moved = optax.incremental_update(student, teacher, 1 - decay)
     return moved if batch_stats is None else moved | {"batch_stats": batch_stats}
@@ -125,7 +125,7 @@ def teach(
     """Returns the targets that a teacher with these embeddings sets, and their health.
 
     The rows of the embeddings, and of both [B, B] targets, are spread over the devices of `mesh`;
-    no [B, B] matrix is sent. See `objective.health` for its three numbers.
+    no [B, B] matrix is sent. `objective.health` explains the three measures.
     """
     plans_of = functools.partial(objective.teacher_plans, axis_name=AXIS)
     plans = jax.shard_map(plans_of, mesh=mesh, in_specs=ROWS, out_specs=ROWS)(img, txt)

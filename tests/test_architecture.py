@@ -101,7 +101,7 @@ def test_an_objective_is_added_as_the_page_says(monkeypatch):
     assert name not in METHODS
     monkeypatch.setitem(METHODS, name, made)
     config = configs.load(f"quickstart:{name}", ["--config.objective.num_iters=50"])
-    contrastive.check(config, devices=8)
+    contrastive.check_config(config, devices=8)
     found = Objective(**config.objective)
     rows = np.random.RandomState(0).standard_normal((2, 6, 4))
     img, txt = jnp.array(rows / np.linalg.norm(rows, axis=2, keepdims=True))

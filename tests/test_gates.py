@@ -105,7 +105,7 @@ def test_attention_to_a_filter_is_the_mean_over_its_slices():
 )
 def test_a_section_that_means_nothing_is_refused(section, words):
     with pytest.raises(UserError, match=words):
-        gates.check(**section)
+        gates.check_gates(**section)
 
 
 def test_a_network_without_convolutions_has_no_gates():

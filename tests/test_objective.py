@@ -180,11 +180,11 @@ def test_health_knows_the_extremes():
     blank = {k: jnp.ones((B, B)) / B**2 for k in ("image", "text")}
     assert {k: float(v) for k, v in objective.health(identity).items()} == {
         "row_error": 0.0,
-        "entropy": 0.0,
+        "target_entropy": 0.0,
         "own_mass": 1.0,
     }
     numbers = objective.health(blank)
-    np.testing.assert_allclose(numbers["entropy"], np.log(B), rtol=1e-6)
+    np.testing.assert_allclose(numbers["target_entropy"], np.log(B), rtol=1e-6)
     np.testing.assert_allclose(numbers["own_mass"], 1 / B, rtol=1e-6)
 
 

@@ -27,7 +27,7 @@ def parser() -> start.Parser:
 
 def run(options: argparse.Namespace) -> None:
     """Converts as the flags say."""
-    start.announce()
+    start.print_loading()
     config = flags.config(options, needs="objective")
     from otter_jax.run.console import make_console
     from otter_jax.run.convert import run as convert

@@ -29,13 +29,13 @@ def parser() -> start.Parser:
 
 def run(options: argparse.Namespace) -> int:
     """Looks at the config that the flags name; returns 1 if something is wrong."""
-    start.announce()
+    start.print_loading()
     config = flags.config(options, needs="objective")
     from otter_jax.run.console import make_console
-    from otter_jax.training.doctor import tell
+    from otter_jax.training.doctor import print_findings
 
     console = make_console()
-    if not tell(config, step=not options.nostep, console=console):
+    if not print_findings(config, step=not options.nostep, console=console):
         return 1
     words = ("--config", options.config, *options.overrides, "--workdir", "runs/first")
     console.print(start.following(("train", *words)))

@@ -26,7 +26,7 @@ def parser() -> start.Parser:
 
 def run(options: argparse.Namespace) -> None:
     """Evaluates as the flags say."""
-    start.announce(options.process_id)
+    start.print_loading(options.process_id)
     workdir = options.workdir
     config = flags.config(options, needs="objective")
     flags.join(options, config, workdir)

@@ -54,7 +54,7 @@ def run(options: argparse.Namespace) -> None:
             raise UserError(f"--{name} is for {other}, and {workdir} is a run of {one}.")
     if options.by is not None and not options.share:
         raise UserError("--by goes with --share: it says which of the filters are pruned.")
-    start.announce()
+    start.print_loading()
     if transfer:
         _network(config, options, console)
     else:

@@ -86,7 +86,7 @@ def parser() -> start.Parser:
 
 def run(options: argparse.Namespace) -> int:
     """Makes the set that the flags describe."""
-    start.announce(waits_for="the program")
+    start.print_loading(waits_for="the program")
     from otter_jax.run.console import make_console
 
     console = make_console()
@@ -99,7 +99,7 @@ def run(options: argparse.Namespace) -> int:
         return 130
     finally:
         signal.signal(signal.SIGTERM, before)
-    _say_next(options, console)
+    _print_next(options, console)
     return 0
 
 
@@ -136,7 +136,7 @@ def _make(options: argparse.Namespace, console: rich.console.Console) -> None:
     )
 
 
-def _say_next(options: argparse.Namespace, console: rich.console.Console) -> None:
+def _print_next(options: argparse.Namespace, console: rich.console.Console) -> None:
     """Prints the commands that train on the set; sets of pictures to evaluate on have none."""
     if options.layout and options.layout not in configs.names():
         return

@@ -118,7 +118,7 @@ class _Formatter(argparse.RawDescriptionHelpFormatter):
         super().__init__(prog, max_help_position=28, width=WIDTH)
 
 
-def announce(process_id: int | None = None, *, waits_for: str = "JAX and the program") -> None:
+def print_loading(process_id: int | None = None, *, waits_for: str = "JAX and the program") -> None:
     """Says at once what is loaded; of several processes the first alone does."""
     env = os.environ
     ranks = (process_id, env.get("SLURM_PROCID"), env.get("OMPI_COMM_WORLD_RANK"))

@@ -26,7 +26,7 @@ def parser() -> start.Parser:
 
 def run(options: argparse.Namespace) -> None:
     """Trains as the flags say."""
-    start.announce(options.process_id)
+    start.print_loading(options.process_id)
     config = flags.config(options, needs="objective")
     flags.join(options, config, options.workdir)
     from otter_jax.run import directory
@@ -34,7 +34,7 @@ def run(options: argparse.Namespace) -> None:
     from otter_jax.training import contrastive
 
     console, workdir = make_console(), options.workdir
-    directory.say_differences(workdir, config, console)
+    directory.print_differences(workdir, config, console)
     contrastive.run(config, workdir, console=console)
     console.print(f"Results are in {workdir / 'results'}, the log is {workdir / 'metrics.jsonl'}.")
     out = workdir.with_name(f"{workdir.name}_exported")

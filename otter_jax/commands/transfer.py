@@ -27,7 +27,7 @@ def parser() -> start.Parser:
 
 def run(options: argparse.Namespace) -> None:
     """Trains as the flags say, and writes the report."""
-    start.announce(options.process_id)
+    start.print_loading(options.process_id)
     config = flags.config(options, needs="phases")
     flags.join(options, config, options.workdir)
     from otter_jax.report import transfer as report
@@ -36,7 +36,7 @@ def run(options: argparse.Namespace) -> None:
     from otter_jax.transfer import task
 
     console, workdir = make_console(), options.workdir
-    directory.say_differences(workdir, config, console)
+    directory.print_differences(workdir, config, console)
     validation = task.run(config, workdir, console=console)
     if config.report:
         report.write(config, workdir, validation, console=console)

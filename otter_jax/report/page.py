@@ -1,4 +1,4 @@
-"""Writes a page of results, text, tables and pictures under headings, as one HTML file."""
+"""Makes an HTML page of text, tables and pictures under headings."""
 
 import html
 import pathlib
@@ -9,7 +9,7 @@ Part = str | pathlib.Path | Sequence[Mapping[str, Any]]  # text, a picture's pat
 
 
 def page(title: str, parts: Iterable[tuple[str, Part]]) -> str:
-    """Returns the HTML of headed parts: text, a picture's path from the page, a table's rows."""
+    """Returns the HTML of parts with headings: text, a picture's relative path, a table's rows."""
     body = []
     for heading, part in parts:
         body.append(f"<h2>{html.escape(heading)}</h2>")

@@ -1,4 +1,4 @@
-"""The report of a transfer: accuracy, gates, pruning and what excites filters, as one page."""
+"""Writes the report page of a transfer: accuracy, gates, pruning, and pictures per filter."""
 
 import json
 import pathlib
@@ -28,7 +28,7 @@ SHARES = (0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.7)  # of the filters, pruned for the 
 
 
 def ranking(attention: Attention) -> dict[str, dict[str, list]]:
-    """Returns per convolution its filters, most attended first, and their attention."""
+    """Returns the filters of each convolution, most attended first, and their attention."""
     ranked = {}
     for path, values in attention.items():
         order = np.argsort(-np.asarray(values), kind="stable")
@@ -40,7 +40,7 @@ def ranking(attention: Attention) -> dict[str, dict[str, list]]:
 
 
 def extremes(attention: Attention) -> list[dict[str, Any]]:
-    """Returns one row per convolution: its most and least attended filters."""
+    """Returns a table's rows, one per convolution: its most and least attended filters."""
 
     def some(pairs):
         return ", ".join(f"{number} ({value:.3f})" for number, value in pairs[:FILTERS])
@@ -138,9 +138,9 @@ def write(
     *,
     console: rich.console.Console,
 ) -> None:
-    """Writes WORKDIR/report.html with its pictures in report/, and filters.json, the ranking.
+    """Writes WORKDIR/report.html with its pictures in report/, filters.json and pruning.json.
 
-    Does nothing if the report is there. All processes call it, and help to measure.
+    Does nothing if the report exists. All processes call it, and help to measure.
     """
     if cluster.stack(np.array((workdir / "report.html").exists()))[0]:
         return
@@ -174,7 +174,7 @@ def write(
             batch_size=config.eval.batch_size,
         )
         figures["What excites the most and least attended filters"] = plot_excitement(shown)
-    if cluster.is_first():  # the others have helped to measure
+    if cluster.is_first():  # the others have only helped to measure
         for name, result in results.items():
             directory.write_json(workdir / name, result)
         title = f"Transfer of {config.model.arch} to {config.data.name}, {config.phases}"
@@ -205,12 +205,12 @@ def prune_points(
     validate: Validation,
     console: rich.console.Console,
 ) -> list[dict[str, Any]]:
-    """Measures accuracy, size and speed of a network, by the share of its filters pruned.
+    """Measures accuracy, size and speed of a network for each share of its filters pruned.
 
-    Nothing is trained in between. Beside it the accuracy when those with the smallest folded kernel
-    go first ("magnitude"), and when as many go at random: what the ranking is worth. `values` are
-    those of the smaller network, `speed` how many times as fast it is as the whole one, here and on
-    a batch of training.
+    Nothing is trained in between. For comparison with the ranking by attention, "magnitude" is the
+    top-1 accuracy when the filters with the smallest folded kernels go, "random" when as many go at
+    random. `values` counts those of the smaller network; `speed` is how many times as fast it is as
+    the whole one, on this machine and a training batch.
     """
     if not pruning.norms(model):
         return []

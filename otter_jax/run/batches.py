@@ -1,4 +1,4 @@
-"""The batches that this process reads of a set, as a config says."""
+"""Reads this process's share of a set's batches."""
 
 import contextlib
 from collections.abc import Callable, Iterator
@@ -21,7 +21,7 @@ from otter_jax.run import cluster
 def training(
     config: ConfigDict, source: Source, annotation: pipeline.Annotation, start: int
 ) -> Iterator[pipeline.Batch]:
-    """Yields this process's rows of the global batches of training from step `start` on."""
+    """Yields this process's rows of the training batches from step `start` on."""
     data = config.data
     return pipeline.train_batches(
         source,
@@ -58,7 +58,7 @@ def evaluation(
 
 
 def ensure_once(dataset: str, data_dir: str, tars: Tars = (), folder: str = "") -> None:
-    """Makes the set unless it is there, in the first process; the others wait, and find it."""
+    """Makes the set if it is missing: the first process makes it, the others wait."""
     with cluster.first_before_others():
         ensure(dataset, data_dir, tars, folder)
 
@@ -69,19 +69,20 @@ def over_all(
     mesh: Mesh,
     best_of: Callable[[Array], Int[Array, "B R"]],
     *,
-    check: Callable[[], None],
+    check_stop: Callable[[], None],
     advance: Callable[[int], None] = lambda count: None,
 ) -> tuple[Int[np.ndarray, "N R"], Bool[np.ndarray, "N"]]:
-    """Returns `best_of` of each image of a set, and whether the image could be read.
+    """Applies `best_of` to every image of a set; returns the results, and which were readable.
 
-    Every process reads its rows, and gets the results of all. `best_of` is compiled, from rows on
-    their devices to a copy on each. `check` is called once per batch, and may raise to end it here;
-    `advance` hears how many records were done.
+    Every process reads its rows, and gets the results of all. `best_of` is a compiled function: it
+    takes rows that are spread over the devices, and its result has a copy on each. `check_stop` is
+    called once per batch, and may raise to end the loop; `advance` is called with the number of
+    records done.
     """
     found, valid = [], np.zeros(len(source), bool)
     with contextlib.closing(evaluation(config, source)) as batches:
         for number, batch in enumerate(batches):
-            check()
+            check_stop()
             best = best_of(meshes.put_batch({"image": batch["image"]}, mesh)["image"])
             found.append(np.asarray(best))
             valid[batch["index"][batch["valid"]]] = True
@@ -92,7 +93,7 @@ def over_all(
 def name_unreadable(
     source: Source, valid: Bool[np.ndarray, "N"], console: rich.console.Console
 ) -> list[str]:
-    """Returns the keys of the images that could not be read, and says that they are left out."""
+    """Returns the keys of the images that could not be read, and prints that they are left out."""
     keys = [source.key(int(i)) for i in np.flatnonzero(~valid)]
     if keys:
         console.print(
@@ -105,7 +106,7 @@ def name_unreadable(
 def shapes(
     config: ConfigDict, annotation: pipeline.Annotation, mesh: Mesh
 ) -> dict[str, jax.ShapeDtypeStruct]:
-    """Returns the shapes of a global batch of training, to compile for before one is read."""
+    """Returns the shapes of a global training batch, so that steps can be compiled before one."""
     B, S = config.train.batch_size, config.data.image_size
     rows_of = {"image": ((B, S, S, 3), np.uint8), **annotation.shapes(B)}
     _, rows = meshes.shardings(mesh)

@@ -25,12 +25,12 @@ class _Manager(ocp.CheckpointManager):
 
 
 class Checkpoints:
-    """Keeps the checkpoints of one run, in WORKDIR/checkpoints/STEP.
+    """Saves and restores the checkpoints of one run, in WORKDIR/checkpoints/STEP.
 
-    Kept are the latest, the one with the largest metric `best` (of those saved together with
+    It keeps the latest, the one with the largest metric `best` (of those saved together with
     metrics; "" for none), and each whose step is a multiple of `keep_every` (0 for none). A
-    directory appears under its number only when it is complete: what a killed process left half
-    written is never offered.
+    directory gets its number only when it is complete, so that a checkpoint that a killed process
+    left half written is never restored.
     """
 
     def __init__(
@@ -51,7 +51,7 @@ class Checkpoints:
             self._folder,
             item_handlers={"state": ocp.PyTreeCheckpointHandler()},
             options=ocp.CheckpointManagerOptions(
-                best_fn=score,  # without it no metrics are written; what is kept, the policy says
+                best_fn=score,  # without it no metrics are written; the policy decides what is kept
                 preservation_policy=_policy.AnyPreservationPolicy(keep),
                 cleanup_tmp_directories=not read_only,
                 create=not read_only,
@@ -72,11 +72,11 @@ class Checkpoints:
         return max(scores, key=scores.get, default=self.latest)
 
     def entries(self, step: int) -> set[str]:
-        """Returns the names in the state of `step`: "params", "teacher", ..."""
+        """Returns the names of the entries in the state of `step`: "params", "teacher", ..."""
         return set(self._manager.item_metadata(step)["state"].tree)
 
     def save(self, step: int, state: PyTree, metrics: Mapping[str, float] | None = None) -> None:
-        """Copies the state out of the devices, and writes it while training goes on."""
+        """Copies the state from the devices, then writes it in the background."""
         if step == self.latest:
             return
         self._manager.save(
@@ -101,21 +101,21 @@ class Checkpoints:
     def restore(self, step: int, like: PyTree, sharding: Sharding) -> PyTree:
         """Restores the state of `step` on the devices of `sharding`, whatever devices saved it.
 
-        `like` gives structure and shapes (arrays or ShapeDtypeStructs). Raises UserError, listing
-        what differs, if the checkpoint is of another model.
+        `like` gives structure and shapes (arrays or ShapeDtypeStructs). Raises UserError, which
+        lists the differences, if the checkpoint is of another model.
         """
         return self._restore(step, like, sharding, partial=False)
 
     def restore_part(self, step: int, like: PyTree, sharding: Sharding) -> PyTree:
-        """Restores the entries of the state of `step` that `like` names; nothing else is read."""
+        """Restores only those entries of the state of `step` that `like` has."""
         return self._restore(step, like, sharding, partial=True)
 
     def wait(self) -> None:
-        """Returns when everything saved is on disk."""
+        """Waits until every checkpoint is on disk."""
         self._manager.wait_until_finished()
 
     def close(self) -> None:
-        """Waits for what is being written, then lets go."""
+        """Waits until every checkpoint is on disk, then releases the directory."""
         self._manager.close()
 
     def _metrics(self, step):
@@ -143,10 +143,11 @@ def restore_best(
     best: str,
     optional: Mapping[str, PyTree] | None = None,
 ) -> tuple[PyTree, int]:
-    """Restores the entries of `like` from a run's best checkpoint by metric `best`; and its step.
+    """Restores the entries of `like` from a run's best checkpoint; returns them and its step.
 
-    Of `optional` entries those come along that are there. Raises UserError if there is no
-    checkpoint, or it is of another model.
+    The best is that with the largest metric `best`, else the latest. Entries of `optional` are
+    restored if the checkpoint has them. Raises UserError if there is no checkpoint, or it is of
+    another model.
     """
     checkpoints = Checkpoints(workdir, best=best, read_only=True)
     try:

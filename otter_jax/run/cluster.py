@@ -1,7 +1,7 @@
-"""Several processes as one program: joining, agreeing, stopping together.
+"""Lets several processes join, agree and stop together.
 
-JAX's distributed runtime does the work; what is here says when it is started, and turns what can go
-wrong into words. With one process every function is there and costs nothing.
+JAX's distributed runtime does the work; this module decides when it is started, and turns its
+failures into messages. With a single process every function returns at once.
 """
 
 import contextlib
@@ -26,22 +26,17 @@ from jaxtyping import PyTree, Shaped
 
 from otter_jax.errors import Stopped, UserError
 
-JOIN = 300  # seconds in which all processes have to come
-
-
+JOIN = 300  # seconds within which all processes must have joined
 HEARTBEAT = 60  # seconds without a sign of life after which a process counts as dead
-
-
-SEEN = 60  # seconds after which a network's file system shows what another machine wrote
-
-
-LONG = 7 * 24 * 3600  # seconds; for what may take its time, such as making a data set
+SEEN = 60  # seconds within which a network file system shows what another machine wrote
+LONG = 7 * 24 * 3600  # seconds to wait for slow work, such as making a data set
 
 
 def launcher() -> str:
-    """Returns what started this process as one of several: "SLURM", "Open MPI", or "" for nothing.
+    """Returns the launcher that started several processes: "SLURM", "Open MPI", or "" for none.
 
-    A batch script or a shell inside an allocation is one process: only `srun` and `mpirun` count.
+    A batch script or a shell inside an allocation is a single process: only `srun` and `mpirun`
+    start several.
     """
     env = os.environ
     if "SLURM_STEP_NODELIST" in env and int(env.get("SLURM_STEP_NUM_TASKS", 1)) > 1:
@@ -52,10 +47,11 @@ def launcher() -> str:
 
 
 def join(coordinator: str | None, num_processes: int | None, process_id: int | None) -> None:
-    """Joins the other processes, if there are any: before anything else is asked of JAX.
+    """Joins the other processes, if there are any; must come before any other call of JAX.
 
-    What is None, SLURM or Open MPI tell. `coordinator` is HOST:PORT of process 0, a port that is
-    free there. On GPUs, SLURM and Open MPI give each process the GPU of its local rank.
+    Arguments that are None are taken from SLURM or Open MPI. `coordinator` is HOST:PORT of process
+    0, a port that is free there. On GPUs, under SLURM and Open MPI, each process gets the GPU of
+    its local rank.
 
     Raises UserError if the three are incomplete, if the coordinator cannot be reached, or the
     processes do not have equally many devices. If others do not come within `JOIN` seconds, JAX
@@ -101,7 +97,7 @@ def join(coordinator: str | None, num_processes: int | None, process_id: int | N
 
 
 def _reach(coordinator: str, *, first: bool) -> None:
-    """Raises UserError unless HOST:PORT is one, and answers; JAX itself would end with a dump."""
+    """Raises UserError if HOST:PORT is malformed or does not answer; JAX would dump core."""
     host, _, port = coordinator.rpartition(":")
     if not host or not port.isdigit():
         raise UserError(f"--coordinator={coordinator!r}: HOST:PORT, for example node0:8476.")
@@ -120,12 +116,12 @@ def _reach(coordinator: str, *, first: bool) -> None:
 
 
 def is_first() -> bool:
-    """Tells whether this is process 0, which alone writes and prints what all of them know."""
+    """Tells whether this is process 0, which writes and prints for all processes."""
     return jax.process_index() == 0
 
 
 def stack(x: Shaped[np.ndarray, "*shape"]) -> Shaped[np.ndarray, "P *shape"]:
-    """Stacks the arrays of all P processes, which must have one shape. All processes call it."""
+    """Stacks the arrays of all P processes, of the same shape. All processes call it."""
     if jax.process_count() == 1:
         return x[None]
     return np.asarray(multihost_utils.process_allgather(x))
@@ -141,9 +137,9 @@ def gather(text: str) -> list[str]:
 
 
 def agree(facts: Callable[[], Mapping[str, Any]]) -> None:
-    """Raises UserError, on all processes, that names what they do not have in common.
+    """Raises UserError on all processes if they differ, and names the differences.
 
-    `facts` may take time to collect: a process that is alone does not.
+    `facts` may take time to compute, so a single process does not call it.
     """
     if jax.process_count() == 1:
         return
@@ -163,7 +159,7 @@ def agree(facts: Callable[[], Mapping[str, Any]]) -> None:
 
 
 def fingerprint(tree: PyTree) -> str:
-    """Returns eight digits that differ when a value of the tree does, for `agree`."""
+    """Returns eight digits that change whenever a value of the tree does, for `agree`."""
     crc = 0
     for leaf in jax.tree.leaves(tree):
         crc = zlib.crc32(np.ascontiguousarray(leaf).view(np.uint8), crc)
@@ -171,7 +167,7 @@ def fingerprint(tree: PyTree) -> str:
 
 
 def check_shared(workdir: pathlib.Path) -> None:
-    """Raises UserError unless all processes see the same folder: each writes a part of a state."""
+    """Raises UserError unless all processes see the same folder, as shared checkpoints need."""
     if jax.process_count() == 1:
         return
     token, path = uuid.uuid4().hex, workdir / "together"
@@ -197,7 +193,7 @@ def check_shared(workdir: pathlib.Path) -> None:
 
 @contextlib.contextmanager
 def first_before_others() -> Iterator[None]:
-    """Makes the other processes wait before this context until the first has left it."""
+    """Lets the first process through this context before all others, which wait."""
     if not is_first():
         meet("first_before_others")
     yield
@@ -206,8 +202,8 @@ def first_before_others() -> Iterator[None]:
 
 
 def meet(where: str) -> None:
-    """Returns when all processes have come to this place; a computation would wait less long."""
-    barrier = ocp.multihost.get_barrier_sync_fn()  # of the coordinator, not of the devices
+    """Waits until all processes get here; tolerates longer waits than a collective does."""
+    barrier = ocp.multihost.get_barrier_sync_fn()  # kept by the coordinator, not by the devices
     barrier(key=f"{where} {next(_meetings)}", timeout_ms=LONG * 1000)
 
 
@@ -215,18 +211,18 @@ _meetings = itertools.count()  # a barrier needs a name of its own
 
 
 class Stop:
-    """Takes SIGTERM and Ctrl-C in this context as requests to stop; a second one acts as usual.
+    """A context in which SIGTERM and Ctrl-C are requests to stop; a second one acts as usual.
 
-    Of several processes any may get the signal, and JAX lets all agree on where to stop.
+    Any of several processes may get the signal; JAX lets all agree on the step to stop at.
     """
 
     def __init__(self):
-        self.by = ""  # what asked, as far as this process knows
+        self.by = ""  # name of the signal, if this process got it
         self._reached, self._asked, self._interrupts = False, 0, False
         self._before: dict[int, Any] = {}
 
     def __enter__(self):
-        several = jax.distributed.is_initialized()  # then JAX has taken SIGTERM for itself
+        several = jax.distributed.is_initialized()  # then JAX itself handles SIGTERM
         for number in (signal.SIGINT,) if several else (signal.SIGINT, signal.SIGTERM):
             self._before[number] = signal.signal(number, self._ask)
         return self
@@ -236,7 +232,7 @@ class Stop:
             signal.signal(number, handler)
 
     def reached(self) -> bool:
-        """Tells whether to stop here. All processes ask equally often, and get the same answers."""
+        """Tells whether to stop here. All processes must ask equally often; they get one answer."""
         if not jax.distributed.is_initialized():
             self._reached = bool(self.by)
         elif not self._reached:
@@ -251,7 +247,7 @@ class Stop:
 
     @contextlib.contextmanager
     def interrupting(self) -> Iterator[None]:
-        """Lets a signal end this context at once with Stopped; with several processes none does."""
+        """Makes a signal raise Stopped in this context at once, if there is a single process."""
         self._interrupts = not jax.distributed.is_initialized()
         try:
             if self._interrupts and self.by:

@@ -1,4 +1,4 @@
-"""The words of a run: its console and progress bar, and numbers as people read them."""
+"""Console, progress bar, and readable numbers."""
 
 import textwrap
 from collections.abc import Mapping
@@ -6,17 +6,17 @@ from collections.abc import Mapping
 import rich.console
 import rich.progress
 
-WIDTH = 100  # columns that what is printed fits in
+WIDTH = 100  # columns of printed lines
 
 
 def make_console() -> rich.console.Console:
     """Returns the console that programs print to."""
-    # Keys, paths and regular expressions are printed as they are: not read as markup, not broken.
+    # Keys, paths and regular expressions are printed unchanged: no markup, no line breaks.
     return rich.console.Console(markup=False, highlight=False, soft_wrap=True)
 
 
 def progress_bar(console: rich.console.Console) -> rich.progress.Progress:
-    """Returns a bar of what is done and the time left; it shows on terminals alone."""
+    """Returns a bar that shows progress and the time left, on terminals only."""
     return rich.progress.Progress(
         rich.progress.TextColumn("{task.description}"),
         rich.progress.BarColumn(),
@@ -30,7 +30,7 @@ def progress_bar(console: rich.console.Console) -> rich.progress.Progress:
 
 
 def in_columns(fields: Mapping[str, str]) -> str:
-    """Lays names and their texts out in two columns, the texts wrapped at `WIDTH`."""
+    """Lays out names and their texts in two columns, the texts wrapped at `WIDTH`."""
     return "\n".join(
         textwrap.fill(
             f"{name:11} {text}",

@@ -1,4 +1,4 @@
-"""Checkpoints of the released PyTorch code as runs."""
+"""Turns checkpoints of the released PyTorch code into runs."""
 
 import json
 import pathlib
@@ -21,9 +21,9 @@ def run(
     *,
     console: rich.console.Console,
 ) -> None:
-    """Writes `checkpoint` into `workdir`, where evaluation, export and teacher.checkpoint find it.
+    """Writes `checkpoint` into `workdir`, for evaluation, export or as teacher.checkpoint.
 
-    Optimiser and epoch are left behind: the release itself cannot go on from them exactly.
+    Optimiser and epoch are left out: the release itself cannot resume from them exactly.
     Raises UserError if the file is not such a checkpoint of the model that `config` describes, or
     if `workdir` has one already.
     """

@@ -1,4 +1,4 @@
-"""The directory of a run: its config, how it was started, its results, files written whole."""
+"""Reads and writes a run's directory: config, starts, results; files appear whole."""
 
 import hashlib
 import json
@@ -19,7 +19,7 @@ PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "nump
 
 
 def describe(workdir: pathlib.Path, config: Mapping[str, Any]) -> None:
-    """Writes config.json, and adds how this start was made to run.json, one entry per start."""
+    """Writes config.json, and adds an entry for this start to run.json."""
     workdir.mkdir(parents=True, exist_ok=True)
     write_text(workdir / "config.json", json.dumps(config, indent=2, sort_keys=True))
     path = workdir / "run.json"
@@ -31,7 +31,7 @@ def describe(workdir: pathlib.Path, config: Mapping[str, Any]) -> None:
             cwd=here, capture_output=True, text=True, check=True,
         ).stdout.strip()  # fmt: skip
     except (OSError, subprocess.CalledProcessError):
-        git = None  # no git, or not a checkout
+        git = None  # git is not installed, or this is no checkout
     starts.append(
         {
             "command": sys.argv,
@@ -59,7 +59,7 @@ def versions() -> dict[str, Any]:
 def config_of(workdir: pathlib.Path, *, needs: str = "objective") -> ConfigDict:
     """Returns the config of the latest start of a run.
 
-    Raises UserError if there is none, or it has no key `needs`: a run of another program.
+    Raises UserError if there is none, or it has no key `needs`: another command made the run.
     """
     config = read_config(workdir)
     if needs not in config:
@@ -72,32 +72,32 @@ def read_config(workdir: pathlib.Path) -> ConfigDict:
     path = workdir / "config.json"
     if not path.is_file():
         raise UserError(f"There is no {path}: is {workdir} the directory of a run?")
-    no_gates = {"gates": {"shape": "", "penalty": "", "strength": 0.0}}  # of runs before there were
+    no_gates = {"gates": {"shape": "", "penalty": "", "strength": 0.0}}  # runs older than gates
     return ConfigDict(no_gates | json.loads(path.read_text()))
 
 
 def write_json(path: pathlib.Path, value: Any) -> None:
-    """Writes a result so that a reader never sees half of it."""
+    """Writes a value as JSON, so that a reader never sees half of it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     write_text(path, json.dumps(value, indent=2))
 
 
 def results(workdir: pathlib.Path, step: int) -> pathlib.Path:
-    """Returns the file that an evaluation of the state after `step` steps is written to."""
+    """Returns the file for the evaluation of the state after step `step`."""
     return workdir / "results" / f"step_{step:08d}.json"
 
 
 def write_text(path: pathlib.Path, text: str) -> None:
-    """Writes a file so that a reader, or a kill, never leaves half of it."""
+    """Writes a file, so that neither a reader nor a kill ever meets half of it."""
     scratch = path.with_name(path.name + ".tmp")
     scratch.write_text(text, "utf-8")
     os.replace(scratch, path)
 
 
-def say_differences(
+def print_differences(
     workdir: pathlib.Path, config: ConfigDict, console: rich.console.Console
 ) -> None:
-    """Prints what has changed since the last start of the run, if there was one."""
+    """Prints the config values that changed since the run's last start, if there was one."""
     if (workdir / "config.json").exists():
         for line in differences(read_config(workdir), config):
             console.print(f"Changed since the last start: {line}")

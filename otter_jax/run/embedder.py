@@ -1,4 +1,4 @@
-"""Images and texts become vectors: one model, compiled once, on all devices."""
+"""Embeds images and texts with one model, compiled once, on all devices."""
 
 from collections.abc import Callable, Sequence
 
@@ -16,11 +16,11 @@ from otter_jax.data.captions import Tokenizer
 class Embedder:
     """Embeds images and texts with any weights of one model, in batches of one size.
 
-    Every process calls its methods alike, and gets the embeddings of the whole batch.
+    All processes make the same calls; each gets the embeddings of the whole batch.
     """
 
     def __init__(self, model: nn.Module, tokenizer: Tokenizer, mesh: Mesh, *, batch_size: int):
-        """`batch_size` is over all devices. Raises UserError unless it divides over them."""
+        """Takes a `batch_size` over all devices. Raises UserError unless it divides over them."""
         meshes.check_divides("eval.batch_size", batch_size, mesh.size)
         self._tokenizer, self._mesh, self._batch_size = tokenizer, mesh, batch_size
         whole, rows = meshes.shardings(mesh)
@@ -35,19 +35,19 @@ class Embedder:
         self._texts = jax.jit(texts, in_shardings=(whole, rows, rows), out_shardings=whole)
 
     def images(self, variables: PyTree, image: UInt8[Array, "B H W 3"]) -> Float[Array, "B D"]:
-        """Embeds one batch whose rows are spread over the devices; so are those of the result."""
+        """Embeds one batch; its rows, and those of the result, are spread over the devices."""
         return self._images(variables, image)
 
     def texts(
         self,
         variables: PyTree,
         texts: Sequence[str],
-        check: Callable[[], None] = lambda: None,
+        check_stop: Callable[[], None] = lambda: None,
     ) -> Float[np.ndarray, "N D"]:
-        """Embeds any number of texts; `check` is called once per batch, and may raise."""
+        """Embeds any number of texts; `check_stop` is called once per batch, and may raise."""
         B, chunks = self._batch_size, []
         for start in range(0, len(texts), B):
-            check()
+            check_stop()
             part = list(texts[start : start + B])
             token_ids, mask = self._tokenizer.encode(part + [""] * (B - len(part)))
             rows = meshes.put_batch(_own_rows({"ids": token_ids, "mask": mask}), self._mesh)
@@ -61,6 +61,6 @@ def _folded(variables):
 
 
 def _own_rows(batch):
-    """Returns this process's part of a batch that every process has made whole."""
+    """Returns this process's rows of a batch that every process has as a whole."""
     count, index = jax.process_count(), jax.process_index()
     return {name: np.split(rows, count)[index] for name, rows in batch.items()}

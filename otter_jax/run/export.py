@@ -45,7 +45,7 @@ def run(
     """
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):
         raise UserError(f"--out {out} is there already, and not an empty folder; give a new one.")
-    # Others compute in float32, so the numbers to compare with are float32's.
+    # timm and transformers compute in float32, so the embeddings in check.npz must too.
     found = trained.load(config, workdir, meshes.one_device(), dtype="float32")
     model, variables = found.model, jax.device_get(found.of(which, workdir))
     tokenizer = Tokenizer(found.tokenizer, config.data.max_tokens)

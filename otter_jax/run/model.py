@@ -1,4 +1,4 @@
-"""Fresh models: from the model section of a config to two towers and what they start from."""
+"""Makes untrained towers from a config's `model` section, with their starting weights."""
 
 import functools
 from collections.abc import Callable, Mapping
@@ -33,12 +33,11 @@ def fresh(
     gate_shape: str = "",
     key: Key[Array, ""],
 ) -> tuple[Towers, PyTree, Path]:
-    """Makes the model; returns it, its variables {"params", "batch_stats"}, its tokenizer's folder.
+    """Makes a model; returns it, its variables {"params", "batch_stats"}, its tokenizer's folder.
 
-    Arguments are those of `configs/common.py`, section model; with `gate_shape` the convolutions of
-    the image tower get gates of 1 (`gates.create`).
-    Variables that no weights were given for are drawn from `key`. Raises UserError as
-    `weights.load_image` and `weights.load_text` do.
+    The arguments are those of `configs/common.py`, section model; with `gate_shape` the
+    convolutions of the image tower get gates of 1 (`gates.create`). Variables without weights are
+    drawn from `key`. Raises UserError as `weights.load_image` and `weights.load_text` do.
     """
     model, image, text = load_towers(dim=dim, img=img, txt=txt, dtype=dtype)
     given: dict[str, Any] = {}
@@ -50,14 +49,17 @@ def fresh(
 
 
 def complete(given: PyTree, initial: Callable[[], PyTree]) -> PyTree:
-    """Returns the variables that `initial` makes, with those that are given in their places."""
+    """Draws the variables that are not given, and returns all of them.
+
+    `initial` draws all; the given ones replace their namesakes.
+    """
     given = traverse_util.flatten_dict(given)
 
     def draw():
         flat = traverse_util.flatten_dict(initial())
         return {path: leaf for path, leaf in flat.items() if path not in given}
 
-    # Compiled without optimisation and without what is given: a second instead of a minute.
+    # Compiled without optimisation, and only for missing variables: a second instead of a minute.
     drawn = jax.jit(draw, compiler_options={"xla_backend_optimization_level": 0})()
     return traverse_util.unflatten_dict(given | drawn)
 
@@ -70,7 +72,7 @@ def shapes(
     dtype: str,
     gate_shape: str = "",
 ) -> tuple[Towers, PyTree, Path]:
-    """Returns what `fresh` does with the variables' shapes alone; no weights are read."""
+    """Returns what `fresh` returns, with shapes in place of weights; reads no weights."""
     txt = {**txt, "pretrained": False}
     model, _, text = load_towers(dim=dim, img=img, txt=txt, dtype=dtype, pretrained=False)
     like = jax.eval_shape(lambda: gated(initialise(model, jax.random.key(0)), gate_shape))
@@ -94,7 +96,7 @@ def load_towers(
     dtype: str,
     pretrained: bool = True,
 ) -> tuple[Towers, Encoder, Encoder]:
-    """Returns the model, and its two encoders as `weights.load_image` and `load_text` have them."""
+    """Returns the model, and its two encoders from `weights.load_image` and `load_text`."""
     as_dtype = dtype_of(dtype)
     image = encoders.load_image(
         img["weights"], arch=img["arch"], dtype=as_dtype, pretrained=pretrained
@@ -114,14 +116,14 @@ def load_towers(
 
 
 def dtype_of(name: str) -> Any:
-    """Returns the dtype that encoders compute in. Raises UserError for another than `DTYPES`."""
+    """Returns the dtype that encoders compute in. Raises UserError for a name not in `DTYPES`."""
     if name not in DTYPES:
         raise UserError(f"model.dtype={name!r}: one of {', '.join(DTYPES)}.")
     return DTYPES[name]
 
 
 def check_sizes(config: ConfigDict, model: Towers, tokenizer: Tokenizer) -> None:
-    """Raises UserError if an encoder cannot read such images, or captions so tokenised."""
+    """Raises UserError if an encoder cannot read images or captions of the config's sizes."""
     words = model.txt.config.vocab_size
     if tokenizer.vocab_size > words:
         raise UserError(

@@ -1,4 +1,4 @@
-"""Trained models: from the directory of a run to its weights, as a whole or in part."""
+"""Loads trained weights from a run's directory."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,13 +19,13 @@ from otter_jax.weights import encoders
 
 
 class Trained(NamedTuple):
-    """A trained model.
+    """Holds a trained model.
 
     Attributes:
       model: the module.
       variables: {"params", "batch_stats"} of the "student" and, where there is one, of the "ema".
       tokenizer: the folder of its tokenizer.
-      step: of the run, after which they were saved.
+      step: the step of the run after which they were saved.
     """
 
     model: Towers
@@ -47,9 +47,9 @@ def load(
 ) -> Trained:
     """Restores the best checkpoint of a contrastive run by eval.best, else the latest.
 
-    The model computes in `dtype`, by default as it was trained; gates are folded in. "ema" is left
-    out where there is none, or a fixed teacher in its place. Raises UserError if there is no
-    checkpoint, or it is of another model than the config's.
+    The model computes in `dtype`, by default the one it was trained in; gates are folded in. "ema"
+    is left out if the run has none, or a fixed teacher in its place. Raises UserError if there is
+    no checkpoint, or it is of another model than the config's.
     """
     section = config.model.to_dict()
     section |= {"dtype": dtype or section["dtype"], "gate_shape": config.gates.shape}
@@ -66,38 +66,41 @@ def load(
     return Trained(module, folded, tokenizer, step)
 
 
-def is_run(source: str) -> bool:
-    """Tells whether these weights are the directory of a run."""
-    folder = Path(source).expanduser()
-    return bool(source) and (folder / "checkpoints").is_dir() and (folder / "run.json").is_file()
+def is_run(weights: str) -> bool:
+    """Tells whether `weights` is the directory of a run."""
+    folder = Path(weights).expanduser()
+    return bool(weights) and (folder / "checkpoints").is_dir() and (folder / "run.json").is_file()
 
 
-def image_module(source: str, *, arch: str, dtype: str) -> nn.Module:
-    """Returns the module of `image_encoder`; no weights are read, nor need they be there still."""
-    if is_run(source):
-        source = directory.config_of(Path(source).expanduser()).model.img.weights
+def image_module(weights: str, *, arch: str, dtype: str) -> nn.Module:
+    """Returns the module that `image_encoder` returns, without reading weights.
+
+    The weights need not exist any more.
+    """
+    if is_run(weights):
+        weights = directory.config_of(Path(weights).expanduser()).model.img.weights
     dtype = model.dtype_of(dtype)
-    return encoders.load_image(source, arch=arch, dtype=dtype, pretrained=False).module
+    return encoders.load_image(weights, arch=arch, dtype=dtype, pretrained=False).module
 
 
 def image_encoder(
-    source: str, *, arch: str, dtype: str, mean: Sequence[float], std: Sequence[float], ema: bool
+    weights: str, *, arch: str, dtype: str, mean: Sequence[float], std: Sequence[float], ema: bool
 ) -> tuple[nn.Module, PyTree]:
-    """Returns an image encoder without a classifier, and its variables, {} for none.
+    """Returns an image encoder without a classifier, and its variables ({} if it has no weights).
 
-    `source` is what `weights.load_image` takes, or the directory of a contrastive run, whose image
-    tower is taken (with the gates that it has folded in): that of its EMA weights if `ema`.
+    `weights` is the same as for `weights.load_image`, or the directory of a contrastive run: then
+    the encoder is the run's image tower, gates folded in, with its EMA weights if `ema`.
 
     Raises UserError as `weights.load_image` does, if the run's tower is not of `arch`, if the run
-    (or what a folder's config tells of) has seen other pixels than `mean` and `std` make, or for
-    `ema` where there is none.
+    or the folder's config has another `mean` or `std`, or for `ema` where there are no such
+    weights.
     """
     as_dtype = model.dtype_of(dtype)
-    folder = Path(source).expanduser()
-    if not is_run(source):
+    folder = Path(weights).expanduser()
+    if not is_run(weights):
         if ema:
-            raise UserError(f"model.ema is for the weights of a run, and {source!r} is none.")
-        found = encoders.load_image(source, arch=arch, dtype=as_dtype, pixels=(mean, std))
+            raise UserError(f"model.ema is for the weights of a run, and {weights!r} is none.")
+        found = encoders.load_image(weights, arch=arch, dtype=as_dtype, pixels=(mean, std))
         return found.module, found.variables
     config = directory.config_of(folder)
     theirs = config.model.img
@@ -111,10 +114,10 @@ def image_encoder(
 
 
 def fixed_teacher(config: ConfigDict, like: PyTree) -> PyTree:
-    """Restores the student of the run config.teacher.checkpoint: its best weights, else its latest.
+    """Restores the best, else the latest, student of the run config.teacher.checkpoint.
 
-    Its gates are folded in; where `like` has gates, the teacher's are 1. Raises UserError if there
-    is no such run, or it is of another model.
+    The run's gates are folded in; where `like` has gates, the teacher's are 1. Raises UserError if
+    there is no such run, or it is of another model.
     """
     folder = Path(config.teacher.checkpoint).expanduser()
     own = {name: tree for name, tree in like["params"].items() if name != "gates"}

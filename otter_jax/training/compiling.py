@@ -1,4 +1,4 @@
-"""Programs compiled ahead, and the memory that they need."""
+"""Compiles programs ahead of their use, and reports their memory."""
 
 import time
 from typing import Any
@@ -9,14 +9,14 @@ from otter_jax.run import cluster
 
 
 def compiled(jitted: Any, *shapes: Any, name: str, console: rich.console.Console) -> Any:
-    """Compiles a function for arguments of such shapes; says how long it took, and its memory."""
+    """Compiles a function for arguments of such shapes; prints how long it took, and its memory."""
     if not console.is_terminal:
         console.print(f"compiling   {name}")
     with console.status(f"Compiling {name}"):
         began = time.monotonic()
         program = jitted.lower(*shapes).compile()
         seconds = time.monotonic() - began
-        cluster.meet("compiled")  # on CPUs, a computation waits half a minute for the others
+        cluster.meet("compiled")  # on CPUs, a collective waits only half a minute for the others
     console.print(f"compiled    {name} in {seconds:.0f} s; it needs {memory(program)}")
     return program
 
@@ -25,9 +25,9 @@ def memory(program: Any) -> str:
     """Returns the bytes per device that a compiled program holds at once, as text."""
     total = bytes_needed(program)
     if total is None:
-        return "memory that this backend does not tell"
+        return "memory that this backend does not report"
     temporary = program.memory_analysis().temp_size_in_bytes
-    return f"{total / 2**20:,.0f} MiB a device ({temporary / 2**20:,.0f} of it temporary)"
+    return f"{total / 2**20:,.0f} MiB per device ({temporary / 2**20:,.0f} of it temporary)"
 
 
 def bytes_needed(program: Any) -> int | None:

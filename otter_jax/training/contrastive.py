@@ -38,9 +38,8 @@ TEACHERS = {"none": "none", "softmax": "softmax", "transport": "optimal transpor
 def run(config: ConfigDict, workdir: pathlib.Path, *, console: rich.console.Console) -> None:
     """Trains to the last step of `config`, from the newest checkpoint in `workdir` if there is one.
 
-    SIGTERM or Ctrl-C saves after the step that is running, and raises Stopped. Raises UserError for
-    what the config or the data get wrong, before anything is compiled, and when a number is no
-    longer finite.
+    SIGTERM or Ctrl-C saves after the current step, and raises Stopped. Raises UserError for a
+    mistake in config or data, before anything is compiled, and when a number is no longer finite.
     """
     console.print(f"Opening the data set {config.data.name} and both encoders")
     setup = Setup.of(config)
@@ -51,15 +50,15 @@ def run(config: ConfigDict, workdir: pathlib.Path, *, console: rich.console.Cons
 
 @dataclasses.dataclass(frozen=True)
 class Length:
-    """Tells how long a run is."""
+    """Holds the length of a run."""
 
     pairs: int
     steps: int
-    steps_per_epoch: float  # a batch may belong to two epochs
+    steps_per_epoch: float  # not whole: a batch may belong to two epochs
 
     @classmethod
     def of(cls, config: ConfigDict, pairs: int) -> "Length":
-        """Returns the length of config.train.epochs over so many pairs."""
+        """Returns the length of config.train.epochs epochs of so many pairs."""
         B = config.train.batch_size
         steps = max(1, round(config.train.epochs * pairs / B))
         return cls(pairs, steps, pairs / B)
@@ -67,11 +66,11 @@ class Length:
 
 @dataclasses.dataclass
 class Setup:
-    """Holds all that a training step is made of: what is trained, on what, and how.
+    """Holds everything a training step needs: model, data, optimiser, mesh.
 
     Attributes:
-      variables: what training starts from: {"params", "batch_stats"}; None once they are taken.
-      captions, lengths: some of the set's, evenly over it, and how many tokens they have uncut.
+      variables: initial {"params", "batch_stats"}; None once `state` has taken them.
+      captions, lengths: a sample of the set, evenly over it, and how many tokens each has uncut.
       annotation: makes the captions of a batch, packed or not.
       schedule: the learning rate over steps.
     """
@@ -91,12 +90,12 @@ class Setup:
 
     @classmethod
     def of(cls, config: ConfigDict) -> "Setup":
-        """Sets up a config on all devices. Makes the data set if it is not there.
+        """Sets up training on all devices by a config. Makes the data set if it is missing.
 
-        Raises UserError for what the config or the data get wrong, before anything is compiled.
+        Raises UserError for mistakes in the config or the data, before anything is compiled.
         """
         mesh = meshes.make_mesh()
-        check(config, mesh.size)
+        check_config(config, mesh.size)
         batches.ensure_once(config.data.name, config.data.dir, config.data.tars)
         source = open_dataset(config.data.dir, config.data.name, config.data.split)
         source.check_has("image")
@@ -132,12 +131,12 @@ class Setup:
         )  # fmt: skip
 
     def state(self) -> step.TrainState:
-        """Returns the state before the first step, and lets go of the variables: it has them."""
+        """Returns the state before step 1; can be called once."""
         variables, self.variables = self.variables, None
         return step.create_state(variables["params"], variables["batch_stats"], self.tx)
 
     def train_step(self) -> Any:
-        """Returns `step.train_step` of a state and a batch, jitted; it takes the state over."""
+        """Returns the jitted `train_step`; it donates its state argument."""
         config = self.config
         whole, rows = meshes.shardings(self.mesh)
         one_step = functools.partial(
@@ -169,7 +168,7 @@ class Contrastive:
         self._compiled: Step | None = None
 
     def initial_state(self, start: int) -> step.TrainState:
-        """Returns the state before the first step, with a fixed teacher if the config has one."""
+        """Returns the state before step 1, with a fixed teacher if the config has one."""
         teacher = None
         if self.config.teacher.checkpoint and not start:
             teacher = trained.fixed_teacher(self.config, self._setup.variables)
@@ -200,30 +199,30 @@ class Contrastive:
         """Tells whether an evaluation follows step `now`, other than the last."""
         return is_multiple(now, self.config.eval.every)
 
-    def evaluate(self, now: int, state: step.TrainState, check: Callable[[], None]) -> Metrics:
+    def evaluate(self, now: int, state: step.TrainState, check_stop: Callable[[], None]) -> Metrics:
         """Evaluates student and EMA teacher on all sets of the config."""
         variables = {"student": {"params": state.params, "batch_stats": state.batch_stats}}
         if not self.config.teacher.checkpoint:
             variables["ema"] = state.teacher
-        return self._evaluator(now, variables, check)
+        return self._evaluator(now, variables, check_stop)
 
     def numbers(self, now: int) -> Metrics:
-        """Returns the learning rate of step `now`, and the epoch that it ends in."""
+        """Returns the learning rate of step `now`, and how many epochs are done after it."""
         return {
             "learning_rate": float(self._setup.schedule(now - 1)),
             "epoch": now * self.config.train.batch_size / self._setup.length.pairs,
         }
 
     def line(self, now: int, recorded: Metrics) -> str:
-        """Returns the log line: loss and terms, scales, the targets' health, rate, time left."""
+        """Returns the log line: loss and terms, scales, the targets' health, speed, time left."""
         m = recorded
         terms, scales, health = f"pairs {m['pairs']:.3f}", f"{m['scale_pairs']:.1f}", ""
         if "teacher" in m:
             terms += f", teacher {m['teacher']:.3f}"
             scales += f", {m['scale_teacher']:.1f}"
             health = (
-                f"target entropy {m['entropy']:.2f}, own {m['own_mass']:.2f}, row error"
-                f" {m['row_error']:.1e} | "
+                f"target entropy {m['target_entropy']:.2f}, own mass {m['own_mass']:.2f},"
+                f" row error {m['row_error']:.1e} | "
             )
         return (
             f"step {now}/{self.steps} epoch {m['epoch']:.1f} | loss {m['loss']:.3f} ({terms}) |"
@@ -232,8 +231,8 @@ class Contrastive:
         )
 
 
-def check(config: ConfigDict, devices: int) -> None:
-    """Raises UserError for sizes that cannot be, before any data is read."""
+def check_config(config: ConfigDict, devices: int) -> None:
+    """Raises UserError for impossible values of a config, before any data is read."""
     B = config.train.batch_size
     meshes.check_divides("train.batch_size", B, devices)
     if B < 2:
@@ -242,7 +241,7 @@ def check(config: ConfigDict, devices: int) -> None:
         )
     meshes.check_divides("eval.batch_size", config.eval.batch_size, devices)
     Objective(**config.objective)
-    gates.check(**config.gates)
+    gates.check_gates(**config.gates)
     for key, value in (
         ("train.epochs", config.train.epochs),
         ("train.log_every", config.train.log_every),
@@ -284,7 +283,7 @@ def optimizer(config: ConfigDict, params: PyTree, length: Length) -> tuple[Sched
 
 
 def _summary(setup: Setup, state: step.TrainState, start: int) -> dict[str, str]:
-    """Returns what the run is about to do, by name."""
+    """Returns the lines that describe a run before it starts, by their headings."""
     config, length, mesh = setup.config, setup.length, setup.mesh
     B = config.train.batch_size
     objective = Objective(**config.objective)
@@ -304,7 +303,7 @@ def _summary(setup: Setup, state: step.TrainState, start: int) -> dict[str, str]
         fields["packed"] = str(setup.annotation)
     devices = f"{mesh.size} device{'s' * (mesh.size > 1)}"
     return fields | {
-        "batch": f"{B} over {devices}: {B - 1} negatives a row",
+        "batch": f"{B} over {devices}: {B - 1} negatives per row",
         "chance": f"pairs term {2 * math.log(B):.3f}: ln B = {math.log(B):.3f} each way",
         "length": f"{length.steps} steps = {config.train.epochs:g} epochs"
         + (f", going on from step {start}" if start else ""),
@@ -312,7 +311,7 @@ def _summary(setup: Setup, state: step.TrainState, start: int) -> dict[str, str]
 
 
 def _trained(config: ConfigDict, params: PyTree) -> str:
-    """Returns how many parameters of each part are trained, of how many, as text."""
+    """Returns, as text, how many parameters of each part are trained, and how many it has."""
     mask = freezing.frozen_mask(params, config.optim.freeze)
     sizes = jax.tree.map(lambda x: x.size, params)
     parts = []
@@ -325,7 +324,7 @@ def _trained(config: ConfigDict, params: PyTree) -> str:
 
 
 def _captions(setup: Setup) -> str:
-    """Returns how long captions are, and how many are cut or empty, of a sample, as text."""
+    """Returns, as text, how long a sample of captions is, and how many are cut or empty."""
     limit, lengths = setup.tokenizer.max_tokens, setup.lengths
     cut = (lengths > limit).mean()
     empty = sum(not text.strip() for text in setup.captions)

@@ -2,10 +2,10 @@
 
     otter-jax doctor --config pairs --config.data.name=mine
 
-On the machine that will train, in half a minute and the time to compile: whether the images can be
-read, how long captions are, whether labels and class names agree, whether the step fits into
-memory, and whether the pipeline keeps up with it. Nothing is written, except a data set that
-is still to be made. The exit status is 1 if something is wrong.
+It runs on the machine that will train, for half a minute and the time to compile. It checks whether
+the images can be read, how long captions are, whether labels and class names agree, whether the
+step fits into memory, and whether the pipeline keeps up with it. It writes nothing, except a data
+set that is still missing. The exit status is 1 if something is wrong.
 """
 
 import concurrent.futures
@@ -33,12 +33,12 @@ from otter_jax.zeroshot.sets import EvalSet
 LOOKED_AT = 500  # images
 SECONDS = 6.0  # of reading, and of stepping, to measure their rates
 STEPS = 20  # at most
-TIGHT = 0.9  # of the memory; more may not be had in one piece
+TIGHT = 0.9  # of the memory; more may not be free in one piece
 
 
 @dataclasses.dataclass(frozen=True)
 class Finding:
-    """Holds one line of what was found; `level` is "ok", "warning" or "error"."""
+    """Holds one finding, a line; `level` is "ok", "warning" or "error"."""
 
     level: str
     what: str
@@ -46,7 +46,7 @@ class Finding:
 
 
 def findings(config: ConfigDict, *, step: bool) -> Iterator[Finding]:
-    """Yields what is found, one after the other; nothing after an error that hides the rest."""
+    """Yields the findings in order, and stops after an error that prevents further checks."""
     try:
         setup = Setup.of(config)
     except UserError as error:
@@ -70,7 +70,7 @@ def findings(config: ConfigDict, *, step: bool) -> Iterator[Finding]:
 
 
 def look_at_images(setup: Setup) -> Iterator[Finding]:
-    """Finds whether images can be read, and whether they are larger than they need be."""
+    """Checks whether images can be read, and whether they are larger than they need be."""
     source, resize = setup.source, setup.config.data.resize
     some = source.sample(LOOKED_AT)
 
@@ -97,7 +97,7 @@ def look_at_images(setup: Setup) -> Iterator[Finding]:
 
 
 def look_at_captions(setup: Setup) -> Iterator[Finding]:
-    """Finds how long captions are, and whether packing them is worth it."""
+    """Checks how long captions are, and whether packing them is worth it."""
     limit, lengths = setup.tokenizer.max_tokens, setup.lengths
     cut, mean = float((lengths > limit).mean()), float(np.minimum(lengths, limit).mean())
     text = (
@@ -113,7 +113,7 @@ def look_at_captions(setup: Setup) -> Iterator[Finding]:
 
 
 def look_at_labels(name: str, spec: ConfigDict, data_dir: str) -> Finding:
-    """Finds whether a set can be evaluated on."""
+    """Checks whether a set can be evaluated on."""
     try:
         found = EvalSet.open(name, spec, data_dir)
     except UserError as error:
@@ -126,7 +126,7 @@ def look_at_labels(name: str, spec: ConfigDict, data_dir: str) -> Finding:
 
 
 def pipeline_rate(setup: Setup) -> float:
-    """Measures the pairs per second of this machine's pipeline."""
+    """Measures how many pairs per second this machine's pipeline reads."""
     with contextlib.closing(_reader(setup)) as reader:
         next(reader)  # starts threads or processes
         began, read = time.monotonic(), 0
@@ -140,14 +140,14 @@ def _reader(setup: Setup) -> Iterator[pipeline.Batch]:
 
 
 def readers(config: ConfigDict) -> str:
-    """Returns what reads: processes or threads, as text."""
+    """Returns the number of processes or threads that read, as text."""
     workers = config.data.num_workers
     cores = os.cpu_count() or 1
     return f"{workers} processes" if workers else f"threads of this process, on {cores} cores"
 
 
 def look_at_step(setup: Setup, supply: float) -> Iterator[Finding]:
-    """Finds whether the step fits into memory, and whether it waits for the pipeline."""
+    """Checks whether the step fits into memory, and whether it waits for the pipeline."""
     whole, _ = meshes.shardings(setup.mesh)
     try:
         state = jax.device_put(setup.state(), whole)
@@ -185,7 +185,7 @@ def look_at_step(setup: Setup, supply: float) -> Iterator[Finding]:
 
 
 def memory_of(setup: Setup) -> float:
-    """Returns the bytes that a device has; of CPUs, their part of the machine's memory."""
+    """Returns a device's memory in bytes; for a CPU device, its share of the machine's memory."""
     device = jax.local_devices()[0]
     stats = device.memory_stats() or {}
     if "bytes_limit" in stats:
@@ -195,7 +195,7 @@ def memory_of(setup: Setup) -> float:
 
 
 def step_rate(setup: Setup, program, state) -> float:
-    """Measures the pairs per second of steps that need not wait for a batch."""
+    """Measures how many pairs per second the step takes when it need not wait for a batch."""
     with contextlib.closing(_reader(setup)) as reader:
         rows = {k: v for k, v in next(reader).items() if k not in ("replaced", "cut")}
     batch = meshes.put_batch(rows, setup.mesh)
@@ -208,8 +208,8 @@ def step_rate(setup: Setup, program, state) -> float:
     return steps * setup.config.train.batch_size / (time.monotonic() - began)
 
 
-def tell(config: ConfigDict, *, step: bool, console: rich.console.Console) -> bool:
-    """Prints what is found; tells whether nothing is wrong."""
+def print_findings(config: ConfigDict, *, step: bool, console: rich.console.Console) -> bool:
+    """Prints the findings; returns False if one of them is an error."""
     good = True
     for finding in findings(config, step=step):
         console.print(f"{finding.level:8}{finding.what:15} {finding.text}")

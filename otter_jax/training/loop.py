@@ -1,6 +1,6 @@
-"""The loop of a run: its steps, and all that happens between two of them, whatever is trained.
+"""Runs the steps of any task, and logs, evaluates and saves between them.
 
-A `Task` says what is trained; there are two, `training.contrastive` and `transfer.task`.
+A `Task` defines what is trained; there are two, `training.contrastive` and `transfer.task`.
 """
 
 import collections
@@ -30,14 +30,14 @@ Step = Callable[[Any, Any], tuple[Any, Any]]  # (state, batch) -> (state, metric
 
 @runtime_checkable
 class Task(Protocol):
-    """Describes what a run trains; `train` does the rest.
+    """The interface of what a run trains; `train` calls it.
 
     Attributes:
       config: with the sections that all runs have: data, train, eval, checkpoint.
-      source: the records that are trained on.
-      unit: names the rows of a batch, for rates: "pairs" or "images".
+      source: the training set.
+      unit: the word for the rows of a batch, for speeds: "pairs" or "images".
       steps: of the whole run.
-      remedy: usually helps when a number is not finite; the beginning of a sentence.
+      remedy: what to try when a number is not finite; the subject of "... usually helps".
     """
 
     config: ConfigDict
@@ -48,15 +48,15 @@ class Task(Protocol):
     remedy: str
 
     def initial_state(self, start: int) -> Any:
-        """Returns the state before the first step; if `start` > 0, what is restored is like it.
+        """Returns the state before step 1; a restored state has its shapes.
 
         It is called once. Raises UserError if a run of this task cannot be at step `start`.
         """
 
     def begin(self, state: Any, start: int) -> None:
-        """Says what is about to happen after step `start`, before it costs anything.
+        """Prints what will be trained after step `start`, before anything is compiled.
 
-        It is called once, and only if steps are left to make.
+        It is called once, and only if steps are left.
         """
 
     def batches(self, start: int) -> Iterator[dict[str, np.ndarray]]:
@@ -68,24 +68,24 @@ class Task(Protocol):
     def is_evaluated(self, now: int) -> bool:
         """Tells whether an evaluation follows step `now`, other than the last."""
 
-    def evaluate(self, now: int, state: Any, check: Callable[[], None]) -> Metrics:
-        """Evaluates, records and prints the state after step `now`; returns its metrics.
+    def evaluate(self, now: int, state: Any, check_stop: Callable[[], None]) -> Metrics:
+        """Evaluates the state after step `now`; writes and prints the result, returns its metrics.
 
-        `check` is to be called once per batch, and raises Stopped if a stop was asked for.
+        It must call `check_stop` once per batch, which raises Stopped if a stop was asked for.
         """
 
     def numbers(self, now: int) -> Metrics:
-        """Returns what else is recorded of step `now`, such as its learning rate."""
+        """Returns further numbers to record for step `now`, such as its learning rate."""
 
     def line(self, now: int, recorded: Metrics) -> str:
-        """Returns the log line of step `now` from everything that is recorded of it."""
+        """Returns the log line of step `now`, from all numbers recorded for it."""
 
 
 def train(task: Task, workdir: pathlib.Path, *, console: rich.console.Console) -> None:
     """Trains `task` to its last step, from the newest checkpoint in `workdir` if there is one.
 
-    SIGTERM or Ctrl-C saves after the step that is running, and raises Stopped. Raises UserError if
-    the checkpoint is of another task, and when a number is no longer finite.
+    SIGTERM or Ctrl-C saves after the current step, and raises Stopped. Raises UserError if the
+    checkpoint is of another task, and when a number is no longer finite.
     """
     config = task.config
     whole, _ = meshes.shardings(task.mesh)
@@ -103,7 +103,7 @@ def train(task: Task, workdir: pathlib.Path, *, console: rich.console.Console) -
         else:
             state = meshes.put_whole(state, task.mesh)
         batches = stack.enter_context(contextlib.closing(task.batches(start)))
-        # Only now: a start that was refused above leaves the run's description as it was.
+        # Not before: a start that was refused above must leave the run's description as it was.
         scalars = stack.enter_context(_recorded(workdir, config, start))
         stop = stack.enter_context(cluster.Stop())
         loop = Loop(task, workdir, checkpoints, scalars, stop, console)
@@ -118,8 +118,7 @@ def train(task: Task, workdir: pathlib.Path, *, console: rich.console.Console) -
 class Loop:
     """Trains, logs, evaluates and saves until the last step or a stop.
 
-    The last step is followed by an evaluation and a checkpoint, an evaluation always by a
-    checkpoint.
+    An evaluation and a checkpoint follow the last step; a checkpoint follows every evaluation.
     """
 
     def __init__(
@@ -131,15 +130,15 @@ class Loop:
         stop: cluster.Stop,
         console: rich.console.Console,
     ):
-        """`stop` is asked after every step; the first process alone has `scalars`."""
+        """Takes the `stop` to ask after every step; only the first process has `scalars`."""
         self._task, self._workdir, self._checkpoints = task, workdir, checkpoints
         self._scalars, self._stop, self._console = scalars, stop, console
 
     def run(self, start: int, state: Any, batches: Iterator[dict[str, np.ndarray]]) -> None:
         """Makes all steps after `start`.
 
-        Raises Stopped when a stop was asked for and all is saved, UserError when a number is no
-        longer finite.
+        Raises Stopped after a stop was asked for and the state is saved, and UserError when a
+        number is no longer finite.
         """
         task, last, batch_size = self._task, self._task.steps, self._task.config.train.batch_size
         task.step_at(start + 1)  # compiled before the clock starts
@@ -165,7 +164,7 @@ class Loop:
                 stopped = self._stop.reached()  # once a step: all processes must ask equally often
                 milestone = self._is_evaluated(now) or self._is_saved(now)
                 log = now % task.config.train.log_every == 0 or now == last
-                # One step runs ahead of the numbers that are looked at: devices never wait for it.
+                # Numbers are read one step late, so that devices never wait for this process.
                 while len(pending) > (0 if milestone or log else 1):
                     clock.add(self._finite(*pending.popleft()))
                 bar.update(shown, completed=now)
@@ -181,13 +180,13 @@ class Loop:
         for step in pending:
             self._finite(*step)
         self._end(start, now, state, stopped)
-        mishaps.tell(pairs=(now - start) * batch_size)
+        mishaps.print_totals(pairs=(now - start) * batch_size)
         if stopped:
-            self._tell_stop(now)
+            self._print_stop(now)
             raise Stopped
 
     def make_up(self, start: int, state: Any) -> None:
-        """Evaluates the checkpoint that a run goes on from, if a stop came before that."""
+        """Evaluates the checkpoint that the run resumes from, if a stop came before that."""
         if not start or not self._is_evaluated(start):
             return
         done = directory.results(self._workdir, start).exists()
@@ -196,7 +195,7 @@ class Loop:
             try:
                 self._checkpoints.rate(start, self._evaluate(start, state))
             except Stopped:
-                self._tell_stop(start)
+                self._print_stop(start)
                 raise
 
     def _is_evaluated(self, now: int) -> bool:
@@ -215,7 +214,7 @@ class Loop:
         except Stopped:
             stopped = True
         except Exception:
-            if jax.process_count() == 1:  # of several, the others may not be here to save with
+            if jax.process_count() == 1:  # with several, the others may not be here to save too
                 self._checkpoints.save(now, state)
             raise
         self._checkpoints.save(now, state, metrics)
@@ -228,9 +227,9 @@ class Loop:
         return metrics
 
     def _end(self, start: int, now: int, state: Any, stopped: bool) -> None:
-        """Returns when the last state is on disk."""
+        """Waits until the last state is on disk; after a stop it is saved first."""
         if stopped and now > start:
-            # Whoever stops a run may give it seconds only: saved now, evaluated at the next start.
+            # A stop may leave only seconds: save now, and evaluate at the next start.
             self._checkpoints.save(now, state)
         self._checkpoints.wait()
 
@@ -238,7 +237,7 @@ class Loop:
         if self._scalars is not None:
             self._scalars.write(now, numbers)
 
-    def _tell_stop(self, now: int) -> None:
+    def _print_stop(self, now: int) -> None:
         by = self._stop.by or "a signal to one of the processes"
         self._console.print(
             f"Stopped by {by} after step {now} of {self._task.steps}{'; saved' * (now > 0)}. "
@@ -249,7 +248,7 @@ class Loop:
         values = {name: float(value) for name, value in jax.device_get(metrics).items()}
         bad = {name: value for name, value in values.items() if not math.isfinite(value)}
         if bad:
-            # Saved are only states whose loss, gradient and parameters were finite.
+            # Every saved state had a finite loss, gradient and parameters: name the last one.
             self._checkpoints.wait()
             good = self._checkpoints.latest
             raise UserError(
@@ -263,7 +262,7 @@ class Loop:
 
 @contextlib.contextmanager
 def _recorded(workdir: pathlib.Path, config: ConfigDict, start: int) -> Iterator[Scalars | None]:
-    """Describes a start from step `start` in `workdir`, for which the first process has Scalars."""
+    """Records the start in the run's directory; yields the writer of metrics (process 0 only)."""
     if not cluster.is_first():
         yield None
         return
@@ -273,5 +272,5 @@ def _recorded(workdir: pathlib.Path, config: ConfigDict, start: int) -> Iterator
 
 
 def is_multiple(now: int, period: int) -> bool:
-    """Tells whether step `now` is one of every `period` steps; a period of 0 never is due."""
+    """Tells whether step `now` is a multiple of `period`; no step is one of 0."""
     return bool(period) and now % period == 0

@@ -1,4 +1,4 @@
-"""Meters of a run: its numbers over steps, where time goes, and mishaps with its data."""
+"""Meters of a run: its metrics over steps, its speed, and mishaps with its data."""
 
 import collections
 import contextlib
@@ -21,22 +21,25 @@ Metrics = dict[str, float]
 
 
 class Mishaps:
-    """Counts over all processes, and names, what was wrong with the data of this start."""
+    """Counts and names unreadable images and cut captions since this start, of all processes."""
 
     def __init__(self, source: Source, console: rich.console.Console):
         self._source, self._console = source, console
-        self._replaced: set[int] = set()  # records whose image cannot be read
-        self._cut = 0  # packed captions that were
+        self._replaced: set[int] = set()  # numbers of records whose image cannot be read
+        self._cut = 0  # captions that did not fit their rows
         self._own_replaced: set[int] = set()  # of this process, since the last `counts`
         self._own_cut = 0
 
     def add(self, batch: dict[str, np.ndarray]) -> None:
-        """Takes out of this process's batch what tells of mishaps, and is not for the step."""
+        """Removes from the batch the counts of replaced images and cut captions."""
         self._own_replaced |= {int(n) for n in batch.pop("replaced") if n >= 0}
         self._own_cut += int(np.sum(batch.pop("cut", 0)))
 
     def counts(self) -> dict[str, int]:
-        """Returns how many images were replaced and captions cut; names new ones. All call it."""
+        """Returns how many images were replaced and captions cut, and prints new ones.
+
+        All processes call it.
+        """
         own = json.dumps([sorted(self._own_replaced), self._own_cut])
         self._own_replaced, self._own_cut = set(), 0
         told = [json.loads(text) for text in cluster.gather(own)]
@@ -52,8 +55,11 @@ class Mishaps:
         self._cut += sum(cut for _, cut in told)
         return {"replaced": len(self._replaced), "cut": self._cut}
 
-    def tell(self, pairs: int) -> None:
-        """Says how many they were of so many pairs. All processes call it."""
+    def print_totals(self, pairs: int) -> None:
+        """Prints how many images were replaced and captions cut, of so many pairs.
+
+        All processes call it.
+        """
         self.counts()
         if self._replaced:
             self._console.print(
@@ -67,7 +73,7 @@ class Mishaps:
 
 
 class Clock:
-    """Measures where the time of a logging period goes, and averages its numbers."""
+    """Measures speed and waiting over a logging period, and averages its metrics."""
 
     def __init__(self, batch_size: int, unit: str):
         self._batch_size, self._unit = batch_size, unit
@@ -87,18 +93,18 @@ class Clock:
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
-        """Leaves the time in this context out."""
+        """Excludes the time in this context from all speeds."""
         began = time.monotonic()
         yield
         self._paused += time.monotonic() - began
 
     def add(self, values: Metrics) -> None:
-        """Adds the numbers of one step."""
+        """Adds the metrics of one step."""
         self._steps += 1
         self._sums.update(values)
 
     def period(self, now: int, last: int) -> Metrics:
-        """Returns the means since the last call, and the rates; starts a new period."""
+        """Returns the means since the last call, and the speeds; starts a new period."""
         seconds = max(time.monotonic() - self._began - self._paused, 1e-9)
         means = {name: total / self._steps for name, total in self._sums.items()}
         rates = {
@@ -111,10 +117,9 @@ class Clock:
 
 
 class Scalars:
-    """Writes numbers over steps to metrics.jsonl (one object per line) and as TensorBoard events.
+    """Writes metrics to metrics.jsonl (one object per line) and as TensorBoard events.
 
-    A run that goes on from step `start` first drops the lines, and the results, that it will write
-    again.
+    A run that resumes from step `start` first removes the lines, and the results, of later steps.
     """
 
     def __init__(self, workdir: pathlib.Path, start: int = 0):
@@ -131,7 +136,7 @@ class Scalars:
         )
 
     def write(self, step: int, scalars: Mapping[str, float]) -> None:
-        """Appends the numbers of one step."""
+        """Appends the metrics of one step."""
         self._lines.write(json.dumps({"step": step} | dict(scalars)) + "\n")
         for name, value in scalars.items():
             self._events.add_scalar(name, value, step)

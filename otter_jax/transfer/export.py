@@ -32,11 +32,11 @@ def export(
 ) -> list[pathlib.Path]:
     """Writes the trained network into the new folder `out`, gates folded into its filters.
 
-    out/network is for timm, as large as its architecture; with share > 0, out/smaller is the same
-    function with fewer channels, for this project (`--config.model.weights=out/smaller`), and what
-    that costs in validation is printed. The filters with the least attention go, or those with the
-    smallest folded kernel (by="magnitude"). Returns the folders. Raises UserError if `out` is
-    there, or for attention in a network without gates.
+    out/network is for timm, with all channels of its architecture. With share > 0, out/smaller
+    computes the same with fewer channels, for this project (`--config.model.weights=out/smaller`),
+    and the loss of validation accuracy is printed. The filters with the least attention are
+    pruned, or those with the smallest folded kernels (by="magnitude"). Returns the folders. Raises
+    UserError if `out` exists, or for by="attention" if the network has no gates.
     """
     if out.exists():
         raise UserError(f"--out {out} is there already; give a new folder.")
@@ -59,7 +59,7 @@ def export(
 def _pruned(
     config: ConfigDict, network: Network, share: float, by: str, console: rich.console.Console
 ) -> dict[str, tuple[nn.Module, PyTree]]:
-    """Returns the network masked, and the smaller one of the same function; says what it costs."""
+    """Returns the masked network and its smaller equal; prints the accuracy before and after."""
     attention = attention_of(network.params)
     if by == "attention" and not attention:
         raise UserError(
@@ -89,7 +89,7 @@ def write(
     label_names: list[str],
     **more: Any,
 ) -> None:
-    """Writes a network without gates as timm's folder; `more` goes into its config.json."""
+    """Writes a network without gates as a timm folder; `more` goes into its config.json."""
     folders.write_timm(
         folder,
         naming.export(jax.device_get(variables), naming.families(model)[0]),

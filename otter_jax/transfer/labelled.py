@@ -1,4 +1,4 @@
-"""Labelled splits: the pictures that a network is transferred to, and validated on."""
+"""Opens the labelled splits that a transfer trains and validates on."""
 
 import dataclasses
 
@@ -18,7 +18,7 @@ REMEDY = (
 
 @dataclasses.dataclass(frozen=True)
 class Labelled:
-    """Holds a split, the class of each record, and the classes' names."""
+    """Holds a split, the label (class number) of each record, and the classes' names."""
 
     source: Source
     labels: Int[np.ndarray, "N"]
@@ -26,9 +26,9 @@ class Labelled:
 
     @classmethod
     def open(cls, config: ConfigDict, which: str) -> "Labelled":
-        """Opens the "train" or "validation" of config.data.
+        """Opens the split config.data.train or config.data.validation; `which` names the key.
 
-        Raises UserError if there is none, it has no classes, or a record has none.
+        Raises UserError if there is no such split, it has no classes, or a record has no label.
         """
         data = config.data
         source = open_dataset(data.dir, data.name, data[which], remedy=REMEDY)
@@ -52,9 +52,9 @@ class Labelled:
 
 
 def open_splits(config: ConfigDict) -> tuple[Labelled, Labelled]:
-    """Opens the split that is trained on, and the one that is validated on.
+    """Opens the training and the validation split.
 
-    Raises UserError if a record is in both, or a class in one alone.
+    Raises UserError if a record is in both, or a class in only one of them.
     """
     data = config.data
     if not data.name:

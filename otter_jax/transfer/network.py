@@ -1,4 +1,4 @@
-"""The network of a transfer: a fresh one from given weights, or a trained one from its run."""
+"""Makes the network that a transfer starts from, or restores the trained one from its run."""
 
 import functools
 import pathlib
@@ -24,11 +24,11 @@ Path = tuple[str, ...]
 
 
 class Network(NamedTuple):
-    """An image encoder with a classifier.
+    """Holds an image encoder with a classifier, and its weights.
 
     Attributes:
       params: its parameters, with its gates under "gates" if it has any.
-      step: of the run that trained it.
+      step: the step of the run that trained it.
     """
 
     model: nn.Module
@@ -37,15 +37,15 @@ class Network(NamedTuple):
     step: int = 0
 
     def folded(self) -> PyTree:
-        """Returns the variables that it computes with: gates are folded into their kernels."""
+        """Returns its variables with the gates folded into their kernels."""
         return {"params": gates.fold(self.params), "batch_stats": self.batch_stats}
 
 
 def fresh(config: ConfigDict, classes: int) -> Network:
     """Makes the network that a transfer starts from, with gates of 1.
 
-    What no weights are given for is drawn from config.seed. Raises UserError as `image_encoder`
-    does, and if batch norms would use stored statistics that no weights bring.
+    Parameters without weights are drawn from config.seed. Raises UserError as `image_encoder` does,
+    and if batch norms should use stored statistics but there are no weights to bring them.
     """
     m = config.model
     module, given = image_encoder(

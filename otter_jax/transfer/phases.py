@@ -1,4 +1,4 @@
-"""Phases: which group of a network's parameters each epoch trains."""
+"""Parses phases, which say what each epoch trains, and selects those groups of parameters."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -10,7 +10,7 @@ from jaxtyping import PyTree
 
 from otter_jax.errors import UserError
 
-GROUPS = {  # what a phase can train
+GROUPS = {  # a phase trains one or several of these
     "f": "the classifier",
     "a": "the gates (filter attention)",
     "b": "scales and biases of the norms",
@@ -19,7 +19,10 @@ GROUPS = {  # what a phase can train
 
 
 def group_of(path: tuple[str, ...], beside: set[str], model: nn.Module) -> str:
-    """Returns the group of the parameter at `path`, in one module with those `beside` it."""
+    """Returns the group (f, a, b, w) of a parameter.
+
+    `beside` are the names of all parameters in its layer.
+    """
     if path[0] == "gates":
         return "a"
     if path[0] == model.classifier:
@@ -38,7 +41,7 @@ def select(params: PyTree, group: str, model: nn.Module) -> PyTree:
 
 
 def merge(params: PyTree, groups: Mapping[str, PyTree]) -> PyTree:
-    """Returns `params` with those of the groups in their places."""
+    """Returns `params` with the parameters of `groups` in place of the old ones."""
     flat = traverse_util.flatten_dict(params)
     for part in groups.values():
         flat |= traverse_util.flatten_dict(part)
@@ -72,7 +75,7 @@ def parse(text: str) -> list[str]:
 
 
 def sizes(params: PyTree, model: nn.Module) -> dict[str, int]:
-    """Returns how many values each group has."""
+    """Returns the number of values in each group."""
     return {
         group: sum(leaf.size for leaf in jax.tree.leaves(select(params, group, model)))
         for group in GROUPS

@@ -1,4 +1,4 @@
-"""The step of a transfer: it trains one group of a network's parameters, or several.
+"""The step of a transfer, which trains one or several groups of a network's parameters.
 
 Start reading at `transfer_step`.
 """
@@ -19,7 +19,7 @@ from otter_jax.transfer.phases import GROUPS, groups_of, merge, select
 
 
 class TransferState(struct.PyTreeNode):
-    """Everything that changes while training, and nothing else."""
+    """Holds everything that changes during training."""
 
     step: Any  # int32 scalar: updates done
     params: Any  # the network's, and its gates under "gates"
@@ -35,14 +35,15 @@ def transfer_step(
     groups: str,
     learning_rate: Callable[[Array], Array | float],
     normalise: Callable[[Array], Array],
-    penalty: str,
-    strength: float,
+    gate_penalty: str,
+    gate_strength: float,
     stored_statistics: bool,
 ) -> tuple[TransferState, dict[str, Float[Array, ""]]]:
     """Returns the next state, and the step's metrics, when the parameters of `groups` are trained.
 
-    `batch`: image uint8 [B, H, W, 3], label int32 [B]. Batch norms normalise by the batch and move
-    their running statistics, whatever is trained; with `stored_statistics` by those they have.
+    `batch` holds image uint8 [B, H, W, 3] and label int32 [B]. Whatever is trained, batch norms
+    normalise by the batch and update their running statistics; with `stored_statistics` they
+    normalise by the stored ones and keep them.
     """
 
     def loss_fn(trained):
@@ -54,8 +55,8 @@ def transfer_step(
         losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch["label"])
         terms = {"cross_entropy": losses.mean()}
         if "gates" in params:
-            terms["penalty"] = gates.penalty(params["gates"], penalty)
-        loss = terms["cross_entropy"] + strength * terms.get("penalty", 0.0)
+            terms["gate_penalty"] = gates.penalty(params["gates"], gate_penalty)
+        loss = terms["cross_entropy"] + gate_strength * terms.get("gate_penalty", 0.0)
         terms["accuracy"] = (logits.argmax(-1) == batch["label"]).mean()
         return loss, (terms, updated.get("batch_stats", {}))
 
@@ -82,7 +83,7 @@ def adam() -> optax.GradientTransformation:
 def create_state(
     params: PyTree, batch_stats: PyTree, phases: list[str], model: nn.Module
 ) -> TransferState:
-    """Returns the state before the first step. Raises UserError for a group without parameters."""
+    """Returns the state before step 1. Raises UserError for a group without parameters."""
     opt_state = {}
     for group in groups_of(phases):
         chosen = select(params, group, model)

@@ -33,12 +33,12 @@ from otter_jax.transfer.validation import KS, Validation, normaliser
 def run(config: ConfigDict, workdir: pathlib.Path, *, console: rich.console.Console) -> Validation:
     """Trains through all phases, from the newest checkpoint in `workdir` if there is one.
 
-    Validates and saves after each phase; returns what it validates by. SIGTERM or Ctrl-C saves
-    after the step that is running, and raises Stopped. Raises UserError for what the config or the
-    data get wrong, before anything is compiled, and when a number is no longer finite.
+    Validates and saves after each phase; returns the `Validation`. SIGTERM or Ctrl-C saves after
+    the current step, and raises Stopped. Raises UserError for a mistake in the config or the data,
+    before anything is compiled, and when a number is no longer finite.
     """
     mesh = meshes.make_mesh()
-    check(config, mesh.size)
+    check_config(config, mesh.size)
     console.print(f"Opening the data set {config.data.name or '(none)'} and the encoder")
     training, held_out = open_splits(config)
     ends = phase_ends(config, len(training.labels))
@@ -57,7 +57,7 @@ def run(config: ConfigDict, workdir: pathlib.Path, *, console: rich.console.Cons
 
 
 class Transfer:
-    """Trains a classifier of labelled pictures phase by phase; a `training.loop.Task`."""
+    """Trains a classifier of pictures, phase by phase; a `training.loop.Task`."""
 
     unit = "images"
     remedy = "A lower optim.learning_rate or gates.strength"
@@ -73,7 +73,7 @@ class Transfer:
         ends: list[int],
         console: rich.console.Console,
     ):
-        """`ends` are the last steps of the phases (`phase_ends`)."""
+        """Takes the `ends`, the last step of each phase, from `phase_ends`."""
         self.config, self.mesh, self.source = config, mesh, training.source
         self.steps = ends[-1]
         self._ends, self._phases = ends, phases.parse(config.phases)
@@ -89,7 +89,7 @@ class Transfer:
         self._compiled: dict[str, Step] = {}  # by the groups that a step trains
 
     def initial_state(self, start: int) -> TransferState:
-        """Returns the state before the first step, and lets go of it.
+        """Returns the state before step 1; can be called once.
 
         Raises UserError if the phases end before step `start`.
         """
@@ -102,7 +102,7 @@ class Transfer:
         return state
 
     def begin(self, state: TransferState, start: int) -> None:
-        """Prints network, phases, data and length of the run; drops a report of fewer phases."""
+        """Prints network, phases, data and length of the run; removes a report of fewer phases."""
         if cluster.is_first():
             (self._workdir / "report.html").unlink(missing_ok=True)
         self._console.print(in_columns(self._summary(state, start)))
@@ -123,8 +123,8 @@ class Transfer:
                     groups=groups,
                     learning_rate=self._schedule,
                     normalise=normaliser(self.config),
-                    penalty=self.config.gates.penalty,
-                    strength=self.config.gates.strength,
+                    gate_penalty=self.config.gates.penalty,
+                    gate_strength=self.config.gates.strength,
                     stored_statistics=self.config.train.stored_statistics,
                 ),
                 donate_argnums=0, in_shardings=(whole, rows), out_shardings=whole,
@@ -139,9 +139,9 @@ class Transfer:
         """Tells whether step `now` is the last of a phase."""
         return now in self._ends
 
-    def evaluate(self, now: int, state: TransferState, check: Callable[[], None]) -> Metrics:
+    def evaluate(self, now: int, state: TransferState, check_stop: Callable[[], None]) -> Metrics:
         """Validates; writes WORKDIR/results/step_N.json and prints a line."""
-        measured = self._validation(state.params, state.batch_stats, check)
+        measured = self._validation(state.params, state.batch_stats, check_stop)
         phase = self._phase(now)
         result = {"step": now, "epoch": phase + 1, "phase": self._phases[phase], **measured}
         if cluster.is_first():
@@ -152,14 +152,14 @@ class Transfer:
         return measured
 
     def numbers(self, now: int) -> Metrics:
-        """Returns the learning rate of step `now`, and the epoch that it ends in."""
+        """Returns the learning rate of step `now`, and how many epochs are done after it."""
         return {
             "learning_rate": float(self._schedule(now - 1)),
             "epoch": now * self.config.train.batch_size / len(self._training.labels),
         }
 
     def line(self, now: int, recorded: Metrics) -> str:
-        """Returns the log line: phase, loss, accuracy on the batches, rate and time left."""
+        """Returns the log line: phase, loss, accuracy on the batches, speed and time left."""
         m = recorded
         return (
             f"step {now}/{self.steps} epoch {m['epoch']:.1f} ({self._phases[self._phase(now)]}) |"
@@ -169,7 +169,7 @@ class Transfer:
         )
 
     def _phase(self, now: int) -> int:
-        """Returns which phase step `now` belongs to, from 0."""
+        """Returns the number, from 0, of the phase that step `now` belongs to."""
         return bisect.bisect_left(self._ends, now)
 
     def _summary(self, state: TransferState, start: int) -> dict[str, str]:
@@ -194,8 +194,8 @@ class Transfer:
         }
 
 
-def check(config: ConfigDict, devices: int) -> None:
-    """Raises UserError for what cannot be, before any data is read."""
+def check_config(config: ConfigDict, devices: int) -> None:
+    """Raises UserError for impossible values of a config, before any data is read."""
     meshes.check_divides("train.batch_size", config.train.batch_size, devices)
     meshes.check_divides("eval.batch_size", config.eval.batch_size, devices)
     parsed = phases.parse(config.phases)
@@ -203,7 +203,7 @@ def check(config: ConfigDict, devices: int) -> None:
         raise UserError(f"train.log_every={config.train.log_every}: must be more than 0.")
     if config.optim.schedule not in ("constant", "cosine"):
         raise UserError(f'optim.schedule={config.optim.schedule!r}: "constant" or "cosine".')
-    gates.check(**config.gates)
+    gates.check_gates(**config.gates)
     if config.eval.best not in ("", *(f"top-{k}" for k in KS)):
         raise UserError(f'eval.best={config.eval.best!r}: "top-1", "top-3" or "".')
     gated = any("a" in groups for groups in parsed)

@@ -21,7 +21,7 @@ KS = (1, 3)  # of top-K
 
 
 def normaliser(config: ConfigDict) -> Callable[[UInt8[Array, "B H W 3"]], Float[Array, "B H W 3"]]:
-    """Returns what turns pixels in 0..255 into the values that the network is used to."""
+    """Returns the function that normalises pixels in 0..255 by the config's mean and std."""
     mean, std = (jnp.array(list(config.model[key]), jnp.float32) for key in ("mean", "std"))
 
     def normalise(image):
@@ -56,20 +56,19 @@ class Validation:
         self._ranked = jax.jit(ranked, in_shardings=shardings, out_shardings=whole)
 
     def __call__(
-        self, params: PyTree, batch_stats: PyTree, check: Callable[[], None] = lambda: None
+        self, params: PyTree, batch_stats: PyTree, check_stop: Callable[[], None] = lambda: None
     ) -> dict[str, float]:
-        """Returns "top-1" and "top-3" of the gated network.
+        """Returns the "top-1" and "top-3" accuracy of the gated network.
 
-        Unreadable images are left out, and named.
-
-        `check` is called once per batch, and may raise to end it.
+        Unreadable images are left out, and named. `check_stop` is called once per batch, and may
+        raise to end the validation.
         """
         ranked, ok = batches.over_all(
             self._config,
             self.data.source,
             self.mesh,
             functools.partial(self._ranked, params, batch_stats),
-            check=check,
+            check_stop=check_stop,
         )
         if not self._named:
             batches.name_unreadable(self.data.source, ok, self._console)

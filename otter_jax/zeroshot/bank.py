@@ -10,7 +10,7 @@ from otter_jax.errors import UserError
 
 
 def read_names(path: str) -> list[str]:
-    """Reads class names, one per line; blank and repeated ones are left out, and said so.
+    """Reads class names, one per line; leaves out blank and repeated ones, and prints how many.
 
     Raises UserError if the file cannot be read, or holds no name.
     """
@@ -32,16 +32,17 @@ def read_names(path: str) -> list[str]:
 def prompts(
     names: Sequence[str | Sequence[str]], templates: Sequence[str]
 ) -> tuple[list[str], list[int]]:
-    """Returns every name in every template, and the number of the class that each speaks of.
+    """Returns all prompts, and the class number of each.
 
-    A class may have several names. Names outer, templates inner, as released.
+    A class may have several names. The outer loop is over names, the inner over templates, as
+    released.
     """
-    captions, labels = [], []
-    for label, name in enumerate(names):
+    texts, classes = [], []
+    for number, name in enumerate(names):
         for synonym in [name] if isinstance(name, str) else name:
-            captions += [template.replace("{}", synonym) for template in templates]
-            labels += [label] * len(templates)
-    return captions, labels
+            texts += [template.replace("{}", synonym) for template in templates]
+            classes += [number] * len(templates)
+    return texts, classes
 
 
 def class_bank(
@@ -50,8 +51,8 @@ def class_bank(
     templates: Sequence[str],
 ) -> Float[np.ndarray, "C D"]:
     """Returns one unit vector per class: the normalised mean of its prompts' unit vectors."""
-    captions, labels = prompts(names, templates)
-    embeddings = embed_texts(captions)
+    texts, classes = prompts(names, templates)
+    embeddings = embed_texts(texts)
     bank = np.zeros((len(names), embeddings.shape[1]), np.float32)
-    np.add.at(bank, labels, embeddings)
+    np.add.at(bank, classes, embeddings)
     return bank / np.maximum(np.linalg.norm(bank, axis=1, keepdims=True), 1e-12)

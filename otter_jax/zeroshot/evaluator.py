@@ -1,4 +1,4 @@
-"""Evaluates weights on labelled sets whose classes are known by their names alone.
+"""Evaluates weights on labelled sets, given only the names of their classes.
 
 Each class becomes one vector, the normalised mean of its prompts' embeddings; an image's best
 classes are those with the largest cosine. FH@K, flat hit, is the share of images with one of
@@ -44,7 +44,7 @@ class Evaluator:
         workdir: pathlib.Path,
         console: rich.console.Console,
     ):
-        """Opens the sets; raises UserError for what is wrong with them, or with eval.best."""
+        """Opens the sets. Raises UserError if something is wrong with them, or with eval.best."""
         self._config, self._mesh = config, mesh
         self._workdir, self._console = workdir, console
         self._embedder = Embedder(model, tokenizer, mesh, batch_size=config.eval.batch_size)
@@ -76,13 +76,13 @@ class Evaluator:
         self,
         step: int,
         variables: Mapping[str, PyTree],
-        check: Callable[[], None] = lambda: None,
+        check_stop: Callable[[], None] = lambda: None,
     ) -> dict[str, float]:
-        """Returns FH@K of every set by every weights, as {"SET/WEIGHTS/FH@K": value}.
+        """Returns {"SET/WEIGHTS/FH@K": value} for all sets and weights.
 
-        `variables` are those of the weights "student", "ema" after training step `step`. Prints
-        the hits as a table with the baselines beside, and writes WORKDIR/results/step_N.json.
-        `check` is called once per batch, and may raise to end it.
+        `variables` are those of the weights "student" and "ema" after training step `step`. Prints
+        the hits and their baselines as a table, and writes WORKDIR/results/step_N.json.
+        `check_stop` is called once per batch, and may raise to end the evaluation.
         """
         if not self.sets:
             return {}
@@ -100,8 +100,8 @@ class Evaluator:
                     bar.update(task, description=f"evaluating {s.name}, {weights}")
                     key = (tuple(s.names), s.templates)
                     if key not in banks:
-                        banks[key] = self._bank(own, s, check)
-                    ranked, valid = self._rank(own, banks[key], s, check, advance)
+                        banks[key] = self._bank(own, s, check_stop)
+                    ranked, valid = self._rank(own, banks[key], s, check_stop, advance)
                     results[s.name] |= self._result(s, weights, ranked, valid)
         if cluster.is_first():
             file = directory.results(self._workdir, step)
@@ -114,18 +114,18 @@ class Evaluator:
             for metric, value in result[weights].items()
         }
 
-    def _bank(self, variables, s, check):
+    def _bank(self, variables, s, check_stop):
         def embed(prompts):
-            return self._embedder.texts(variables, prompts, check)
+            return self._embedder.texts(variables, prompts, check_stop)
 
         return class_bank(embed, s.names, s.templates)
 
-    def _rank(self, variables, bank, s, check, advance):
+    def _rank(self, variables, bank, s, check_stop, advance):
         def best(image):
             return self._best_classes(bank, self._embedder.images(variables, image))
 
         return batches.over_all(
-            self._config, s.source, self._mesh, best, check=check, advance=advance
+            self._config, s.source, self._mesh, best, check_stop=check_stop, advance=advance
         )
 
     def _result(
@@ -146,7 +146,7 @@ class Evaluator:
         hits = flat_hit(ranked[counted], labels)
         found = by_name(hits)
         if ((labels >= 0).sum(axis=1) == 1).all():
-            found["accuracy"] = hits[1]  # with one label an image, FH@1 is top-1 accuracy
+            found["accuracy"] = hits[1]  # with one label per image, FH@1 is top-1 accuracy
         return {
             weights: found,
             "images": int(counted.sum()),
@@ -195,5 +195,5 @@ def run(config: ConfigDict, workdir: pathlib.Path, *, console: rich.console.Cons
         try:
             evaluator(found.step, found.variables, stop.check)
         except Stopped:
-            console.print("Stopped before the end of the evaluation; nothing of it is kept.")
+            console.print("Stopped before the end of the evaluation; no results were written.")
             raise

@@ -1,4 +1,4 @@
-"""Flat hits, and the baselines that they are read beside. NumPy alone."""
+"""Computes flat hits and two baselines, with NumPy alone."""
 
 from collections.abc import Sequence
 
@@ -23,7 +23,7 @@ def flat_hit(
 def chance(
     labels: Int[np.ndarray, "N M"], classes: int, ks: Sequence[int] = KS
 ) -> dict[int, float]:
-    """Returns the FH@K that a random order of the classes is expected to have."""
+    """Returns the expected FH@K of a random order of the classes."""
     counts = (labels >= 0).sum(axis=1)
     found = {}
     for k in (k for k in ks if k <= classes):
@@ -37,12 +37,12 @@ def chance(
 def frequency(
     labels: Int[np.ndarray, "N M"], classes: int, ks: Sequence[int] = KS
 ) -> dict[int, float]:
-    """Returns the FH@K of always answering the classes most frequent in these very labels."""
+    """Returns the FH@K of always answering the classes that are most frequent in these labels."""
     counts = np.bincount(labels[labels >= 0], minlength=classes)
     order = np.argsort(-counts, kind="stable")[: max(ks)]
     return flat_hit(np.broadcast_to(order, (len(labels), len(order))), labels, ks)
 
 
 def by_name(hits: dict[int, float]) -> dict[str, float]:
-    """Names {1: x} as {"FH@1": x}, as results and metrics have it."""
+    """Renames {1: x} to {"FH@1": x}, the form of results and metrics."""
     return {f"FH@{k}": value for k, value in hits.items()}

@@ -1,4 +1,4 @@
-"""The sets that a model is evaluated on: their pictures' labels, and the names to search in."""
+"""The sets that a model is evaluated on: pictures, their labels, and the classes' names."""
 
 import dataclasses
 import json
@@ -19,8 +19,8 @@ class EvalSet:
     Attributes:
       name: of the set in the config.
       names: of the classes.
-      labels: int32 [N, M], the classes of each picture, padded with -1.
-      templates: what a class is asked for with, such as "a photo of {}.".
+      labels: int32 [N, M], the class numbers of each picture, padded with -1.
+      templates: texts that a class name is put into, such as "a photo of {}.".
     """
 
     name: str
@@ -31,12 +31,12 @@ class EvalSet:
 
     @classmethod
     def open(cls, name: str, spec: ConfigDict, data_dir: str) -> "EvalSet":
-        """Opens config.eval.sets[name]. Raises UserError for labels or names not there.
+        """Opens config.eval.sets[name]. Raises UserError if labels or names are missing.
 
         `spec.label` is a feature of the set ("label", "caption") or a field of its JSON
-        ("json.tags"); `spec.names` a file with one class per line, or "" for the set's own: the
-        names of a class feature, else all labels that occur. A label is a class if it is spelled
-        the same; a class with synonyms is one name, "tench,or Tinca tinca".
+        ("json.tags"). `spec.names` is a file with one class per line, or "" for the set's own: the
+        names of a class feature, else all labels that occur. A label belongs to the class that is
+        spelled the same; a class with synonyms has one name, "tench,or Tinca tinca".
         """
         ensure_once(spec.data, data_dir, spec.tars)
         source = open_dataset(data_dir, spec.data, spec.split)
@@ -75,7 +75,7 @@ class EvalSet:
             )
         labels = np.full((len(rows), max(map(len, rows))), -1, np.int32)
         for i, row in enumerate(rows):
-            row = list(dict.fromkeys(row))  # a label said twice is one label
+            row = list(dict.fromkeys(row))  # a repeated label counts once
             labels[i, : len(row)] = row
         return cls(name, source, names, labels, tuple(spec.templates))
 

@@ -75,7 +75,7 @@ def test_a_variant_loads_and_has_the_keys_of_common(name, variant):
     found, known = keys(config), keys(load("common"))
     known.pop("eval.sets", None)
     assert found == known
-    contrastive.check(config, devices=8)
+    contrastive.check_config(config, devices=8)
     with pytest.raises((AttributeError, KeyError)):
         config.train.steps = 1
     for spec in config.eval.sets.values():

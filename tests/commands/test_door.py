@@ -263,7 +263,7 @@ def test_the_first_of_several_processes_alone_says_what_is_loaded(capsys, monkey
         with monkeypatch.context() as patch:
             for name, value in variables.items():
                 patch.setenv(name, value)
-            start.announce(process_id)
+            start.print_loading(process_id)
         assert bool(capsys.readouterr().out) is said
 
 
@@ -272,7 +272,7 @@ def test_a_set_that_is_prepared_says_how_to_look_at_it_and_train_on_it(capsys):
 
     def said(*argv):
         options = flags.parse(prepare.parser(), ["there", "--name", "mine", *argv])
-        prepare._say_next(options, make_console())
+        prepare._print_next(options, make_console())
         return capsys.readouterr().out
 
     assert "doctor --config pairs --config.data.name=mine\n" in said()

@@ -45,9 +45,9 @@ def test_a_run_says_what_it_does_and_leaves_everything_behind(whole):
     for words in (
         "alpha 0.5, teacher optimal transport (EMA)",
         "frozen      nothing",
-        "15 negatives a row",
+        "15 negatives per row",
         "ln B = 2.773",
-        "MiB a device",
+        "MiB per device",
         "row error",
         "pairs/s, waiting for data",
         "step 16/16",
@@ -61,7 +61,10 @@ def test_a_run_says_what_it_does_and_leaves_everything_behind(whole):
     lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
     train = [line for line in lines if "loss" in line]
     assert [line["step"] for line in train] == [4, 8, 12, 16]
-    names = {"pairs", "teacher", "scale_pairs", "scale_teacher", "row_error", "entropy", "own_mass"}
+    names = {
+        "pairs", "teacher", "scale_pairs", "scale_teacher",
+        "target_entropy", "own_mass", "row_error",
+    }  # fmt: skip
     assert all(names <= line.keys() for line in train)
     assert any((workdir / "tensorboard").iterdir())
     assert out.startswith("Loading JAX and the program\n")

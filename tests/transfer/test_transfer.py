@@ -92,7 +92,7 @@ def test_a_phase_that_does_not_exist_is_named_with_those_that_do(text, words):
 @pytest.mark.parametrize("variant", ["filter", "slice", "norm", "classifier", "full", "scratch"])
 def test_every_variant_is_a_config_of_twelve_epochs(variant):
     config = configs.get_config(variant)
-    task.check(config, devices=1)
+    task.check_config(config, devices=1)
     assert len(phases.parse(config.phases)) == 12
 
 
@@ -108,8 +108,8 @@ def stepper(model, groups, stored_statistics=False):
         groups=groups,
         learning_rate=lambda _: 1e-3,
         normalise=lambda image: image.astype(jnp.float32) / 128 - 1,
-        penalty="l2",
-        strength=0.1,
+        gate_penalty="l2",
+        gate_strength=0.1,
         stored_statistics=stored_statistics,
     )
 
@@ -160,9 +160,9 @@ def test_the_penalty_is_in_the_loss_of_every_phase():
     for groups in ("f", "a"):
         start = create_state(params, state.batch_stats, [groups], model)
         _, metrics = jax.jit(stepper(model, groups))(start, batch())
-        assert metrics["penalty"] == pytest.approx(float(expected), rel=1e-4)
+        assert metrics["gate_penalty"] == pytest.approx(float(expected), rel=1e-4)
         assert metrics["loss"] == pytest.approx(
-            float(metrics["cross_entropy"] + 0.1 * metrics["penalty"]), rel=1e-5
+            float(metrics["cross_entropy"] + 0.1 * metrics["gate_penalty"]), rel=1e-5
         )
 
 
