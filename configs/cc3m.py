@@ -18,13 +18,13 @@ Published FH@1/5/10, from the release's README:
     KD            26.7 / 55.3 / 67.1               10.0 / 27.5 / 38.5
     OTTER         29.1 / 59.6 / 70.9               12.0 / 31.8 / 42.1
 
-This config has not been run to its end. What it evaluates on by itself are 5,000 pairs that are
-held out: each of their images is searched among their captions, which says how a run goes and does
-not compare with the table. --config.data.split=train takes them back. For the table, prepare its
-sets (README, "Public sets") and add them.
+This config has not been run to its end. By itself it evaluates on 5,000 pairs that are held out:
+each of their images is searched among their captions, which shows how a run is going and does not
+compare with the table. --config.data.split=train takes them back. For the table, prepare its sets
+(README, "Public sets") and add them.
 
-From the paper: the data and 8 V100. From the release: encoders, 64 pairs a GPU, epochs, SGD and its
-rate, alpha, epsilon, EMA. It has no script for ls: whether 0.1 is the smoothing of the table is not
+From the paper: the data and 8 V100. From the release: encoders, 64 pairs per GPU, epochs, SGD and
+its rate, alpha, epsilon, EMA. It has no script for ls: whether the table's smoothing is 0.1 is not
 known. Ours: a rate that changes every step, captions packed in rows rather than padded, and
 bfloat16, for Ampere and later; the release has float32.
 """
@@ -33,7 +33,7 @@ from otter_jax.configs import common
 
 
 def get_config(variant: str = "otter"):
-    """Training on CC3M by a method, or by "METHOD_released"."""
+    """Returns the config for CC3M by a method, or by "METHOD_released"."""
     method = variant.removesuffix("_released")
     config = common.get_config(method)
     config.model.dtype = "bfloat16"
@@ -43,7 +43,7 @@ def get_config(variant: str = "otter"):
     config.data.name = "cc3m"
     config.data.split = "train[:-5000]"
     config.data.packed = True
-    config.data.num_workers = 16  # as many as the release has for each GPU
+    config.data.num_workers = 16  # as many as the release has per GPU
     config.train.batch_size = 512
     config.train.epochs = 10.0
     config.train.log_every = 100

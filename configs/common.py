@@ -23,12 +23,12 @@ CLIP_STD = (68.5005, 66.6322, 70.3232)  # 255 * (0.26862954, 0.26130258, 0.27577
 
 
 def get_config(method: str = "otter") -> ConfigDict:
-    """Sizes, optimiser and the objective of `method` as published; data and weights are yours."""
+    """Returns sizes, optimiser and objective of `method` as published; set data and weights."""
     if method not in METHODS:
         raise UserError(f"There is no method {method!r}; there are: {', '.join(METHODS)}.")
     config = ConfigDict(
         dict(
-            seed=0,  # of the fresh layers, the order of the data, crops and dropout
+            seed=0,  # of new layers, the order of the data, crops and dropout
             method=method,  # a name for people; `objective` is what counts
             objective=dataclasses.asdict(METHODS[method]),
             model=dict(
@@ -36,7 +36,7 @@ def get_config(method: str = "otter") -> ConfigDict:
                 dtype="float32",  # of the encoders: "bfloat16" on GPUs
                 img=dict(
                     arch="resnet50",
-                    weights="",  # a file, folder, hub name or package (README); "": random ones
+                    weights="",  # file, folder, hub name, package (docs/encoders.md); "": random
                     mean=CLIP_MEAN,  # per channel, in 0..255
                     std=CLIP_STD,
                 ),
@@ -54,10 +54,10 @@ def get_config(method: str = "otter") -> ConfigDict:
                 resize=256,  # pixels of the shorter side
                 image_size=224,  # of the crop: random in training, central in evaluation
                 flip=False,
-                min_area=0.0,  # over 0: of a random part of the image, its least share; resized
+                min_area=0.0,  # > 0: crop a random part with at least this share of the area
                 jitter=0.0,  # of brightness, contrast and saturation, 0 to 1
                 max_tokens=60,  # L, special tokens included
-                packed=False,  # many captions in a row of tokens: the same embeddings, sooner
+                packed=False,  # several captions per row of tokens: the same embeddings, faster
                 num_workers=0,  # processes that decode; 0: threads
             ),
             train=dict(
@@ -76,7 +76,7 @@ def get_config(method: str = "otter") -> ConfigDict:
                 freeze="",  # regular expression of parameters that stay as they are
             ),
             gates=dict(  # filter attention on the image tower: freeze "img/" and these are trained
-                shape="",  # "filter" (one weight a filter), "slice" (one a kernel slice), "": none
+                shape="",  # "filter" or "slice": one weight per filter or kernel slice; "": none
                 penalty="",  # "l2" (rewards leaving 1), "l1", or "" for none
                 strength=0.0,  # lambda of the penalty
             ),
@@ -85,14 +85,14 @@ def get_config(method: str = "otter") -> ConfigDict:
                 checkpoint="",  # a run's directory: its weights are the teacher, and stay fixed
             ),
             eval=dict(
-                every=0,  # steps; 0: at the end
+                every=0,  # steps; 0: only at the end
                 batch_size=256,
                 best="",  # "SET/student/FH@10" of a validation set: that checkpoint is kept too
                 sets=dict(),  # name: evaluation(...)
             ),
             checkpoint=dict(
-                every=1000,  # steps; also at evaluations and at the end; 0: only then
-                keep_every=0,  # steps whose checkpoints stay for ever
+                every=1000,  # steps; evaluations and the last step always save; 0: only those
+                keep_every=0,  # steps between checkpoints that are never deleted; 0: none
             ),
         )
     )
@@ -102,7 +102,10 @@ def get_config(method: str = "otter") -> ConfigDict:
 
 
 def as_released(config: ConfigDict, num_processes: int = 8) -> ConfigDict:
-    """`config`, computed as the released code does on so many processes (README, "Methods")."""
+    """Returns `config`, changed to compute what the released code does on so many processes.
+
+    The README, "Methods", lists the differences.
+    """
     objective = config.objective
     config.model.dtype = "float32"
     config.optim.schedule = "epoch"
@@ -125,11 +128,11 @@ def evaluation(
     names: str = "",
     templates: tuple[str, ...] = ("a photo of {}.",),
 ) -> ConfigDict:
-    """One set of eval.sets: where its pictures, their labels and the class names come from.
+    """Returns an entry of eval.sets: where pictures, labels and class names come from.
 
-    `label`: a feature ("label"), "caption", or a field of the pairs' JSON ("json.tags").
+    `label` is a feature ("label"), "caption", or a field of the pairs' JSON ("json.tags").
     `data` and `tars` may be references to other keys, whose values they follow.
-    `names`: a file with one class per line; "" takes the set's own.
+    `names` is a file with one class per line; "" takes the set's own classes.
     """
     config = ConfigDict(
         dict(data=data, split=split, tars=tars, label=label, names=names, templates=templates)

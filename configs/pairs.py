@@ -8,9 +8,9 @@ as a whole, at full resolution, for a GPU. Each also with _cpu, such as :otter_c
 short, for a workstation without a GPU: as in the quickstart the text encoder and most of the image
 encoder stay as they are, and pictures are 128 pixels wide: 2 GB of memory instead of 45.
 
-One pair in twenty is held out; each of its images is searched among its captions, and the
+One pair in twenty is held out. Each image of these is searched among their captions, and the
 checkpoint that does this best is kept beside the latest. The optimiser is a starting point, not
-tuned. Classes of your own: README, "Your own data".
+tuned. Classes of your own: README, "Your own classes".
 """
 
 from ml_collections import ConfigDict
@@ -20,7 +20,7 @@ from otter_jax.configs.common import evaluation
 
 
 def get_config(variant: str = "otter"):
-    """Training on own pairs by a method, or by "METHOD_cpu"; "cpu" is "otter_cpu"."""
+    """Returns the config for your pairs by a method, or by "METHOD_cpu"; "cpu" is "otter_cpu"."""
     method = variant.removesuffix("cpu").removesuffix("_") or "otter"
     config = quickstart.get_config(method)
     config.model.dtype = "bfloat16"
@@ -52,7 +52,7 @@ def get_config(variant: str = "otter"):
 
 
 def for_cpu(config: ConfigDict) -> ConfigDict:
-    """`config` with frozen trunks and small pictures, in the precision that CPUs compute in."""
+    """Returns `config` with frozen trunks, small pictures, and float32, which is fast on CPUs."""
     few = quickstart.get_config()
     config.model.dtype = few.model.dtype
     config.model.txt.dropout = few.model.txt.dropout

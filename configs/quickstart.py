@@ -1,9 +1,9 @@
-"""OTTER on 1,239 drawn pictures and their names, in ten minutes on two CPU cores.
+"""OTTER on 1,239 drawn pictures and their names, in some six minutes on two CPU cores.
 
     otter-jax train --config quickstart --workdir runs/quickstart
 
 Variants: quickstart:infonce, :ls, :kd, :otter (the default). Pictures are OpenMoji's, names
-Unicode's; a quarter of the concepts, 413, is never shown in training and recognised at the end
+Unicode's; a quarter of the concepts, 413, is never shown in training, and searched for at the end
 among all 1,652 names. EfficientNet-Lite0 starts from ImageNet weights, the text encoder is MiniLM.
 """
 
@@ -11,7 +11,7 @@ from otter_jax.configs import common
 
 
 def get_config(method: str = "otter"):
-    """The quickstart by `method`."""
+    """Returns the quickstart's config by `method`."""
     config = common.get_config(method)
     config.model.dim = 384
     config.optim.freeze = "txt/|img/(?!blocks_6_0|conv_head|bn2)"
@@ -33,6 +33,6 @@ def get_config(method: str = "otter"):
     config.optim.weight_decay = 0.01
     config.checkpoint.every = 50
     for name, split in (("seen", "train[:413]"), ("unseen", "unseen")):
-        # Captions here are bare names, so that is what a class is called.
+        # Captions here are bare names, so the prompts are, too.
         config.eval.sets[name] = common.evaluation("openmoji", split=split, templates=("{}",))
     return config

@@ -21,7 +21,7 @@ from otter_jax.errors import UserError
 
 
 def get_config(teacher: str = "ema"):
-    """Training on CC3M with an "ema" or a "fixed" teacher."""
+    """Returns the config for CC3M with an "ema" or a "fixed" teacher."""
     if teacher not in ("ema", "fixed"):
         raise UserError(f"There is no teacher {teacher!r}; there are: ema, fixed.")
     config = cc3m.get_config("kd")

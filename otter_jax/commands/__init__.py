@@ -1,6 +1,6 @@
-"""The commands: a file for each, from its flags to one call of what does the work.
+"""One file per command: it parses flags and makes one call.
 
-The only place that knows the command line and exit statuses. May import everything; nothing but
-`otter_jax.__main__` and `otter_jax.main` imports it. JAX is imported inside the calls, after the
-flags have been understood.
+Only this folder knows the command line and exit statuses. It may import everything; only
+`otter_jax.__main__` and `otter_jax.main` import it. JAX is imported inside the calls, after the
+flags have been parsed.
 """

@@ -1,4 +1,4 @@
-"""Finds and loads configs: those that ship with the package by name, one's own by path."""
+"""Finds and loads configs: those that ship with the package by name, others by path."""
 
 import pathlib
 import traceback
@@ -21,7 +21,7 @@ def names() -> list[str]:
 
 
 def find(given: str) -> tuple[pathlib.Path, list[str]]:
-    """Returns the file that "NAME_OR_PATH[:VARIANT]" means, and the variant if there is one.
+    """Returns the file that "NAME_OR_PATH[:VARIANT]" names, and [VARIANT], or [] without one.
 
     Raises UserError, with the nearest name, if there is no such file.
     """
@@ -43,10 +43,10 @@ def find(given: str) -> tuple[pathlib.Path, list[str]]:
 
 
 def load(given: str, overrides: Sequence[str]) -> ConfigDict:
-    """Returns the config of a file, "NAME_OR_PATH[:VARIANT]", with the values of `overrides`.
+    """Returns the config "NAME_OR_PATH[:VARIANT]" with the values of `overrides`.
 
-    Raises UserError if there is no such file, with file and line if it raises an error, and as
-    `override` does.
+    Raises UserError if there is no such file; with file and line, if the file raises an error; and
+    as `override` does.
     """
     path, variant = find(given)
     module = types.ModuleType("otter_jax_config")
@@ -64,7 +64,7 @@ def load(given: str, overrides: Sequence[str]) -> ConfigDict:
 
 
 def _where(error: Exception, path: pathlib.Path) -> str:
-    """Returns "FILE:LINE: ERROR", the last line of the config itself, or else of what it called."""
+    """Returns "FILE:LINE: ERROR": the last line in the config itself, else where it was raised."""
     _, *frames = traceback.extract_tb(error.__traceback__)  # the first is `load`
     own = [frame for frame in frames if frame.filename == str(path)]
     file, line = path, 1
@@ -80,7 +80,7 @@ def _where(error: Exception, path: pathlib.Path) -> str:
 def override(config: ConfigDict, overrides: Sequence[str]) -> ConfigDict:
     """Returns the config with new values, each given as "--config.KEY=VALUE".
 
-    Raises UserError for a key that is not there, with the nearest, and for a value of another kind.
+    Raises UserError for an unknown key, with the nearest one, and for a value of another type.
     """
     values, argv = flags.FlagValues(), ["", *overrides]
     try:
@@ -93,7 +93,7 @@ def override(config: ConfigDict, overrides: Sequence[str]) -> ConfigDict:
 
 
 def with_tuples(value: Any) -> Any:
-    """Returns the same with tuples for the lists that JSON makes of them: flags override tuples."""
+    """Turns lists, which JSON makes of tuples, back into tuples, as overrides need them."""
     if isinstance(value, dict):
         return {key: with_tuples(each) for key, each in value.items()}
     return tuple(map(with_tuples, value)) if isinstance(value, list) else value

@@ -1,4 +1,4 @@
-"""Makes a run of a checkpoint of the released PyTorch code, to evaluate, export or teach by."""
+"""Turns a checkpoint of the released PyTorch code into a run: to evaluate, export or teach by."""
 
 import argparse
 import pathlib
@@ -12,7 +12,7 @@ def parser() -> start.Parser:
     made = start.Parser(
         "convert",
         "CHECKPOINT --config NAME[:VARIANT] --workdir DIR [FLAGS]",
-        "Makes a run of a checkpoint of the released PyTorch code, to evaluate, export or teach "
+        "Turns a checkpoint of the released PyTorch code into a run, to evaluate, export or teach "
         "by. The config describes its model. No PyTorch is needed.",
         (
             "best.pth.tar --config cc3m:otter_released --workdir runs/released",

@@ -1,4 +1,4 @@
-"""Says what would go wrong with a run, or make it slow, before it takes GPUs."""
+"""Finds what would go wrong with a run, or make it slow, before it takes GPUs."""
 
 import argparse
 from collections.abc import Sequence
@@ -12,10 +12,10 @@ def parser() -> start.Parser:
     made = start.Parser(
         "doctor",
         "--config NAME[:VARIANT] [FLAGS]",
-        "Says what would go wrong with a run, or make it slow, before it takes GPUs: images, "
+        "Finds what would go wrong with a run, or make it slow, before it takes GPUs: images, "
         "captions, labels, memory, and whether the pipeline keeps up with the step. Run it on the "
-        "machine that will train: half a minute, and the time to compile. Exit status 1 if "
-        "something is wrong.",
+        "machine that will train; it takes half a minute, and the time to compile. The exit status "
+        "is 1 if something is wrong.",
         (
             "--config pairs --config.data.name=mine",
             "--config pairs:cpu --config.data.name=mine --nostep",
@@ -28,7 +28,7 @@ def parser() -> start.Parser:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Looks at the config that the flags name; returns 1 if something is wrong."""
+    """Checks the config that the flags name; returns 1 if something is wrong."""
     start.print_loading()
     config = flags.config(options, needs="objective")
     from otter_jax.run.console import make_console
@@ -49,7 +49,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         rest = ["--config", *rest]
     options = flags.parse(parser(), [*rest, *overrides])
     if options.given is not None:
-        raise UserError(f"What is {options.given!r}? The doctor looks at one config.")
+        raise UserError(f"What is {options.given!r}? The doctor takes one config.")
     return options
 
 

@@ -37,14 +37,14 @@ def parser() -> start.Parser:
     made.flag(
         "--by",
         choices=["attention", "magnitude"],
-        help="with --share: by what the filters that go are chosen [attention]",
+        help="with --share: how the filters to prune are ranked [attention]",
     )
     flags.add_config(made, saved=True)
     return made
 
 
 def run(options: argparse.Namespace) -> None:
-    """Exports as the flags say; the run's config tells which kind of run it is."""
+    """Exports as the flags say; the run's config shows which kind of run it is."""
     workdir, console = options.workdir, make_console()
     config = flags.any_config(options)
     transfer = "phases" in config
@@ -53,7 +53,7 @@ def run(options: argparse.Namespace) -> None:
             one, other = ("two encoders", "a transfer")[:: -1 if transfer else 1]
             raise UserError(f"--{name} is for {other}, and {workdir} is a run of {one}.")
     if options.by is not None and not options.share:
-        raise UserError("--by goes with --share: it says which of the filters are pruned.")
+        raise UserError("--by goes with --share: it says how the filters to prune are ranked.")
     start.print_loading()
     if transfer:
         _network(config, options, console)

@@ -1,4 +1,4 @@
-"""Flags that several commands have: --config and its keys, --workdir, and the three of processes.
+"""Flags that several commands share: --config, --workdir, --out, and those of processes.
 
 A key of a config is given as --config.KEY=VALUE or --config.KEY VALUE, before or after --config.
 """
@@ -22,11 +22,11 @@ MISSING = {
     "out": "a new folder, for example exported",
     "name": "of the set that is made, small letters, digits and _, for example mine",
 }
-PROGRAMS = {"objective": "train", "phases": "transfer"}  # key of a config: whose it is
+PROGRAMS = {"objective": "train", "phases": "transfer"}  # key of a config: the command it is for
 
 
 def add_config(parser: Parser, *, saved: bool = False) -> None:
-    """Adds --config; where `saved`, the one that the run was started by may take its place."""
+    """Adds --config; if `saved`, it may be left out for the config that the run was started by."""
     parser.set_defaults(saved=saved)
     otherwise = " [the run's own]" if saved else ""
     parser.flag(
@@ -48,7 +48,7 @@ def add_workdir(parser: Parser) -> None:
         "--workdir",
         type=_path,
         metavar="DIR",
-        help="directory of the run: all that it needs to go on",
+        help="directory of the run, with all that it needs to go on",
     )
 
 
@@ -73,9 +73,9 @@ def _path(text: str) -> pathlib.Path:
 
 
 def parse(parser: Parser, argv: Sequence[str]) -> argparse.Namespace:
-    """Returns the flags' values; `overrides` are those of the config, as --config.KEY=VALUE.
+    """Returns the flags' values; `overrides` has the config's keys, as --config.KEY=VALUE.
 
-    Raises UserError for what cannot be understood, and for a config that is not there.
+    Raises UserError for flags that cannot be parsed, and for a config that does not exist.
     """
     rest, overrides = split(argv)
     options = parser.parse_all(rest)
@@ -91,7 +91,10 @@ def parse(parser: Parser, argv: Sequence[str]) -> argparse.Namespace:
 
 
 def check_config(options: argparse.Namespace, *, saved: bool) -> None:
-    """Raises UserError if there is no such config, nor where `saved` that of the run's start."""
+    """Raises UserError if the config is missing and the run has none of its own.
+
+    Only if `saved`, the run's own config may take the place of --config.
+    """
     if options.config is not None:
         configs.find(options.config)
     elif not saved or not (options.workdir / "config.json").exists():
@@ -103,7 +106,7 @@ def check_config(options: argparse.Namespace, *, saved: bool) -> None:
 
 
 def split(argv: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Returns the command line without the config's keys, and these, --config.KEY=VALUE each."""
+    """Splits the command line into ordinary words and --config.KEY=VALUE overrides."""
     rest, overrides, words = [], [], iter(argv)
     for word in words:
         if not re.match(r"--?(no)?config\.", word):
@@ -116,22 +119,22 @@ def split(argv: Sequence[str]) -> tuple[list[str], list[str]]:
 
 
 def config(options: argparse.Namespace, *, needs: str) -> ConfigDict:
-    """Returns the config given; without one, the one that the run was started by.
+    """Returns the config given, else the one that the run was started by.
 
-    Raises UserError if it has no key `needs`, and so is of another command.
+    Raises UserError if it has no key `needs`, and so is for another command.
     """
     found = any_config(options)
     if needs not in found:
         of = options.config or options.workdir
-        whose = [f"; it is of {name!r}" for key, name in PROGRAMS.items() if key in found]
+        whose = [f"; it is for {name!r}" for key, name in PROGRAMS.items() if key in found]
         raise UserError(
-            f"{of} is of another program: its config has no key {needs!r}{''.join(whose)}."
+            f"{of} is for another command: its config has no key {needs!r}{''.join(whose)}."
         )
     return found
 
 
 def any_config(options: argparse.Namespace) -> ConfigDict:
-    """Returns the config given, or the one that the run was started by, of any command."""
+    """Returns the config given, else the one that the run was started by, for any command."""
     if options.config is not None:
         return configs.load(options.config, options.overrides)
     found = ConfigDict(configs.with_tuples(directory.read_config(options.workdir).to_dict()))
@@ -139,15 +142,15 @@ def any_config(options: argparse.Namespace) -> ConfigDict:
 
 
 def join(options: argparse.Namespace, config: ConfigDict, workdir: pathlib.Path) -> None:
-    """Joins the other processes of this run, if there are any; all but the first fall silent.
+    """Joins the other processes of this run, if there are any; only the first goes on printing.
 
-    Raises UserError as `cluster.join` does, if they were not started alike, or `workdir` is not
-    one folder for all.
+    Raises UserError as `cluster.join` does, if the processes were not started alike, or do not see
+    the same `workdir`.
     """
     from otter_jax.run import cluster
 
     cluster.join(options.coordinator, options.num_processes, options.process_id)
     if not cluster.is_first():
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # what libraries print in C++, too
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # silences C++ libraries, too
     cluster.agree(lambda: directory.versions() | directory.flatten(json.loads(config.to_json())))
     cluster.check_shared(workdir)

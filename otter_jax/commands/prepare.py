@@ -3,10 +3,10 @@
 SOURCE is a table of paths (or bytes) and captions (.csv, .tsv, .jsonl, .parquet, the first three
 also with .gz), web-dataset tars, a folder of them or of Parquet files, or a folder of pictures with
 NAME.txt beside NAME.jpg. Several of a kind make one set. With --layout it is the folder of a public
-set, such as cc3m or open_images; otter_jax/data/public/ says what must lie there.
+set, such as cc3m or open_images; the files in otter_jax/data/public/ say what it must hold.
 
-The set lies in DATA_DIR/NAME, with report.json and report.html: what was kept, what not and why,
-sizes, lengths of captions.
+The set is written to DATA_DIR/NAME, with report.json and report.html: what was kept, what was
+dropped and why, sizes of images, lengths of captions.
 """
 
 import argparse
@@ -72,7 +72,8 @@ def parser() -> start.Parser:
     made = start.Parser(
         "prepare",
         "SOURCE... --name NAME [FLAGS]",
-        "Makes a data set of image-caption pairs, in DATA_DIR/NAME. Stopped, it goes on next time.",
+        "Makes a data set of image-caption pairs, in DATA_DIR/NAME. After a stop the same command "
+        "goes on.",
         (
             "/data/pairs.csv --name mine",
             '"/data/cc3m/*.tar" --name cc3m --resize 256 --workers 16',
@@ -90,7 +91,7 @@ def run(options: argparse.Namespace) -> int:
     from otter_jax.run.console import make_console
 
     console = make_console()
-    # A cluster's request to end is Ctrl-C: workers are ended, and what is done is kept.
+    # SIGTERM, a cluster's request to end, acts as Ctrl-C: workers end, finished parts are kept.
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         _make(options, console)

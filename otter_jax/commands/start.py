@@ -1,6 +1,6 @@
-"""Starts a command: its parser, its exit status, and what it says first and last.
+"""Starts a command: its parser, its first and last printed lines, and its exit status.
 
-Nothing here imports JAX, so that help and mistakes on the command line take a moment.
+Nothing here imports JAX, so that help and mistakes on the command line are answered at once.
 """
 
 import argparse
@@ -23,7 +23,7 @@ WIDTH = 100  # columns
 
 
 def program() -> str:
-    """Returns the words by which this program is called here, to be copied."""
+    """Returns the words that call this program here, for commands that people copy."""
     if pathlib.Path(sys.argv[0]).stem == "otter-jax":
         return "otter-jax"
     python, here = pathlib.Path(sys.executable), pathlib.Path.cwd()
@@ -49,7 +49,7 @@ def choose(commands: Mapping[str, tuple[str, str]], argv: Sequence[str]) -> int:
             print(f"  {command:10}{line}")
         print(f"\nThe flags of a command:  {program()} COMMAND --help")
         print(
-            f"Ten minutes, two cores:  {program()} train --config quickstart --workdir runs/first"
+            f"Six minutes, two cores:  {program()} train --config quickstart --workdir runs/first"
         )
         return 0
     if name not in commands:
@@ -74,7 +74,7 @@ class Parser(argparse.ArgumentParser):
         *,
         called: str = "",
     ):
-        """Before `usage` and each of the two `examples` stands how the command is called."""
+        """Prefixes `usage` and the two `examples` with the command's name."""
         self.command, self.called = command, called or f"{program()} {command}"
         super().__init__(
             usage=f"{self.called} {usage}",
@@ -92,7 +92,7 @@ class Parser(argparse.ArgumentParser):
         self._flags.add_argument(*names, **settings)
 
     def parse_all(self, argv: Sequence[str]) -> argparse.Namespace:
-        """Returns the values of the flags; raises UserError for a word that is none."""
+        """Returns the values of the flags; raises UserError for an unknown flag or a stray word."""
         known = list(self._option_string_actions)
         for word in argv:
             name = word.split("=")[0]
@@ -106,7 +106,7 @@ class Parser(argparse.ArgumentParser):
         return options
 
     def error(self, message: str) -> NoReturn:
-        """Raises UserError for what argparse finds."""
+        """Turns an error of argparse into a UserError."""
         raise UserError(f"{message[0].upper()}{message[1:]}. {self._all()}")
 
     def _all(self) -> str:
@@ -119,7 +119,7 @@ class _Formatter(argparse.RawDescriptionHelpFormatter):
 
 
 def print_loading(process_id: int | None = None, *, waits_for: str = "JAX and the program") -> None:
-    """Says at once what is loaded; of several processes the first alone does."""
+    """Prints at once what is being loaded; in process 0 only."""
     env = os.environ
     ranks = (process_id, env.get("SLURM_PROCID"), env.get("OMPI_COMM_WORLD_RANK"))
     if not int(next((rank for rank in ranks if rank is not None), 0)):
@@ -127,7 +127,7 @@ def print_loading(process_id: int | None = None, *, waits_for: str = "JAX and th
 
 
 def following(*commands: Sequence[object]) -> str:
-    """Returns the commands that come next, each as its words, to be copied from the screen."""
+    """Returns the next commands as lines to copy; each command is given as its words."""
     lines = ["Next:"]
     for words in commands:
         first, *flags = shlex.join(map(str, words)).split(" --")
@@ -142,14 +142,14 @@ def following(*commands: Sequence[object]) -> str:
 
 
 def status(run: Callable[[], int | None]) -> int:
-    """Returns the exit status of `run()`: 0, or as it says itself.
+    """Calls `run` and returns the exit status: what it returns, or 0.
 
-    A user's mistake is one paragraph and 2, a requested stop `REQUEUE`, Ctrl-C 130, and any other
-    exception a traceback and 1. One of several processes ends here, without returning.
+    A user's mistake prints one paragraph and gives 2, a requested stop `REQUEUE`, Ctrl-C 130, and
+    any other exception a traceback and 1. With several processes, an exception ends this one here.
     """
     from absl import logging
 
-    logging.set_verbosity(logging.ERROR)  # Orbax warns of what is meant
+    logging.set_verbosity(logging.ERROR)  # Orbax warns about what is intended here
     try:
         return run() or 0
     except Stopped:
@@ -163,7 +163,7 @@ def status(run: Callable[[], int | None]) -> int:
 
 
 def _failed(error: BaseException, number: int) -> int:
-    """Says what went wrong and returns the exit status; of several processes, ends this one."""
+    """Prints what went wrong and returns the exit status; with several processes, ends this one."""
     jax = sys.modules.get("jax")
     several = jax is not None and jax.distributed.is_initialized()
     if not isinstance(error, UserError):
@@ -172,11 +172,11 @@ def _failed(error: BaseException, number: int) -> int:
     if several or isinstance(error, UserError):
         print(f"error{who}: {error}", file=sys.stderr)
     if several:
-        # At a usual exit JAX waits for the other processes, and these wait for this one in a
-        # computation. Instead they miss its signs of life, and end with a message that names it.
+        # At a normal exit JAX waits for the other processes, which wait for this one in a
+        # computation. So exit hard: they miss its heartbeat, and end with a message that names it.
         sys.stdout.flush()
         sys.stderr.flush()
-        if jax.process_index() == 0:  # without the coordinator JAX ends the others with a dump:
-            time.sleep(2)  # time for the same error to end them by themselves
+        if jax.process_index() == 0:  # without the coordinator JAX makes the others dump core, so
+            time.sleep(2)  # leave them time to end by the same error
         os._exit(number)
     return number

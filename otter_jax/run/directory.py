@@ -63,7 +63,7 @@ def config_of(workdir: pathlib.Path, *, needs: str = "objective") -> ConfigDict:
     """
     config = read_config(workdir)
     if needs not in config:
-        raise UserError(f"{workdir} is a run of another program: its config has no key {needs!r}.")
+        raise UserError(f"{workdir} is a run of another command: its config has no key {needs!r}.")
     return config
 
 

@@ -35,7 +35,7 @@ VARIANTS = {  # of a file that is not here: what it gives without one
     "yfcc15m": PUBLISHED,
     "self_distillation": ("ema", "fixed"),
 }
-FILES = [name for name in configs.names() if name != "transfer"]  # that is of another program
+FILES = [name for name in configs.names() if name != "transfer"]  # that is for another command
 ALL = [(name, variant) for name in FILES for variant in VARIANTS.get(name, (None,))]
 LIKE_CC3M = ("common", "cc3m", "wit", "yfcc15m", "self_distillation")
 # Compiling is what takes time here, so what would compile the same takes no step of its own.

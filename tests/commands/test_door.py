@@ -192,8 +192,8 @@ def test_a_config_that_raises_is_told_with_its_own_last_line(tmp_path, capsys, t
 
 def test_a_config_of_another_command_says_whose_it_is(tmp_path, capsys):
     _, said = told(capsys, "train", "--config", "transfer", "--workdir", tmp_path)
-    assert "transfer is of another program" in said
-    assert "no key 'objective'; it is of 'transfer'" in said
+    assert "transfer is for another command" in said
+    assert "no key 'objective'; it is for 'transfer'" in said
     _, said = told(capsys, "transfer", "--config", "pairs", "--workdir", tmp_path)
     assert "no key 'phases'; it is of 'train'" in said
 
