@@ -195,7 +195,7 @@ def test_a_config_of_another_command_says_whose_it_is(tmp_path, capsys):
     assert "transfer is for another command" in said
     assert "no key 'objective'; it is for 'transfer'" in said
     _, said = told(capsys, "transfer", "--config", "pairs", "--workdir", tmp_path)
-    assert "no key 'phases'; it is of 'train'" in said
+    assert "no key 'phases'; it is for 'train'" in said
 
 
 def test_the_config_of_a_run_takes_the_place_of_a_missing_one_and_its_keys_may_be_set(tmp_path):
