@@ -1,4 +1,4 @@
-"""Turns captions into rows of token numbers."""
+"""Turns captions into rows of token ids."""
 
 import os
 import pathlib
@@ -15,31 +15,31 @@ from otter_jax.errors import UserError
 
 MAX_CHARS = 2_000  # of a caption that is tokenised; 60 tokens are some 300 characters
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]+")
-_SURROGATE = re.compile("[\ud800-\udfff]")  # half a UTF-16 pair: no UTF-8, so no tokenizer takes it
+_SURROGATE = re.compile("[\ud800-\udfff]")  # half a UTF-16 pair: no UTF-8, refused by tokenizers
 
 
 def clean(text: str) -> str:
-    """Puts a text on one line: control characters are spaces, lone surrogates U+FFFD."""
+    """Puts a text on one line: control characters become spaces, lone surrogates U+FFFD."""
     return _SURROGATE.sub("\ufffd", _CONTROL.sub(" ", text)).strip()
 
 
 class Tokenizer:
-    """An annotation: captions as rows of exactly `max_tokens` token numbers, special ones included.
+    """Turns captions into rows of exactly `max_tokens` token ids; an annotation.
 
-    It can be pickled and used from several threads; transformers may be imported while it is made,
-    but not by the workers it is sent to.
+    The special tokens are included. A tokenizer can be pickled and used from several threads;
+    transformers may be imported while it is made, but not by the workers that it is sent to.
 
     Attributes:
-      feature: of a record, what `row` reads.
+      feature: the feature of a record that `row` reads.
       max_tokens: L, the length of every row.
-      pad_id: what fills a row; the mask is False there.
-      vocab_size: one more than the largest token number.
+      pad_id: the token id that fills up a row; the mask is False there.
+      vocab_size: one more than the largest token id.
     """
 
     feature = "caption"
 
     def __init__(self, folder: str | os.PathLike, max_tokens: int):
-        """From a local folder as Hugging Face writes it; vocab.txt alone makes a BERT tokenizer.
+        """Reads the tokenizer of a Hugging Face folder; vocab.txt alone makes a BERT tokenizer.
 
         Raises:
           UserError: no such folder, no tokenizer in it, or no room for the special tokens.
@@ -60,26 +60,26 @@ class Tokenizer:
         self._backend = backend
 
     def row(self, record: dict[str, Any]) -> dict[str, np.ndarray]:
-        """token_ids int32 [L] and mask bool [L] of the record's caption."""
+        """Returns token_ids int32 [L] and mask bool [L] of the record's caption."""
         ids, mask = self.encode([record[self.feature]])
         return {"token_ids": ids[0], "mask": mask[0]}
 
     def collate(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """The batch as it is."""
+        """Returns the batch as it is."""
         return batch
 
     def shapes(self, batch_size: int) -> dict[str, tuple[tuple[int, ...], Any]]:
-        """Shape and dtype of a global batch's entries."""
+        """Returns shape and dtype of the captions' entries in a global batch."""
         rows = (batch_size, self.max_tokens)
         return {"token_ids": (rows, np.int32), "mask": (rows, np.bool_)}
 
     def encode(
         self, captions: Sequence[str]
     ) -> tuple[Int32[np.ndarray, "B L"], Bool[np.ndarray, "B L"]]:
-        """Returns token numbers, and a mask: True at text, False at padding.
+        """Returns token ids, and a mask: True at text, False at padding.
 
-        A caption is cleaned, cut at 2,000 characters, then at `max_tokens` (the closing special
-        token stays). An empty one is the special tokens alone.
+        A caption is cut at 2,000 characters, cleaned, then cut at `max_tokens` (the closing special
+        token stays). An empty one gives the special tokens alone.
         """
         rows = self._rows(self._backend, captions)
         shape = (len(rows), self.max_tokens)
@@ -95,5 +95,5 @@ class Tokenizer:
 
     @staticmethod
     def _rows(backend: tokenizers.Tokenizer, captions: Sequence[str]) -> list[tokenizers.Encoding]:
-        # The cut comes first: cleaning a megabyte to keep 2,000 characters is a waste.
+        # Cut before cleaning: it would be a waste to clean a megabyte and keep 2,000 characters.
         return backend.encode_batch([clean(text[:MAX_CHARS]) for text in captions])

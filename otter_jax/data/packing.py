@@ -1,9 +1,10 @@
-"""Packs several captions into one row, so that each costs its own length; attention never crosses.
+"""Packs several captions into one row, so that each costs its own length.
 
-Padded to 60 tokens, captions of 14 cost a text encoder four times what they are worth. Packed, the
-captions of a group (those of one device) lie behind each other in rows of a fixed number of
-tokens. Shapes stay the same from step to step: a group has as many rows as it will not outgrow.
-The embeddings are those of padded captions (tests/data/test_packing.py).
+Attention never crosses captions. Padded to 60 tokens, captions of 14 cost a text encoder four times
+as much as they need. When packed, the captions of a group (those of one device) follow each other
+in rows of a fixed number of tokens. The number of rows is fixed too, and large enough for nearly
+every group, so that shapes stay the same from step to step. The embeddings are those of padded
+captions (tests/data/test_packing.py).
 """
 
 import dataclasses
@@ -15,20 +16,20 @@ from jaxtyping import Int, Int32
 
 from otter_jax.data.captions import Tokenizer
 
-ROW = 64  # tokens of a row, or twice or four times that: what leaves least free
-DEVIATIONS = 5  # of the room that groups need from its mean: more come once in some 10^6 groups
-GROUPS = 64  # drawn from the sample to see how many rows one needs
+ROW = 64  # tokens of a row, or twice or four times as many, whichever wastes least
+DEVIATIONS = 5  # room beyond a group's mean need; one group in some 10^6 needs more
+GROUPS = 64  # drawn from the sample to estimate how many rows a group needs
 
 
 @dataclasses.dataclass(frozen=True)
 class Packed:
-    """An annotation: the tokenizer's rows, collated to batches in which captions share rows.
+    """Collates a batch so that several captions share a row; an annotation.
 
     Attributes:
-      tokenizer: what makes rows of captions.
-      per_group: captions of a group, b.
-      rows: R, of a group.
-      length: T, tokens of a row.
+      tokenizer: turns each caption into a row, which is then packed.
+      per_group: b, captions per group.
+      rows: R, rows per group.
+      length: T, tokens per row.
     """
 
     tokenizer: Tokenizer
@@ -47,10 +48,10 @@ class Packed:
         per_group: int,
         longest: int,
     ) -> "Packed":
-        """Chooses as many rows as a group of captions needs, from a sample's `lengths` in tokens.
+        """Chooses the number and length of a group's rows, from a sample's `lengths` in tokens.
 
-        Of the row lengths that are tried the one that costs the fewest tokens is taken. `longest`
-        is what the encoder can read, in tokens.
+        It takes the row length that costs the fewest tokens. `longest` is the encoder's limit, in
+        tokens.
         """
         lengths = np.minimum(lengths, tokenizer.max_tokens)
         draws = np.random.default_rng(0).choice(lengths, (GROUPS, per_group))
@@ -58,10 +59,10 @@ class Packed:
         found = []
         for length in sorted({min(longest, times * least) for times in (1, 2, 4)}):
             used = [_lay(of_group, length)[1] for of_group in draws]
-            # In tokens, but for what the emptiest row leaves free: rows alone are too coarse.
+            # Counted in tokens, less the room left in the emptiest row: rows are too coarse a unit.
             tokens = [length * len(rows) - (length - rows.min(initial=length)) for rows in used]
             most = max(np.mean(tokens) + DEVIATIONS * np.std(tokens), max(tokens))
-            rows = min(per_group, math.ceil(most / length))  # a row a caption always does
+            rows = min(per_group, math.ceil(most / length))  # a row per caption is always enough
             found.append(cls(tokenizer, per_group, rows, length))
         return min(found, key=lambda packed: packed.rows * packed.length)
 
@@ -73,16 +74,16 @@ class Packed:
         )
 
     def row(self, record: dict[str, Any]) -> dict[str, np.ndarray]:
-        """The tokenizer's row: token_ids int32 [L] and mask bool [L]."""
+        """Returns the tokenizer's row: token_ids int32 [L] and mask bool [L]."""
         return self.tokenizer.row(record)
 
     def collate(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """The batch with its captions packed: token_ids, segment_ids, positions as in `shapes`.
+        """Returns the batch with its captions packed: token_ids, segment_ids, positions and cut.
 
         `segment_ids` are n at the tokens of a row's n-th caption, 0 where there is none.
         `positions` say where in its group each caption lies: row * (T + 1) + n - 1; a caption
-        without tokens is at T, where none ever is. `cut`, bool [B], are captions of a group that
-        did not fit and were cut to the length at which it does; their last token stays.
+        without tokens is at T, where no caption ever lies. `cut`, bool [B], marks captions that
+        were cut because their group did not fit its rows; they keep their last token.
         """
         batch = dict(batch)
         ids, mask = batch.pop("token_ids"), batch.pop("mask")
@@ -92,6 +93,7 @@ class Packed:
         positions = np.full((groups, self.per_group), self.length, np.int32)
         lengths = mask.sum(axis=1).reshape(groups, self.per_group)
         kept = np.empty_like(lengths)
+        # Each group by itself: a device can only pack the captions that it holds.
         for group, of_group in enumerate(lengths):
             kept[group], laid = self._fit(of_group)
             for number in np.flatnonzero(kept[group]):
@@ -102,12 +104,13 @@ class Packed:
                 token_ids[group, row, start + size - 1] = caption[of_group[number] - 1]
                 segment_ids[group, row, start : start + size] = nth
                 positions[group, number] = row * (self.length + 1) + nth - 1
+        # Cut captions are marked, so that the run can count and report them.
         cut = (kept < lengths).reshape(-1)
         packed = {"token_ids": token_ids, "segment_ids": segment_ids, "positions": positions}
         return batch | packed | {"cut": cut}
 
     def shapes(self, batch_size: int) -> dict[str, tuple[tuple[int, ...], Any]]:
-        """Shape and dtype of a global batch's entries: [G, R, T] and [G, b], G groups in all."""
+        """Returns shape and dtype of a global batch's entries: [G, R, T] and [G, b], G groups."""
         groups = batch_size // self.per_group
         rows = (groups, self.rows, self.length)
         return {
@@ -119,7 +122,7 @@ class Packed:
     def _fit(
         self, lengths: Int[np.ndarray, " b"]
     ) -> tuple[Int[np.ndarray, " b"], Int[np.ndarray, "3 b"]]:
-        """Lengths at which all fit into the rows, by cutting the longest, and where each lies."""
+        """Cuts the longest captions until all fit; returns the lengths, and where each lies."""
         limit = int(lengths.max(initial=0))
         while True:
             kept = np.minimum(lengths, limit)
@@ -129,17 +132,17 @@ class Packed:
             limit -= 1
 
     def _fits(self, lengths: Int[np.ndarray, " b"]) -> bool:
-        """Whether all fit into the rows without a cut."""
+        """Tells whether all captions fit into the rows without a cut."""
         return len(_lay(lengths, self.length)[1]) <= self.rows
 
 
 def _lay(
     lengths: Int[np.ndarray, " b"], length: int
 ) -> tuple[Int[np.ndarray, "3 b"], Int[np.ndarray, "_"]]:
-    """Lays texts, the longest first, each into the first row of `length` tokens with room for it.
+    """Assigns each text, longest first, to the first row with room for it.
 
-    Returns for each text its row, its first token there and its number there (from 1), and for each
-    row in use how many tokens it has.
+    A row has `length` tokens. Returns for each text its row, its first token there and its number
+    there (from 1), and for each row in use how many tokens it has.
     """
     laid = np.zeros((3, len(lengths)), int)
     used, texts = np.zeros((2, len(lengths)), int)

@@ -1,8 +1,8 @@
-"""Reads the tokenizer of a folder as Hugging Face writes it.
+"""Reads the tokenizer of a Hugging Face folder.
 
-BERT's are made here, in a tenth of a second. All others are made by transformers, which takes
-seconds to import, and so is any BERT whose files say something that is not known here: what is made
-here is what transformers would make (tests/data/test_tokenizer_files.py).
+BERT tokenizers are made here, in a tenth of a second. All others are made by transformers, which
+takes seconds to import; so is a BERT tokenizer whose files have settings unknown here. A tokenizer
+made here equals the one that transformers would make (tests/data/test_tokenizer_files.py).
 """
 
 import contextlib
@@ -21,7 +21,7 @@ VOCABULARIES = ("tokenizer.json", "vocab.txt", "vocab.json")
 REMEDY = "Give a folder with tokenizer.json, or with the files it is made of (vocab.txt, ...)."
 
 BERT_CLASSES = (None, "BertTokenizer", "BertTokenizerFast")
-# In the order in which those that are not among the words are added to them.
+# In the order in which those that the vocabulary lacks are added to it.
 BERT_TOKENS = {
     "unk_token": "[UNK]",
     "sep_token": "[SEP]",
@@ -37,7 +37,7 @@ NO_EFFECT = {
     "pad_to_multiple_of", "pad_token_type_id", "padding_side", "special_tokens_map_file", "stride",
     "tokenizer_class", "truncation_side", "truncation_strategy",
 }  # fmt: skip
-MOST_WORDS = 100_000  # larger ones transformers looks over for a mistake of some models
+MOST_WORDS = 100_000  # transformers checks larger vocabularies for a mistake of some models
 
 
 def read_tokenizer(folder: pathlib.Path) -> tuple[tokenizers.Tokenizer, str]:
@@ -47,21 +47,21 @@ def read_tokenizer(folder: pathlib.Path) -> tuple[tokenizers.Tokenizer, str]:
     """
     if not folder.is_dir():
         raise UserError(f"There is no tokenizer folder {folder}. {REMEDY}")
-    # transformers makes a tokenizer without words of a folder without them, and says nothing.
+    # From a folder without a vocabulary transformers makes an empty tokenizer, without a warning.
     if not any((folder / name).is_file() for name in VOCABULARIES):
         missing = ", ".join(VOCABULARIES)
         raise UserError(f"There is no tokenizer in {folder}: no {missing}. {REMEDY}")
     try:
         found = bert_tokenizer(folder)
-    except Exception:  # whatever is wrong with the files, transformers says it better
+    except Exception:  # whatever is wrong with the files, transformers explains it better
         found = None
     return found or transformers_tokenizer(folder)
 
 
 def bert_tokenizer(folder: pathlib.Path) -> tuple[tokenizers.Tokenizer, str] | None:
-    """Makes a BERT tokenizer from a folder's words; None if transformers might make another one.
+    """Makes a BERT tokenizer from a vocabulary; None if transformers might build a different one.
 
-    Raises any error for files that are damaged.
+    Damaged files may raise any error.
     """
     names = {path.name for path in folder.iterdir()}
     if names & {"added_tokens.json", "vocab.json"}:
@@ -80,7 +80,7 @@ def bert_tokenizer(folder: pathlib.Path) -> tuple[tokenizers.Tokenizer, str] | N
     if any(value for name, value in settings.items() if name not in known):
         return None
     tokens = {name: settings.get(name, token) for name, token in BERT_TOKENS.items()}
-    # What is said twice must be the same: which file counts changed from version to version.
+    # Two files may give these tokens; they must agree, since versions differ in which one counts.
     if not read("special_tokens_map.json").items() <= tokens.items():
         return None
     whole = read("tokenizer.json")
@@ -106,7 +106,7 @@ def make_bert(
     tokenize_chinese_chars: bool,
     strip_accents: bool | None,
 ) -> tokenizers.Tokenizer:
-    """Makes a BERT tokenizer with these words, or a file's; `tokens` are the special ones."""
+    """Makes a BERT tokenizer with this vocabulary, or a file's; `tokens` are the special ones."""
     unknown = tokens["unk_token"]
     model = (
         models.WordPiece.from_file(words, unk_token=unknown)
@@ -133,29 +133,29 @@ def make_bert(
 
 
 def is_same(one: dict[str, Any], other: dict[str, Any]) -> bool:
-    """Whether two parsed tokenizer.json make the same tokens, but for padding and truncation."""
+    """Tells whether two parsed tokenizer.json are equal, except for padding and truncation."""
     parts = ("added_tokens", "normalizer", "pre_tokenizer", "post_processor", "model")
     return all(one[part] == other[part] for part in parts)
 
 
 def transformers_tokenizer(folder: pathlib.Path) -> tuple[tokenizers.Tokenizer, str]:
-    """Reads any tokenizer that has a fast form. Raises UserError for what cannot be read."""
+    """Reads any tokenizer that has a fast form, by transformers. Raises UserError if it cannot."""
     with _quiet():
-        import transformers  # seconds; and the workers never need it
+        import transformers  # takes seconds, and workers never need it
 
         kind = getattr(transformers, class_of(folder))
         try:
             loaded = kind.from_pretrained(
                 str(folder), local_files_only=True, trust_remote_code=False
             )
-        except Exception as error:  # whatever is wrong with the files, each class says differently
+        except Exception as error:  # every class of tokenizers raises other types
             reason = str(error).strip().split("\n")[0]
             raise UserError(
                 f"The tokenizer in {folder} cannot be read: {reason}. {REMEDY}"
             ) from error
     if not loaded.is_fast:
         raise UserError(f"The tokenizer in {folder} has no fast form (tokenizer.json). {REMEDY}")
-    # Under the mask it is all one.
+    # The mask hides the padding, so any token will do.
     pad = (
         loaded.pad_token or loaded.eos_token or loaded.unk_token or loaded.convert_ids_to_tokens(0)
     )
@@ -166,7 +166,7 @@ def class_of(folder: pathlib.Path) -> str:
     """Returns the name of the class in transformers that reads a folder."""
     if (folder / "tokenizer_config.json").exists():
         return "AutoTokenizer"
-    # Vocabularies by themselves do not say whose they are, and Auto does not ask what is in them.
+    # A vocabulary alone does not name its class, and AutoTokenizer does not look into it.
     if (folder / "vocab.txt").exists() and not any(folder.glob("*.json")):
         return "BertTokenizerFast"
     for name in ("tokenizer.json", "vocab.json"):

@@ -1,5 +1,5 @@
-"""Encoders of images and of texts as flax modules, and the two towers that join a pair of them.
+"""Image and text encoders as flax modules, and the towers that join one of each.
 
-Pixels and token numbers come in, features go out; names of layers are those of the published
-weights. Knows no files and no config; imports jax, flax and its own files alone.
+In come pixels and token ids, out go features; layers have the names of the published weights. May
+import jax, flax and each other; knows no files and no config.
 """

@@ -43,7 +43,7 @@ class BertConfig:
         if config.get("hidden_act", "gelu") not in ACTIVATIONS:
             known = ", ".join(ACTIVATIONS)
             raise ValueError(f"hidden_act={config['hidden_act']!r} is not supported; {known} are")
-        if config.get("model_type") == "roberta":  # what its files may leave out
+        if config.get("model_type") == "roberta":  # its files may leave out these defaults
             config = {"vocab_size": 50265, "pad_token_id": 1} | config
         fields = {field.name for field in dataclasses.fields(cls)} & config.keys()
         return cls(
@@ -52,7 +52,7 @@ class BertConfig:
         )
 
     def with_dropout(self, rate: float) -> "BertConfig":
-        """Returns the same with another dropout, of hidden states and attention alike."""
+        """Returns the config with another dropout rate, for hidden states and attention alike."""
         return dataclasses.replace(
             self, hidden_dropout_prob=rate, attention_probs_dropout_prob=rate
         )
@@ -65,12 +65,12 @@ class BertConfig:
 
 
 class Bert(nn.Module):
-    """Encodes texts as the hidden states of the last layer; those at padding are meaningless.
+    """Encodes texts into the hidden states of the last layer; those at padding are meaningless.
 
     Dropout draws from the rng "dropout", in training only. There is no pooler: see `mean_pool`.
 
     Attributes:
-      dtype: of the matrix products and of what flows between them; softmax and norms are float32.
+      dtype: of matrix products and activations; softmax and norms are computed in float32.
     """
 
     config: BertConfig
@@ -88,7 +88,7 @@ class Bert(nn.Module):
         """Returns the hidden states of one text per row, or of several that do not see each other.
 
         Args:
-          token_ids: rows of tokens; at most `config.max_length` of them.
+          token_ids: rows of at most `config.max_length` tokens.
           mask: for one text per row, True at its tokens.
           segment_ids: in place of `mask` for packed rows: n at the tokens of a row's n-th text,
             0 at padding. Each text has positions of its own.
@@ -131,7 +131,7 @@ class Bert(nn.Module):
         segment_ids: Int[Array, "G R T"],
         positions: Int[Array, "G b"],
     ) -> tuple[Float[Array, "B H"], Bool[Array, " B"]]:
-        """Returns one vector per packed text, as `positions` go, and whether it has a token."""
+        """Returns one vector per packed text, in the order of `positions`, and if it has tokens."""
         return mean_pool_packed(hidden, segment_ids, positions)
 
 
@@ -156,7 +156,7 @@ def mean_pool_packed(
     """
     hidden = hidden.astype(jnp.promote_types(hidden.dtype, jnp.float32))
     groups, rows, length, width = hidden.shape
-    # One slot more than a row has tokens: texts without any are looked for in the last.
+    # One more slot than a row has tokens: texts without a token point to the last, empty one.
     own = segment_ids[:, :, None] == jnp.arange(1, length + 2)[:, None]
     tokens = own.sum(3)
     sums = jnp.einsum("grst,grth->grsh", own.astype(hidden.dtype), hidden, precision="highest")
@@ -170,8 +170,8 @@ def mean_pool_packed(
 def position_ids(token_ids: Int[Array, "B L"], config: BertConfig) -> Int[Array, "#B L"]:
     """Returns the number of each token's position embedding, for one text per row.
 
-    BERT counts the places of the row. RoBERTa counts tokens from pad_token_id + 1 on, and gives
-    padding pad_token_id.
+    BERT numbers the positions of the row. RoBERTa numbers the tokens from pad_token_id + 1 on; its
+    padding has pad_token_id.
     """
     if not config.roberta_positions:
         return jnp.arange(token_ids.shape[1])[None]
@@ -182,13 +182,13 @@ def position_ids(token_ids: Int[Array, "B L"], config: BertConfig) -> Int[Array,
 def position_ids_packed(
     token_ids: Int[Array, "B L"], segment_ids: Int[Array, "B L"], config: BertConfig
 ) -> Int[Array, "B L"]:
-    """Returns the same for packed rows, counted from the beginning of each text."""
+    """Returns `position_ids` for packed rows, counted from the beginning of each text."""
     token = segment_ids > 0
     if config.roberta_positions:
         token &= token_ids != config.pad_token_id
     begins = jnp.pad(segment_ids[:, 1:] != segment_ids[:, :-1], ((0, 0), (1, 0)))
     counted = token.astype(segment_ids.dtype).cumsum(axis=1)
-    # From 1 within each text: less what was counted before it began.
+    # Counted from 1 within each text, by subtracting the count before its first token.
     count = counted - jax.lax.cummax(jnp.where(begins, counted - token, 0), axis=1)
     if config.roberta_positions:
         return count * token + config.pad_token_id
@@ -264,7 +264,7 @@ class Attention(nn.Module):
 
 
 class SelfAttention(nn.Module):
-    """Mixes for each token the values of the tokens that it sees; `sees` has a row per token."""
+    """Averages for each token the values of those that it sees; `sees` has a row per token."""
 
     config: BertConfig
     dtype: Any
@@ -318,10 +318,10 @@ class Output(nn.Module):
 
 
 def dense(width: int, dtype: Any, name: str) -> nn.Dense:
-    """Makes a linear layer, initialised as BERT's."""
+    """Makes a linear layer with BERT's initialisation."""
     return nn.Dense(width, dtype=dtype, kernel_init=nn.initializers.normal(0.02), name=name)
 
 
 def layer_norm(config: BertConfig, dtype: Any) -> nn.LayerNorm:
-    """Makes the norm that ends every part."""
+    """Makes the norm that ends embeddings, attention and perceptron."""
     return nn.LayerNorm(config.layer_norm_eps, dtype=dtype, name="LayerNorm")

@@ -30,11 +30,11 @@ class ClipTextConfig:
     def from_json(cls, config: dict[str, Any]) -> "ClipTextConfig":
         """Takes the fields from a parsed config.json, of the text side or of a whole CLIP.
 
-        A whole one leaves out what is as in CLIP ViT-B/32. Raises ValueError for another kind of
-        model.
+        That of a whole CLIP omits fields that are as in ViT-B/32. Raises ValueError for another
+        kind of model.
         """
         if config.get("model_type") == "clip":
-            # Old files say some of it again, and mean that, in text_config_dict.
+            # In old files text_config_dict repeats some fields, and its values are the right ones.
             config = {
                 **(config.get("text_config") or {}),
                 **(config.get("text_config_dict") or {}),
@@ -50,7 +50,7 @@ class ClipTextConfig:
         return cls(**{name: config[name] for name in fields})
 
     def with_dropout(self, rate: float) -> "ClipTextConfig":
-        """Returns the same with another dropout, which CLIP has in the attention only."""
+        """Returns the config with another dropout rate, which CLIP has in the attention only."""
         return dataclasses.replace(self, attention_dropout=rate)
 
     @property
@@ -60,12 +60,12 @@ class ClipTextConfig:
 
 
 class ClipText(nn.Module):
-    """Encodes texts as the hidden states of the last layer; a token sees what comes before it.
+    """Encodes texts into the hidden states of the last layer; a token sees those before it.
 
-    What stands at padding is meaningless.
+    Hidden states at padding are meaningless.
 
     Attributes:
-      dtype: of the matrix products and of what flows between them; softmax and norms are float32.
+      dtype: of matrix products and activations; softmax and norms are computed in float32.
     """
 
     config: ClipTextConfig
@@ -111,7 +111,7 @@ class ClipText(nn.Module):
     ) -> Float[Array, "B H"]:
         """Returns one vector per text, float32: at its first closing token; 0 without tokens."""
         if self.config.eos_token_id == 2:
-            # Configs up to 2023 say 2, which it never was; there it is the largest number.
+            # Configs up to 2023 wrongly say 2; with them it is the largest token id.
             end = jnp.where(mask, token_ids, -1).argmax(1)
         else:
             end = (mask & (token_ids == self.config.eos_token_id)).argmax(1)

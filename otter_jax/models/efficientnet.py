@@ -1,7 +1,7 @@
 """EfficientNets (Tan & Le, arXiv:1905.11946) and their Lite form, with timm's names.
 
-Lite has ReLU6 for swish, no squeeze-excitation, and a stem and head that do not grow. The ones that
-were trained in TensorFlow ("tf_") keep its padding and constants; the others have PyTorch's.
+Lite has ReLU6 instead of swish, no squeeze-excitation, and a stem and head of fixed width. Those
+trained in TensorFlow ("tf_") keep its padding and constants; the others have PyTorch's.
 """
 
 import math
@@ -55,15 +55,17 @@ STAGES = (  # (repeats, channels, expansion, kernel size, stride of the first bl
 
 
 class EfficientNet(nn.Module):
-    """Encodes images as features averaged over positions, float32; with `num_classes`, as logits.
+    """Encodes images into features averaged over positions; with `num_classes`, into logits.
+
+    Both are float32.
 
     The published Lite weights were trained on (RGB - 127) / 128 with RGB in 0..255.
 
     Attributes:
-      width_factor, depth_factor: of the channels and repeats in `stages`.
+      width_factor, depth_factor: multiply the channels and the repeats in `stages`.
       tensorflow: padding, epsilon and the momentum of batch norms as in TensorFlow's models.
-      pruned: (block, channels of its filters) of blocks that have fewer than the architecture's.
-      dtype: of the convolutions and of what flows between them.
+      pruned: (block, number of its depthwise filters) for each pruned block.
+      dtype: of convolutions and activations.
     """
 
     width_factor: float = 1.0
@@ -75,7 +77,7 @@ class EfficientNet(nn.Module):
     num_classes: int | None = None
     dtype: Any = jnp.float32
 
-    classifier = "classifier"  # what files call the layer to `num_classes`
+    classifier = "classifier"  # the name in files of the layer to `num_classes`
 
     @nn.compact
     def __call__(self, image: Float[Array, "B H W 3"], *, train: bool) -> Float[Array, "B C"]:
@@ -109,7 +111,7 @@ class EfficientNet(nn.Module):
 
     @property
     def stage_sizes(self) -> tuple[int, ...]:
-        """The number of blocks in each stage; Lite keeps the first and the last as they are."""
+        """The number of blocks in each stage; Lite does not scale the first and the last."""
         last = len(self.stages) - 1
         return tuple(
             repeats if self.lite and i in (0, last) else math.ceil(repeats * self.depth_factor)
@@ -126,10 +128,10 @@ class Block(nn.Module):
     """An inverted residual: widen by 1x1, filter each channel by itself, project by 1x1.
 
     Attributes:
-      hidden: channels of the filters; as many as come in: there is nothing to widen.
-      kept: how many of these there are, where some have been pruned.
-      squeeze: channels in the middle of the squeeze-excitation; 0: there is none.
-      squeeze_act: between its two layers; `gate` comes after both.
+      hidden: channels after widening; if the input has as many, nothing is widened.
+      kept: how many of these are left after pruning; None for all.
+      squeeze: channels in the middle of the squeeze-excitation; 0 for none.
+      squeeze_act: the activation between its two layers; `gate` comes after both.
     """
 
     channels: int
@@ -148,7 +150,7 @@ class Block(nn.Module):
     def __call__(self, x: Float[Array, "B H W C"], *, train: bool) -> Float[Array, "B H2 W2 C2"]:
         shortcut, average = x, not train
         norm = batch_norm(self.tensorflow, self.dtype)
-        # Files count the norms, and call the projection otherwise where something was widened.
+        # Files number the norms, and name the projection differently in a block that widens.
         index, project = 1, "conv_pw"
         if self.hidden > x.shape[-1]:
             x = Pointwise(self.kept or self.hidden, self.dtype, name="conv_pw")(x)
@@ -166,7 +168,7 @@ class Block(nn.Module):
 
 
 class SqueezeExcite(nn.Module):
-    """Multiplies every channel by a gate, which two layers make of the means of all channels."""
+    """Multiplies every channel by a gate that two layers compute from the means of all channels."""
 
     channels: int
     act: Callable
@@ -198,7 +200,7 @@ class Depthwise(nn.Module):
 def depthwise(
     x: Float[Array, "B H W C"], kernel: Float[Array, "K K 1 C"], stride: int, padding: Padding
 ) -> Float[Array, "B H2 W2 C"]:
-    """Convolves each channel with its own filter, in the way that is fast on the device."""
+    """Convolves each channel with its own filter, by the algorithm that is fast on the device."""
     strides = (stride, stride)
 
     def grouped(x, kernel):
@@ -223,11 +225,11 @@ def tap_by_tap(
 ) -> Float[Array, "B H2 W2 C"]:
     """Computes a depthwise convolution without padding as a sum of shifted images.
 
-    Its gradient is written out, as the same kind of sum: 3 to 7 times as fast as what automatic
-    differentiation makes of the forward pass.
+    Its gradient is written out, as the same kind of sum: that is 3 to 7 times as fast as automatic
+    differentiation of the forward pass.
     """
     size = kernel.shape[0]
-    x = jax.lax.optimization_barrier(x)  # or every tap would compute it again
+    x = jax.lax.optimization_barrier(x)  # otherwise every tap would compute it again
     h, w = x.shape[1] - size + 1, x.shape[2] - size + 1
     return sum(
         x[:, i : i + h : stride, j : j + w : stride] * kernel[i, j, 0]
@@ -249,7 +251,7 @@ def _backward(stride, residuals, grad):
     spread = jax.lax.pad(grad, jnp.zeros((), grad.dtype), around)
     seen = (len(x), *((m - 1) * stride + 1 for m in grad.shape[1:3]), x.shape[3])
 
-    def of_tap(number):  # one after the other: all at once take the memory of them all
+    def of_tap(number):  # one tap after the other, since all at once take too much memory
         part = jax.lax.dynamic_slice(x, (0, number // size, number % size, 0), seen)
         part = part[:, ::stride, ::stride].astype(jnp.promote_types(grad.dtype, jnp.float32))
         return (part * grad).sum((0, 1, 2))
@@ -264,8 +266,8 @@ tap_by_tap.defvjp(_forward, _backward)
 def padding_of(size: int, tensorflow: bool) -> Padding:
     """Returns the padding of a convolution: TensorFlow's or PyTorch's.
 
-    TensorFlow's is as wide as a stride needs, and wider after than before; PyTorch's is alike on
-    both sides.
+    TensorFlow's is as wide as the stride needs, and may be wider after than before; PyTorch's is
+    the same on both sides.
     """
     return "SAME" if tensorflow else ((size // 2, size // 2),) * 2
 
@@ -292,10 +294,9 @@ def convolution(
 
 
 class Pointwise(nn.Module):
-    """Computes a convolution of 1x1 as the matrix product at each position that it is.
+    """Computes a 1x1 convolution as a matrix product at each position.
 
-    On CPUs the product takes half the time of XLA's convolution, and a third for the gradient of
-    the kernel.
+    On CPUs the product takes half the time of XLA's convolution, and its kernel's gradient a third.
     """
 
     channels: int
@@ -312,9 +313,9 @@ class Pointwise(nn.Module):
 
 
 def batch_norm(tensorflow: bool, dtype: Any) -> Callable[..., BatchNorm]:
-    """Makes batch norms, given a name, with TensorFlow's constants or PyTorch's.
+    """Returns a maker of batch norms with TensorFlow's constants or PyTorch's; it takes a name.
 
-    With TensorFlow's goes its momentum, 0.99, which those weights' statistics were made with;
+    TensorFlow's include its momentum, 0.99, with which the statistics of those weights were made;
     timm's default is 0.9 for all.
     """
     momentum, epsilon = (0.99, 1e-3) if tensorflow else (0.9, 1e-5)
@@ -322,6 +323,6 @@ def batch_norm(tensorflow: bool, dtype: Any) -> Callable[..., BatchNorm]:
 
 
 def round_channels(channels: int | float, keep: float = 0.9) -> int:
-    """Rounds to the nearest multiple of 8 that leaves at least this part of the channels."""
+    """Rounds to the nearest multiple of 8 that keeps at least the part `keep` of the channels."""
     rounded = max(8, int(channels + 4) // 8 * 8)
     return rounded if rounded >= keep * channels else rounded + 8

@@ -22,8 +22,8 @@ from otter_jax.models.efficientnet import (
 
 Row = tuple[int, int, int | float, int, int, bool]
 
-# The arguments of `MobileNet` that make each architecture. A stage is rows of blocks that are
-# alike: (repeats, channels, expansion, kernel size, stride of the first, squeeze-excitation).
+# The arguments of `MobileNet` that make each architecture. A stage has rows of equal blocks:
+# (repeats, channels, expansion, kernel size, stride of the first, squeeze-excitation).
 MOBILENETS = {
     "mobilenetv3_small_100": {
         "stages": (
@@ -88,17 +88,17 @@ MOBILENETS = {
 
 
 class MobileNet(nn.Module):
-    """Encodes images as features, in float32; with `num_classes`, as logits.
+    """Encodes images into features, in float32; with `num_classes`, into logits.
 
     The features are those of `conv_head`, a layer that follows the average over positions.
 
     Attributes:
       channels: of the stem, of the last convolution before the average, and of `conv_head`.
-      relu_stages: so many stages, from the first, have ReLU for hard swish.
-      kind: FBNet's squeeze-excitation is narrower, a quarter of what comes into the block and not
-        of what it filters, with hard swish for ReLU, and its `conv_head` has no bias.
-      pruned: (block, channels of its filters) of blocks that have fewer than the architecture's.
-      dtype: of the convolutions before the average and of what flows between them.
+      relu_stages: the number of stages, from the first, with ReLU instead of hard swish.
+      kind: FBNet's squeeze-excitation is narrower (a quarter of the block's input channels, not of
+        its widened ones) and has hard swish instead of ReLU; its `conv_head` has no bias.
+      pruned: (block, number of its depthwise filters) for each pruned block.
+      dtype: of convolutions and activations before the average.
     """
 
     stages: tuple[tuple[Row, ...], ...]
@@ -109,7 +109,7 @@ class MobileNet(nn.Module):
     num_classes: int | None = None
     dtype: Any = jnp.float32
 
-    classifier = "classifier"  # what files call the layer to `num_classes`
+    classifier = "classifier"  # the name in files of the layer to `num_classes`
 
     @nn.compact
     def __call__(self, image: Float[Array, "B H W 3"], *, train: bool) -> Float[Array, "B C"]:
@@ -154,7 +154,7 @@ class MobileNet(nn.Module):
 
 
 class Last(nn.Module):
-    """Applies the convolution before the average, which files count as a stage."""
+    """Applies the convolution before the average; files name it as another stage."""
 
     channels: int
     dtype: Any

@@ -1,4 +1,4 @@
-"""Batch normalisation whose running statistics are PyTorch's."""
+"""Batch normalisation with running statistics computed as in PyTorch."""
 
 from typing import Any
 
@@ -10,9 +10,9 @@ from jaxtyping import Array, Float
 class BatchNorm(nn.Module):
     """Normalises each channel (the last axis) over all other axes.
 
-    The running variance takes the unbiased batch variance, as PyTorch's; flax's own module takes
-    the biased one, which is 7% less at 16 values a channel. Written for the global batch: under
-    `jit` with a sharded batch, the means below are means over all devices.
+    The running variance follows the unbiased batch variance, as in PyTorch; flax's own module takes
+    the biased one, which is 1/16 less at 16 values per channel. It is written for the global batch:
+    under `jit` with a sharded batch, the means below are means over all devices.
 
     Attributes:
       momentum: the weight of the old running value (one minus PyTorch's).
@@ -39,8 +39,8 @@ class BatchNorm(nn.Module):
         else:
             axes = tuple(range(x.ndim - 1))
             count = x.size // x.shape[-1]
-            # Both moments in one pass over x; around the running mean, so that a large mean
-            # does not drown a small variance.
+            # Both moments in one pass over x, relative to the running mean, so that a large mean
+            # does not cost a small variance its precision.
             shifted = x - running_mean.value
             offset = shifted.mean(axes)
             mean = running_mean.value + offset

@@ -1,7 +1,7 @@
 """ResNets (He et al., arXiv:1512.03385), v1.5, with timm's and torchvision's names.
 
-The "d" ones (He et al., arXiv:1812.01187) have a stem of three 3x3 convolutions, and a shortcut
-that averages where the others leave out every second row and column.
+The "d" variants (He et al., arXiv:1812.01187) have a stem of three 3x3 convolutions, and a shortcut
+that averages where the others skip every second row and column.
 """
 
 from typing import Any, Literal
@@ -30,7 +30,7 @@ class Block(nn.Module):
     """A residual block: 3x3, 3x3 (basic), or 1x1, 3x3 with the stride, 1x1 (bottleneck).
 
     Attributes:
-      kept: the output channels of all convolutions but the last, where some have been pruned.
+      kept: if pruned, the output channels of all convolutions but the last; else ().
     """
 
     kind: Literal["basic", "bottleneck"]
@@ -54,7 +54,7 @@ class Block(nn.Module):
             stride, index = self.stride, 0
             if self.deep:
                 shortcut = average_pool(x, stride)
-                stride, index = 1, 1  # files count the pooling, stride or not
+                stride, index = 1, 1  # files number the pooling, too, whatever its stride
             shortcut = convolution(width, 1, stride, self.dtype, f"downsample_{index}")(shortcut)
             shortcut = BatchNorm(dtype=self.dtype, name=f"downsample_{index + 1}")(
                 shortcut, use_running_average=not train
@@ -68,13 +68,15 @@ class Block(nn.Module):
 
 
 class ResNet(nn.Module):
-    """Encodes images as features averaged over positions, float32; with `num_classes`, as logits.
+    """Encodes images into features averaged over positions; with `num_classes`, into logits.
+
+    Both are float32.
 
     Attributes:
-      channels: the inner channels of each stage's blocks; the stem has always 64.
-      deep: one of the "d" variants.
-      pruned: (block, see `Block.kept`) of blocks with fewer channels than the architecture's.
-      dtype: of the convolutions and of what flows between them.
+      channels: the inner channels of each stage's blocks; the stem always has 64.
+      deep: whether it is a "d" variant.
+      pruned: (block, its `Block.kept`) for each pruned block.
+      dtype: of convolutions and activations.
     """
 
     stage_sizes: tuple[int, ...]
@@ -85,13 +87,13 @@ class ResNet(nn.Module):
     num_classes: int | None = None
     dtype: Any = jnp.float32
 
-    classifier = "fc"  # what files call the layer to `num_classes`
+    classifier = "fc"  # the name in files of the layer to `num_classes`
 
     @nn.compact
     def __call__(self, image: Float[Array, "B H W 3"], *, train: bool) -> Float[Array, "B C"]:
         x = image
         if self.deep:
-            for i, stride in ((0, 2), (3, 1)):  # files count the relu
+            for i, stride in ((0, 2), (3, 1)):  # files number the ReLU, too
                 x = convolution(32, 3, stride, self.dtype, f"conv1_{i}")(x)
                 norm = BatchNorm(dtype=self.dtype, name=f"conv1_{i + 1}")
                 x = jax.nn.relu(norm(x, use_running_average=not train))
@@ -119,7 +121,7 @@ class ResNet(nn.Module):
 
 
 def convolution(channels: int, kernel: int, stride: int, dtype: Any, name: str) -> nn.Conv:
-    """Makes a convolution without bias, padded as PyTorch's are: alike on both sides."""
+    """Makes a convolution without bias, padded as in PyTorch: the same on both sides."""
     pad = kernel // 2
     return nn.Conv(
         channels,
@@ -134,7 +136,7 @@ def convolution(channels: int, kernel: int, stride: int, dtype: Any, name: str) 
 
 
 def average_pool(x: Float[Array, "B H W C"], size: int) -> Float[Array, "B H2 W2 C"]:
-    """Averages over squares of size x size; at the edges, over what is left of them."""
+    """Averages over squares of size x size; at the edges, over the part inside the image."""
     if size == 1:
         return x
     window = (size, size)

@@ -1,4 +1,4 @@
-"""Joins an image and a text encoder: both give unit vectors of one space."""
+"""Joins an image and a text encoder, which then embed into one common space."""
 
 import math
 
@@ -9,10 +9,10 @@ from jaxtyping import Array, Bool, Float, Int, UInt8
 
 
 class Towers(nn.Module):
-    """An image and a text encoder, a linear layer each to `dim`, and the two temperatures.
+    """An image and a text encoder, each with a linear layer to `dim`, and the two temperatures.
 
-    `txt_width` is the width of the text encoder; its linear layer exists only where it differs
-    from `dim`. `mean` and `std`, in 0..255, are what the image encoder was trained with.
+    `txt_width` is the width of the text encoder; its linear layer exists only if that differs from
+    `dim`. `mean` and `std`, in 0..255, are those that the image encoder was trained with.
     """
 
     img: nn.Module
@@ -25,7 +25,7 @@ class Towers(nn.Module):
     def setup(self):
         self.img_head = head(self.img.width, self.dim)
         self.txt_head = None if self.txt_width == self.dim else head(self.txt_width, self.dim)
-        # exp(3.9) = 49: where the released code starts both inverse temperatures.
+        # Both inverse temperatures start at exp(3.9) = 49, as in the released code.
         self.log_scale = self.param(
             "log_scale", lambda _: {k: jnp.full((), 3.9) for k in ("pairs", "teacher")}
         )
@@ -66,8 +66,8 @@ class Towers(nn.Module):
     ) -> Float[Array, "B D"]:
         """Returns the embeddings of packed captions, of unit length; 0 for one without a token.
 
-        B = G * b captions of G groups lie in R rows each, as `data.packing.Packed.collate` puts
-        them; only `Bert` reads such rows.
+        B = G * b captions, b per group, lie in R rows per group (`data.packing.Packed.collate`);
+        only `Bert` reads such rows.
         """
         rows = token_ids.reshape(-1, token_ids.shape[-1])
         segments = segment_ids.reshape(-1, segment_ids.shape[-1])
@@ -85,9 +85,10 @@ class Towers(nn.Module):
 
 
 def head(width: int, dim: int) -> nn.Dense:
-    """Makes a linear layer that starts as PyTorch's do: uniform within 1 / sqrt(width).
+    """Makes a linear layer with PyTorch's initialisation: uniform within 1 / sqrt(width).
 
-    flax's own start is sqrt(3) larger, and so, before a normalisation, learns three times slower.
+    flax's own initial weights are sqrt(3) times as large, so that a layer before a normalisation
+    learns three times slower.
     """
     bound = 1 / math.sqrt(width)
 

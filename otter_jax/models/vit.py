@@ -12,7 +12,7 @@ from jaxtyping import Array, Bool, Float
 from otter_jax.models import bert
 
 ACTIVATIONS = bert.ACTIVATIONS | {"quick_gelu": lambda x: x * jax.nn.sigmoid(1.702 * x)}
-# Not as E[x²] - E[x]²: where a mean is ten times the deviation, that is a hundred times less exact.
+# Not E[x²] - E[x]², which is 100 times less exact where a mean is ten times the deviation.
 layer_norm = partial(nn.LayerNorm, use_fast_variance=False)
 
 SMALL: dict[str, Any] = {"width": 384, "heads": 6}
@@ -33,25 +33,26 @@ VITS = {
         "patch": 16, **BASE, **CLIP, "activation": "quick_gelu",
     },
 }  # fmt: skip
-# The same weights read out otherwise. Not "gap": in timm's names that has no class token at all.
+# The same weights, pooled by the mean. Not called "gap", which in timm has no class token at all.
 VITS |= {f"{name}_mean": {**arguments, "pool": "mean"} for name, arguments in VITS.items()}
 
 
 class ViT(nn.Module):
-    """Encodes images as features, in float32; with `num_classes`, as logits.
+    """Encodes images into features, in float32; with `num_classes`, into logits.
 
-    An image may have any size that the patches divide: position embeddings are resampled, as timm
-    does it, from the grid of `image_size`.
+    An image may have any size that is a multiple of the patch: position embeddings are resampled
+    from the grid of `image_size`, as in timm.
 
     Attributes:
       patch: side of a patch in pixels.
       width: the number of features.
-      pre_norm: a norm before the blocks, and patches embedded without a bias, as in CLIP.
+      pre_norm: whether there is a norm before the blocks and no bias in the patch embedding, as in
+        CLIP.
       epsilon: of the norms.
       image_size: side of the images that the position embeddings are for, in pixels.
-      pool: the features are the class token's, or the mean over the patches'. Both are normalised
-        before the mean is taken: timm's global_pool="avg" with fc_norm=False.
-      dtype: of the matrix products and of what flows between them; softmax and norms are float32.
+      pool: "token" takes the class token's features, "mean" the mean over the patches'. The norm
+        comes before the mean: timm's global_pool="avg" with fc_norm=False.
+      dtype: of matrix products and activations; softmax and norms are computed in float32.
     """
 
     patch: int
@@ -66,7 +67,7 @@ class ViT(nn.Module):
     num_classes: int | None = None
     dtype: Any = jnp.float32
 
-    classifier = "head"  # what files call the layer to `num_classes`
+    classifier = "head"  # the name in files of the layer to `num_classes`
 
     @nn.compact
     def __call__(self, image: Float[Array, "B H W 3"], *, train: bool) -> Float[Array, "B C"]:
@@ -162,7 +163,7 @@ class Attention(nn.Module):
 
 
 class Perceptron(nn.Module):
-    """Applies two layers of which the inner one has `inner` units."""
+    """Applies two linear layers, with `inner` units between them."""
 
     inner: int
     activation: str
@@ -177,8 +178,8 @@ class Perceptron(nn.Module):
 def resample(positions: Float[Array, "1 N H"], grid: tuple[int, int]) -> Float[Array, "1 M H"]:
     """Resamples position embeddings, of a class token and a square of patches, to another grid.
 
-    Bicubic (Keys' a = -0.5) and antialiased, as timm's. Hugging Face's CLIP, which does so on
-    request only, takes a = -0.75 without antialiasing.
+    It is bicubic (Keys' a = -0.5) and antialiased, as in timm. Hugging Face's CLIP resamples on
+    request only, with a = -0.75 and without antialiasing.
     """
     side = math.isqrt(positions.shape[1] - 1)
     if grid == (side, side):

@@ -1,4 +1,4 @@
-"""Pictures that excite the most and the least attended filters."""
+"""Finds the pictures that excite the most and the least attended filters."""
 
 import contextlib
 from collections.abc import Callable
@@ -16,13 +16,13 @@ from otter_jax.transfer.labelled import Labelled
 from otter_jax.transfer.pruning import Attention, Path
 
 LAYERS = 4  # whose filters are shown with pictures
-FILTERS = 3  # most, and as many least attended, of each
-PICTURES = 6  # of each filter
-SHOWN = 512  # pictures at most that the report looks through
+FILTERS = 3  # per layer, of the most attended and of the least attended
+PICTURES = 6  # per filter
+SHOWN = 512  # pictures to choose from, at most
 
 
 class Excitement(NamedTuple):
-    """The pictures that excite one filter most.
+    """Holds the pictures that excite one filter most.
 
     Attributes:
       rank: 0 is the most attended filter of its layer, -1 the least.
@@ -36,7 +36,7 @@ class Excitement(NamedTuple):
 
 
 def telling(attention: Attention) -> list[Path]:
-    """Returns the convolutions whose filters differ most in attention, in the order given."""
+    """Returns the convolutions whose attention varies most, in the order given."""
     spread = sorted(attention, key=lambda path: -float(np.std(attention[path])))
     return [path for path in attention if path in spread[:LAYERS]]
 
@@ -50,10 +50,10 @@ def excite(
     normalise: Callable[[Any], Any],
     batch_size: int,
 ) -> list[Excitement]:
-    """Finds the pictures that the filters of the most telling layers answer to.
+    """Finds the pictures that excite the filters of the layers whose attention varies most.
 
-    Of each layer those are the most and the least attended filters. A filter's answer to a picture
-    is the largest value, over all positions, of its convolution.
+    Per layer, these are the most and the least attended filters. A picture excites a filter by the
+    largest value, over all positions, of the filter's convolution.
     """
     layers = telling(attention)
 
@@ -88,7 +88,7 @@ def excite(
 
 
 def some_images(config: ConfigDict, data: Labelled) -> UInt8[np.ndarray, "N S S 3"]:
-    """Reads the first pictures of a split, as the network sees them; the same in every process."""
+    """Reads the first pictures of a split, cropped as in validation; the same in all processes."""
     found = []
     with contextlib.closing(batches.evaluation(config, data.source, shared=False)) as reader:
         for batch in reader:

@@ -1,10 +1,10 @@
-"""Prunes networks: takes out the filters with the least attention.
+"""Prunes networks: removes the filters with the least attention.
 
-A pruned filter is one whose gate is 0; the norm behind it makes a constant of that. Inside a
-residual block the filter really can go, with its norm and with what the next convolution would do
-to its output (`smaller`): the constant then moves behind that convolution. Where it cannot (the
-convolution is padded with zeros, or squeeze-and-excitation scales what it reads) scale and bias of
-the norm are 0, too, and so is the constant. Elsewhere the filter stays as a kernel of zeros:
+A pruned filter has the gate 0; the norm behind it turns its output into a constant. Inside a
+residual block the filter can be removed, together with its norm and the next convolution's weights
+for its output (`smaller`); the constant moves behind that convolution. Where it cannot move (the
+convolution is padded with zeros, or squeeze-and-excitation scales its input), scale and bias of the
+norm are set to 0, too, and the constant is 0. Elsewhere the filter stays as a kernel of zeros:
 between blocks, where others write to the same channels, and in stem and head.
 """
 
@@ -32,10 +32,10 @@ Path = tuple[str, ...]
 Attention = Mapping[Path, Float[np.ndarray, "_"]]  # by the path of a convolution
 Pairs = tuple[tuple[str, str], ...]
 
-REPEATS = 5  # of each network, in turn, when speeds are compared
+REPEATS = 5  # passes of each network, in turn, when speeds are compared
 
-# Pairs of a convolution and the batch norm behind it, in the order in which they are applied; of
-# these a network has the ones of which both are there.
+# Pairs of a convolution and the batch norm behind it, in the order in which they are applied; a
+# pair counts for a network that has both.
 STEM: Pairs = (
     ("conv1", "bn1"),  # ResNet
     ("conv1_0", "conv1_1"), ("conv1_3", "conv1_4"), ("conv1_6", "bn1"),  # ResNet-D
@@ -52,13 +52,13 @@ LAST: Pairs = (("conv", "bn1"),)  # MobileNet's last stage
 
 
 class Inner(NamedTuple):
-    """Channels inside a block that nothing outside of it sees.
+    """The channels inside a block that nothing outside of it reads.
 
     Attributes:
       block: its name.
-      made_by: the convolutions that each have one filter a channel.
+      made_by: the convolutions that each have one filter per channel.
       used_by: those that read the channels.
-      moves: whether a constant in them can move behind what reads them.
+      moves: whether a constant in them can move behind the convolutions in `used_by`.
     """
 
     block: str
@@ -69,9 +69,9 @@ class Inner(NamedTuple):
 
 @functools.cache
 def norms(model: nn.Module) -> dict[Path, Path]:
-    """Returns for each convolution that feeds a batch norm, by its path, the path of the norm.
+    """Returns {path of a convolution: path of the batch norm that it feeds}.
 
-    They stand in the order in which the network applies them; {} for a network of another kind.
+    They are in the order in which the network applies them; {} for a network of another kind.
     """
     if not isinstance(model, ResNet | EfficientNet | MobileNet):
         return {}
@@ -93,7 +93,7 @@ def norms(model: nn.Module) -> dict[Path, Path]:
 
 
 def inner(model: nn.Module, params: PyTree) -> list[Inner]:
-    """Lists the channels that can really go, block by block."""
+    """Lists the channels that can be removed, block by block."""
     found = []
     for block, layers in params.items():
         if isinstance(model, ResNet) and block.startswith("layer"):
@@ -120,28 +120,31 @@ def magnitude(model: nn.Module, params: PyTree) -> dict[Path, Float[np.ndarray, 
 def lowest(
     attention: Attention, share: float, model: nn.Module, params: PyTree
 ) -> dict[Path, Bool[np.ndarray, "_"]]:
-    """Says which filters stay when the `share` with the least attention goes.
+    """Returns which filters stay when the lowest-ranked `share` goes.
 
-    All filters that feed a norm are ranked together; the best of each convolution stays in any
-    case. Where several convolutions make one channel of a block, they lose it together, by the mean
-    of their attention to it. `attention` is by the path of the convolution, and may be any other
-    worth of a filter. Raises UserError unless 0 <= share < 1.
+    All filters that feed a norm are ranked together; the best of each convolution always stays.
+    Where several convolutions make one channel of a block, they lose it together, by the mean of
+    their attention to it. `attention` is by the path of the convolution, and may be any other
+    measure of filters. Raises UserError unless 0 <= share < 1.
     """
     if not 0 <= share < 1:
         raise UserError(f"share={share}: how much is pruned, from 0 to less than 1.")
     ranked = {path: np.asarray(attention[path]) for path in norms(model) if path in attention}
     if not ranked:
         raise UserError(f"A {type(model).__name__} has no filter that feeds a batch norm.")
+    # Convolutions that make a block's channels together are one unit: they lose a channel at once.
     alone, units = dict(ranked), []  # (the convolutions, their common channels' attention)
     for channels in inner(model, params):
         made_by = [path for path in channels.made_by if path in ranked]
         units.append((made_by, np.mean([alone.pop(path) for path in made_by], axis=0)))
     units += [([path], values) for path, values in alone.items()]
+    # One order for all channels; a channel counts as many filters as make it.
     values = np.concatenate([values for _, values in units])
     filters = np.concatenate([np.full(len(values), len(paths)) for paths, values in units])
     order = np.argsort(values, kind="stable")
     stays = np.ones(len(values), bool)
     stays[order[np.cumsum(filters[order]) <= share * filters.sum()]] = False
+    # Back to convolutions; none may lose its last filter, or the network would be cut through.
     keep, start = {}, 0
     for paths, values in units:
         part = stays[start : start + len(values)]
@@ -152,9 +155,9 @@ def lowest(
 
 
 def mask(variables: PyTree, keep: Mapping[Path, Bool[np.ndarray, "_"]], model: nn.Module) -> PyTree:
-    """Sets the filters that do not stay to 0; the variables keep their shapes.
+    """Sets the pruned filters to 0; the variables keep their shapes.
 
-    Their norms are 0, too, where the constant that is left could not go with them.
+    Where the constant that remains cannot move, scale and bias of their norms are 0, too.
     """
     flat = traverse_util.flatten_dict(variables)
     behind = norms(model)
@@ -178,10 +181,10 @@ def mask(variables: PyTree, keep: Mapping[Path, Bool[np.ndarray, "_"]], model: n
 
 @functools.partial(jax.jit, static_argnames=("model", "paths"))
 def inputs(variables: PyTree, *, model: nn.Module, paths: tuple[Path, ...]) -> dict[str, Array]:
-    """Returns by channel what the convolutions at these paths read at one place of a picture.
+    """Returns the input of the convolutions at these paths, per channel, at one pixel.
 
-    In a pruned channel that is what stands at every place of every picture. The networks' blocks
-    sow what their convolutions read.
+    In a pruned channel every pixel of every picture has that value. The networks' blocks sow the
+    inputs of their convolutions.
     """
     picture = jnp.zeros((1, 64, 64, 3))
     _, sown = model.apply(variables, picture, train=False, mutable=["intermediates"])
@@ -195,7 +198,7 @@ def inputs(variables: PyTree, *, model: nn.Module, paths: tuple[Path, ...]) -> d
 def smaller(
     model: nn.Module, variables: PyTree, keep: Mapping[Path, Bool[np.ndarray, "_"]]
 ) -> tuple[nn.Module, PyTree]:
-    """Makes a network with fewer channels that computes what the masked one does, and its weights.
+    """Makes a network, and its weights, that computes the same as the masked one in fewer channels.
 
     Raises UserError if the encoder's blocks have no channels of their own.
     """
@@ -210,14 +213,14 @@ def smaller(
     for channels in blocks:
         stays = keep[next(path for path in channels.made_by if path in keep)]
         stay = np.flatnonzero(stays)
-        # A constant that goes would have added the same to all that the next norm sees.
+        # A removed constant would have added the same to every input of the next norm.
         if channels.moves:
             (reader,) = channels.used_by
             kernel = flat["params", *reader, "kernel"][0, 0]
             constant = np.where(stays, 0, held["/".join(reader)]).astype(np.float32) @ kernel
             mean = ("batch_stats", *behind[reader], "mean")
             flat[mean] = flat[mean] - constant
-        # Filters go with their norms, and with the inputs that were made of them.
+        # Filters go with their norms, and with the weights that read their channels.
         for path in channels.made_by:
             layers = [("params", *path)]
             if path in behind:
@@ -237,7 +240,7 @@ def smaller(
 def forward(
     model: nn.Module, variables: PyTree, images: Float[Array, "B H W 3"]
 ) -> Callable[[], None]:
-    """Compiles the network on these images; to call the result is one pass, until it is through."""
+    """Compiles one forward pass; calling the result runs it and waits."""
     jitted = jax.jit(functools.partial(model.apply, train=False))
     compiled = jitted.lower(variables, images).compile()
 
@@ -249,7 +252,7 @@ def forward(
 
 
 def faster(whole: Callable[[], None], fewer: Callable[[], None]) -> float:
-    """Measures how many times as fast `fewer` is, by the best of REPEATS passes of each in turn."""
+    """Returns how many times as fast `fewer` is, by the best of REPEATS passes of each, in turn."""
     best = [float("inf"), float("inf")]
     for _ in range(REPEATS):
         for number, run in enumerate((whole, fewer)):
@@ -262,7 +265,7 @@ def faster(whole: Callable[[], None], fewer: Callable[[], None]) -> float:
 def rankings(
     model: nn.Module, attention: Attention, params: PyTree, seed: int
 ) -> dict[str, Attention]:
-    """Ranks filters in three ways: by attention, by size of the folded kernel, and at random."""
+    """Returns three measures of filters: attention, size of the folded kernel, random numbers."""
     random = np.random.default_rng(seed)
     return {
         "attention": attention,

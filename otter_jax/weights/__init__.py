@@ -1,7 +1,7 @@
-"""Published weights: found, read, and written for other programs.
+"""Finds and reads published weights, and writes weights for other programs.
 
-Names of architectures, files, folders and hubs come in; flax modules with NumPy variables go out,
-and exported folders. Imports models and errors alone.
+In come names of architectures, files, folders and hubs; out go flax modules with NumPy variables,
+and exported folders. May import models and errors only.
 """
 
 from otter_jax.weights.encoders import IMAGE_ENCODERS as IMAGE_ENCODERS

@@ -1,4 +1,4 @@
-"""Loads published encoders: from a file, folder, package or hub name to a module with variables."""
+"""Loads published encoders from a file, folder, package or hub name."""
 
 import dataclasses
 import difflib
@@ -37,9 +37,9 @@ TEXT_ENCODERS = {  # by model_type in config.json
 
 
 class Encoder(NamedTuple):
-    """A module, its weights, and how many features come out.
+    """Holds a module, its weights, and its width, the number of its features.
 
-    `variables` are float32 NumPy arrays, and empty if the caller is to initialise the module;
+    `variables` are float32 NumPy arrays, or {} if the caller must initialise the module;
     `tokenizer` is the folder with a text encoder's config and tokenizer.
     """
 
@@ -68,13 +68,13 @@ def load_image(
       arch: a name in `IMAGE_ENCODERS`; the names are timm's.
       classifier: the module returns the logits of the file's own classifier, not features.
       dtype: of the computation; the parameters are float32.
-      pretrained: False takes the architecture only, pruned if that is what a local folder says.
-      pixels: mean and deviation, per channel in 0..255, that the weights must be used to; None:
-        any.
+      pretrained: False takes only the architecture, pruned if a local folder's config says so.
+      pixels: mean and deviation, per channel in 0..255, that the weights must have been trained
+        with; None accepts any.
 
     Raises:
-      UserError: `arch` is unknown, or the weights are not there, not readable or not of `arch`, or
-        a folder says that they are used to other pixels.
+      UserError: `arch` is unknown, or the weights are missing, unreadable or not of `arch`, or a
+        folder's config gives another mean or deviation of pixels.
     """
     if arch not in IMAGE_ENCODERS:
         near = difflib.get_close_matches(arch, IMAGE_ENCODERS, n=1, cutoff=0)[0]
@@ -115,18 +115,18 @@ def load_text(
     dtype: Any = jnp.float32,
     pretrained: bool = True,
 ) -> Encoder:
-    """Loads the text encoder of a Hugging Face folder, where its tokenizer is, too.
+    """Loads the text encoder of a Hugging Face folder that also holds its tokenizer.
 
     Args:
       weights: a folder with config.json and model.safetensors (or pytorch_model.bin); a hub name,
         "owner/name" or "owner/name@revision"; or a name in `hub.PACKAGES`. The config's model_type
         is one of `TEXT_ENCODERS`.
-      dropout: instead of the rates in the config.
+      dropout: replaces the rates in the config.
       dtype: of the computation; the parameters are float32.
       pretrained: False takes the architecture and the tokenizer only.
 
     Raises:
-      UserError: the weights are not there, not readable or not of such an encoder.
+      UserError: the weights are missing, unreadable or not of such an encoder.
     """
     folder = locate(weights, pretrained=pretrained)
     make, config = read_config(folder)
@@ -142,9 +142,9 @@ def load_text(
 
 
 def read_config(folder: Path) -> tuple[type[nn.Module], Any]:
-    """Reads config.json of a Hugging Face folder: the kind of text encoder, and its config.
+    """Reads config.json of a Hugging Face folder; returns the encoder's class, and its config.
 
-    Raises UserError if it is not there, or describes nothing in `TEXT_ENCODERS`.
+    Raises UserError if it is missing, or describes none of `TEXT_ENCODERS`.
     """
     file = folder / "config.json"
     if not file.is_file():

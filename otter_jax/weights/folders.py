@@ -1,4 +1,4 @@
-"""Reads what a folder of weights says of itself, and writes folders for other programs.
+"""Reads the config of a weights folder, and writes folders for timm and transformers.
 
 Such folders are timm's (image encoders), and those of transformers and sentence-transformers (text
 encoders): weights, a config.json beside them, and for texts the files of the tokenizer.
@@ -29,7 +29,7 @@ from otter_jax.weights.tensors import Tensors
 def check_architecture(folder: Path, arch: str, module: nn.Module) -> None:
     """Raises UserError if a folder's config names another architecture than `arch`.
 
-    Names and shapes of tensors do not tell a padding or an activation.
+    Names and shapes of tensors cannot show it: they do not depend on padding or activation.
     """
     file = folder / "config.json"
     if not file.is_file():
@@ -41,7 +41,7 @@ def check_architecture(folder: Path, arch: str, module: nn.Module) -> None:
             vision = about.get("vision_config") or about
             theirs = vision.get("hidden_act", "quick_gelu")
     except (ValueError, AttributeError):
-        return  # the weights themselves do not need it
+        return  # an unreadable config is no obstacle: the weights can be read without it
     # timm gives OpenAI's weights under both of its CLIPs, with and without quickgelu.
     ours = arch.removesuffix("_mean").replace("_quickgelu", "")
     if isinstance(module, ViT) and theirs in ACTIVATIONS:
@@ -56,7 +56,8 @@ def check_architecture(folder: Path, arch: str, module: nn.Module) -> None:
 def check_pixels(folder: Path, mean: Sequence[float], std: Sequence[float]) -> None:
     """Raises UserError if a folder's config names another mean or deviation of the pixels.
 
-    Both are per channel, in 0..255; a folder from timm says what its weights are used to.
+    Both are per channel, in 0..255; the config of a timm folder says what its weights were trained
+    with.
     """
     try:
         about = json.loads((folder / "config.json").read_text("utf-8"))
@@ -77,12 +78,12 @@ def check_pixels(folder: Path, mean: Sequence[float], std: Sequence[float]) -> N
 
 
 def with_pruned(module: nn.Module, folder: Path) -> nn.Module:
-    """The module as a folder's config.json says, which has fewer channels if it was pruned."""
+    """Returns the module with the channels that config.json says are kept."""
     try:
         blocks = json.loads((folder / "config.json").read_text("utf-8")).get("pruned")
         kept = {name: tuple(n) if isinstance(n, list) else n for name, n in (blocks or {}).items()}
     except (OSError, ValueError, AttributeError):
-        return module  # the weights themselves do not need it
+        return module  # an unreadable config is no obstacle: the weights can be read without it
     return module.clone(pruned=tuple(kept.items())) if kept else module
 
 
@@ -102,7 +103,7 @@ def write_timm(
     """Writes a new folder that timm opens as "local-dir:FOLDER": an image encoder.
 
     Args:
-      folder: which must not be there.
+      folder: a path that does not exist yet.
       values: the tensors by timm's names.
       module: the encoder.
       arch: its name in `IMAGE_ENCODERS`.
@@ -111,7 +112,7 @@ def write_timm(
       resize: the shorter side before the crop in pixels.
       mean: per channel in 0..255.
       std: per channel in 0..255.
-      more: what else config.json is to say.
+      more: further entries of config.json.
     """
     folder.mkdir(parents=True)
     tensors.write(folder / "model.safetensors", values)
@@ -141,12 +142,12 @@ def write_timm(
 
 
 def kept(model: nn.Module) -> tuple[tuple[str, Any], ...]:
-    """Returns the blocks that have fewer channels than in the architecture, and how many."""
+    """Returns the pruned blocks, and how many channels each has kept."""
     return model.pruned if isinstance(model, ResNet | EfficientNet | MobileNet) else ()
 
 
 def tower(variables: dict[str, Any], name: str) -> dict[str, Any]:
-    """Returns one tower's own variables, {"params", "batch_stats"}, out of both towers'."""
+    """Returns the variables of one tower, {"params", "batch_stats"}, from those of both."""
     return {kind: tree[name] for kind, tree in variables.items() if name in tree}
 
 
@@ -163,9 +164,9 @@ def text_tensors(model: Towers, variables: dict[str, Any]) -> Tensors:
 
 
 def write_image(folder: Path, config: ConfigDict, model: Towers, variables: dict[str, Any]) -> None:
-    """Writes the image side of two towers for timm, which opens it as "local-dir:FOLDER".
+    """Writes the image tower for timm, which opens it as "local-dir:FOLDER".
 
-    Of a run's `config` it takes the architecture and the size of the pictures.
+    The architecture and the size of the pictures come from a run's `config`.
     """
     write_timm(
         folder,
@@ -185,23 +186,23 @@ def write_text(
     config: ConfigDict,
     model: Towers,
     variables: dict[str, Any],
-    source: Path,
+    original: Path,
 ) -> None:
-    """Writes the text side of two towers for transformers.
+    """Writes the text tower for transformers.
 
     sentence-transformers opens the folder, too, if the encoder pools by the mean. config.json and
-    the tokenizer are those of the folder `source`.
+    the tokenizer come from the folder `original`, which the encoder was loaded from.
     """
     folder.mkdir(parents=True)
     for name in hub.TOKENIZER_FILES:
-        if (source / name).is_file():
-            shutil.copyfile(source / name, folder / name)
+        if (original / name).is_file():
+            shutil.copyfile(original / name, folder / name)
     if isinstance(model.txt, Bert):
-        about = {"model_type": "bert"} | json.loads((source / "config.json").read_text("utf-8"))
-    else:  # there it may be a whole CLIP's; here is one side
+        about = {"model_type": "bert"} | json.loads((original / "config.json").read_text("utf-8"))
+    else:  # the original may describe a whole CLIP; only its text side is written
         about = dataclasses.asdict(model.txt.config.with_dropout(0.0))
         about["model_type"] = "clip_text_model"
-    about.pop("torch_dtype", None)  # of the file there; here it is float32
+    about.pop("torch_dtype", None)  # the original's; these weights are float32
     about["dtype"] = "float32"
     _write_json(folder / "config.json", about)
     tensors.write(folder / "model.safetensors", text_tensors(model, variables))
@@ -209,7 +210,7 @@ def write_text(
         _write_projection(folder / "2_Dense", model, variables["params"]["txt_head"])
     if isinstance(model.txt, Bert):
         _write_modules(folder, config.data.max_tokens, model)
-    # CLIP's text transformer is read at one token, which sentence-transformers has no name for.
+    # CLIP pools at one token, which sentence-transformers has no module for.
 
 
 def _write_projection(folder: Path, model: Towers, head: dict[str, Any]) -> None:
@@ -226,7 +227,7 @@ def _write_projection(folder: Path, model: Towers, head: dict[str, Any]) -> None
 
 
 def _write_modules(folder: Path, max_tokens: int, model: Towers) -> None:
-    """Writes what makes a folder sentence-transformers': encoder, mean, projection, length one."""
+    """Writes the files that make a folder readable by sentence-transformers."""
     steps = [("", "Transformer"), ("1_Pooling", "Pooling")]
     if model.txt_width != model.dim:
         steps.append(("2_Dense", "Dense"))
@@ -244,5 +245,5 @@ def _write_modules(folder: Path, max_tokens: int, model: Towers) -> None:
 
 
 def _write_json(path: Path, value: Any) -> None:
-    """Writes plainly: the folder is new, and gets its name once it is whole."""
+    """Writes JSON without the rename trick, since the folder is new."""
     path.write_text(json.dumps(value, indent=2), "utf-8")

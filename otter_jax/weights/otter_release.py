@@ -1,8 +1,8 @@
 """Reads checkpoints of the released PyTorch code (facebookresearch/OTTER).
 
-`otter-jax convert CHECKPOINT --config NAME --workdir DIR` makes a run of one. That code saves a
-student and its EMA teacher under the prefixes below, or, without a teacher or with a fixed one, the
-student alone and without a prefix.
+`otter-jax convert CHECKPOINT --config NAME --workdir DIR` turns one into a run. That code saves a
+student and its EMA teacher under the prefixes below; without a teacher, or with a fixed one, it
+saves the student alone, without a prefix.
 """
 
 import pathlib
@@ -22,14 +22,14 @@ ALIASES = (
     (r"^student\.", ""),
     (r"contrastive_loss\.T$", "contrastive_loss.loss.T"),  # before losses were wrapped
 )
-START = 3.9  # of both log scales; what a method without teacher term leaves in the second
+START = 3.9  # of both log scales; without a teacher term the second keeps it
 
 
 def load(checkpoint: pathlib.Path, model: Towers, like: dict[str, Any]) -> dict[str, Any]:
     """Returns the student's variables, and under "teacher" the EMA teacher's if there is one.
 
-    `like` gives the shapes of the variables. Raises UserError, listing what differs, if the file
-    is not a checkpoint of that code and this model.
+    `like` gives the shapes of the variables. Raises UserError, which lists the differences, if the
+    file is not a checkpoint of that code and this model.
     """
     found = tensors.read(checkpoint)
     saved = {naming.substitute(name, ALIASES): tensor for name, tensor in found.items()}
@@ -53,10 +53,10 @@ def load(checkpoint: pathlib.Path, model: Towers, like: dict[str, Any]) -> dict[
 
 
 def family_of(model: Towers) -> naming.Family:
-    """Names the tensors of two such towers as that code does.
+    """Returns that code's names for the tensors of two towers.
 
     Its image head is the classifier of the image encoder, in timm's names. Raises UserError for a
-    text encoder that it cannot have had.
+    text encoder that the code does not have.
     """
     if not isinstance(model.txt, Bert):
         raise UserError(

@@ -1,4 +1,4 @@
-"""Reads named tensors from safetensors files, and from PyTorch's pickles without running them."""
+"""Reads named tensors from safetensors files and PyTorch pickles, whose code is not run."""
 
 import io
 import math
@@ -20,18 +20,17 @@ Tensors = dict[str, np.ndarray]
 
 def write(path: Path, tensors: Tensors) -> None:
     """Writes a safetensors file."""
-    # transformers refuses one that does not say that it is PyTorch's.
+    # transformers refuses a file that is not marked as PyTorch's.
     safetensors.numpy.save_file(tensors, path, metadata={"format": "pt"})
 
 
 def read(path: Path) -> Tensors:
-    """Reads the named tensors of a safetensors or PyTorch file, in whatever type they are there.
+    """Reads the named tensors of a safetensors or PyTorch file, in the file's dtypes.
 
-    A PyTorch file is a pickle, which could run anything; this reader makes tensors of it and
-    nothing else.
+    A PyTorch file is a pickle, which could run any code; this reader makes only tensors from it.
 
     Raises:
-      UserError: the file is not there, is damaged, or asks for more than tensors.
+      UserError: the file is missing, is damaged, or asks for more than tensors.
     """
     if not path.is_file():
         raise UserError(f"There is no file of weights {path}.")
@@ -40,7 +39,7 @@ def read(path: Path) -> Tensors:
             return safetensors.numpy.load_file(path)
         with path.open("rb") as file:
             tree, storages = (read_zip if file.peek(2)[:2] == b"PK" else read_legacy)(file)
-        for key in ("state_dict", "model"):  # where training runs put it beside other things
+        for key in ("state_dict", "model"):  # where a training run's file has it
             if isinstance(tree.get(key), dict):
                 tree = tree[key]
         tensors = {name: value for name, value in tree.items() if isinstance(value, Tensor)}
@@ -70,7 +69,7 @@ class Tensor(NamedTuple):
     strides: tuple[int, ...]
 
     def array(self, storages: dict[str, bytes]) -> np.ndarray:
-        """The values, given the storages by key."""
+        """Returns the values, given the storages by key."""
         values = np.frombuffer(storages[self.storage.key], jnp.dtype(self.storage.dtype))
         size = math.prod(self.shape)
         if size == 0:
@@ -80,7 +79,7 @@ class Tensor(NamedTuple):
         )
         if min(self.offset, *self.shape, *self.strides, 0) < 0 or last >= len(values):
             raise UserError("has a tensor that reaches beyond its storage; is it complete?")
-        if size > len(values):  # a few bytes seen through strides of 0 could be terabytes
+        if size > len(values):  # strides of 0 could turn a few bytes into terabytes
             raise UserError("has a tensor that is larger than its storage; is it complete?")
         strides = [stride * values.itemsize for stride in self.strides]
         return np.lib.stride_tricks.as_strided(values[self.offset :], self.shape, strides)
@@ -109,7 +108,7 @@ GLOBALS: dict[tuple[str, str], Callable[..., Any] | str] = {
 
 
 class Ignored:
-    """Stands for what training runs save beside their tensors, and nobody here reads."""
+    """Stands in for objects that training runs pickle beside tensors."""
 
     def __init__(self, *_, **__):
         pass
@@ -130,7 +129,7 @@ IGNORED = {
 
 
 class TensorUnpickler(pickle.Unpickler):
-    """Makes dicts, lists, numbers, strings and `Tensor`s; no other class or function is found."""
+    """Unpickles dicts, lists, numbers, strings and `Tensor`s; refuses all other classes."""
 
     def __init__(self, file: io.BufferedIOBase):
         super().__init__(file)
@@ -152,7 +151,7 @@ class TensorUnpickler(pickle.Unpickler):
 
 
 def read_zip(file: io.BufferedIOBase) -> tuple[Any, dict[str, bytes]]:
-    """Reads a file of PyTorch 1.6 or later: what was pickled, and its storages by key."""
+    """Reads a file of PyTorch 1.6 or later; returns the pickled object, and storages by key."""
     with zipfile.ZipFile(file) as archive:
         (pickled,) = (name for name in archive.namelist() if name.endswith("/data.pkl"))
         unpickler = TensorUnpickler(io.BytesIO(archive.read(pickled)))
@@ -162,7 +161,7 @@ def read_zip(file: io.BufferedIOBase) -> tuple[Any, dict[str, bytes]]:
 
 
 def read_legacy(file: io.BufferedIOBase) -> tuple[Any, dict[str, bytes]]:
-    """Reads a file of an older PyTorch: what was pickled, and its storages by key.
+    """Reads a file of an older PyTorch; returns the pickled object, and storages by key.
 
     It has pickles of a magic number, two headers, the tensors and the keys of the storages, and
     then the storages, each after its length in elements.
