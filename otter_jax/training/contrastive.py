@@ -226,7 +226,7 @@ class Contrastive:
             )
         return (
             f"step {now}/{self.steps} epoch {m['epoch']:.1f} | loss {m['loss']:.3f} ({terms}) |"
-            f" scale {scales}\n    {health}{m['pairs_per_second']:.0f} pairs/s, waiting for data"
+            f" scale {scales}\n    {health}{m['pairs_per_second']:.0f} pairs/s, data wait"
             f" {m['data_wait']:.0%} | left {duration(m['seconds_left'])}"
         )
 

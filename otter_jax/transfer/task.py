@@ -164,7 +164,7 @@ class Transfer:
         return (
             f"step {now}/{self.steps} epoch {m['epoch']:.1f} ({self._phases[self._phase(now)]}) |"
             f" loss {m['loss']:.3f} | accuracy {m['accuracy']:.3f}\n   "
-            f" {m['images_per_second']:.0f} images/s, waiting for data {m['data_wait']:.0%} | left"
+            f" {m['images_per_second']:.0f} images/s, data wait {m['data_wait']:.0%} | left"
             f" {duration(m['seconds_left'])}"
         )
 

@@ -49,7 +49,7 @@ def test_a_run_says_what_it_does_and_leaves_everything_behind(whole):
         "ln B = 2.773",
         "MiB per device",
         "row error",
-        "pairs/s, waiting for data",
+        "pairs/s, data wait",
         "step 16/16",
         "frequency",
         "chance",
