@@ -27,7 +27,7 @@ def parser() -> start.Parser:
     )
     flags.add_workdir(made)
     flags.add_out(made)
-    made.flag("--weights", choices=["student", "ema"], help="of two encoders: which [student]")
+    made.flag("--weights", choices=["student", "ema"], help="of a run of two encoders [student]")
     made.flag(
         "--share",
         type=float,

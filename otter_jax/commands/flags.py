@@ -20,7 +20,7 @@ from otter_jax.run import directory
 MISSING = {
     "workdir": "the directory of the run, for example runs/first",
     "out": "a new folder, for example exported",
-    "name": "of the set that is made, small letters, digits and _, for example mine",
+    "name": "a name for the set, of small letters, digits and _, for example mine",
 }
 PROGRAMS = {"objective": "train", "phases": "transfer"}  # key of a config: the command it is for
 
@@ -57,7 +57,7 @@ def add_processes(parser: Parser) -> None:
     parser.flag(
         "--coordinator",
         metavar="HOST:PORT",
-        help="of process 0, where neither SLURM nor Open MPI tell it",
+        help="address of process 0, if neither SLURM nor Open MPI gives it",
     )
     parser.flag("--num_processes", type=int, metavar="N", help="how many processes the run has")
     parser.flag("--process_id", type=int, metavar="I", help="which of them this is, from 0")

