@@ -66,6 +66,11 @@ def fold(params: Mapping[str, Any]) -> dict[str, Any]:
     return traverse_util.unflatten_dict(flat)
 
 
+def folded(variables: PyTree) -> PyTree:
+    """Returns {"params", "batch_stats"} of a module with the gates folded into its parameters."""
+    return variables | {"params": fold(variables["params"])}
+
+
 def penalty(gates: PyTree, kind: str) -> Float[Array, ""]:
     """Returns the gate penalty, before its factor lambda; 0 for "".
 

@@ -22,6 +22,11 @@ def make_mesh(num_devices: int | None = None) -> Mesh:
     return jax.make_mesh((len(devices),), (AXIS,), axis_types=(AxisType.Auto,), devices=devices)
 
 
+def count(mesh: Mesh) -> str:
+    """Returns the number of devices as text: "1 device", "8 devices"."""
+    return f"{mesh.size} device{'s' * (mesh.size > 1)}"
+
+
 def shardings(mesh: Mesh) -> tuple[NamedSharding, NamedSharding]:
     """Returns two shardings: a copy on every device, and rows spread over the devices."""
     return NamedSharding(mesh, WHOLE), NamedSharding(mesh, ROWS)

@@ -36,14 +36,9 @@ def run(options: argparse.Namespace) -> None:
     console = make_console()
     evaluator.run(config, workdir, console=console)
     console.print(f"Results are in {workdir / 'results'}.")
-    export = (
-        "export",
-        "--workdir",
-        workdir,
-        "--out",
-        workdir.with_name(f"{workdir.name}_exported"),
-    )
-    console.print(start.following(export, (*export, "--weights", "ema")))
+    ema = start.exported(workdir, "ema_", "--weights", "ema")
+    fixed = config.teacher.checkpoint  # then there are no EMA weights
+    console.print(start.following(start.exported(workdir), *([] if fixed else [ema])))
 
 
 def main(argv: Sequence[str]) -> int:

@@ -126,6 +126,12 @@ def print_loading(process_id: int | None = None, *, waits_for: str = "JAX and th
         print(f"Loading {waits_for}", flush=True)
 
 
+def exported(workdir: pathlib.Path, kind: str = "", *flags: object) -> tuple[object, ...]:
+    """Returns the words that export a run into a folder beside it, which `kind` tells apart."""
+    out = workdir.with_name(f"{workdir.name}_{kind}exported")
+    return ("export", "--workdir", workdir, "--out", out, *flags)
+
+
 def following(*commands: Sequence[object]) -> str:
     """Returns the next commands as lines to copy; each command is given as its words."""
     lines = ["Next:"]

@@ -37,12 +37,7 @@ def run(options: argparse.Namespace) -> None:
     directory.print_differences(workdir, config, console)
     contrastive.run(config, workdir, console=console)
     console.print(f"Results are in {workdir / 'results'}, the log is {workdir / 'metrics.jsonl'}.")
-    out = workdir.with_name(f"{workdir.name}_exported")
-    console.print(
-        start.following(
-            ("eval", "--workdir", workdir), ("export", "--workdir", workdir, "--out", out)
-        )
-    )
+    console.print(start.following(("eval", "--workdir", workdir), start.exported(workdir)))
 
 
 def main(argv: Sequence[str]) -> int:

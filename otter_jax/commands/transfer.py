@@ -41,14 +41,9 @@ def run(options: argparse.Namespace) -> None:
     if config.report:
         report.write(config, workdir, validation, console=console)
     console.print(f"Results are in {workdir / 'results'}, the log is {workdir / 'metrics.jsonl'}.")
-    export = (
-        "export",
-        "--workdir",
-        workdir,
-        "--out",
-        workdir.with_name(f"{workdir.name}_exported"),
-    )
-    console.print(start.following(export, (*export, "--share", 0.2)))
+    by = [] if config.gates.shape else ["--by", "magnitude"]
+    pruned = start.exported(workdir, "smaller_", "--share", 0.2, *by)
+    console.print(start.following(start.exported(workdir), pruned))
 
 
 def main(argv: Sequence[str]) -> int:

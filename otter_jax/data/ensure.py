@@ -11,13 +11,15 @@ import rich.progress
 from otter_jax.data.build.builder import Prepared, check_same, prepare
 from otter_jax.data.build.plan import Options, Plan, SourceMissing
 from otter_jax.data.build.report import read_report, table
-from otter_jax.data.formats import class_folders, kinds, tars
+from otter_jax.data.formats import class_folders, kinds
+from otter_jax.data.formats import tars as web_dataset
+from otter_jax.data.formats.tars import Tars
 from otter_jax.data.public import layouts, openmoji
 from otter_jax.data.source import parse_mixture, version_folder
 from otter_jax.errors import UserError
 
 
-def ensure(dataset: str, data_dir: str, tars: tars.Tars = (), folder: str = "") -> None:
+def ensure(dataset: str, data_dir: str, tars: Tars = (), folder: str = "") -> None:
     """Makes the set if it is missing; other processes wait meanwhile.
 
     If the set exists and its source does not any more, the set is taken as it is.
@@ -120,7 +122,7 @@ def _home(sets: pathlib.Path, dataset: str) -> pathlib.Path:
     return sets / dataset / str(Prepared.VERSION)
 
 
-def _plan_of_config(dataset: str, sets: pathlib.Path, given: tars.Tars, folder: str) -> Plan | None:
+def _plan_of_config(dataset: str, sets: pathlib.Path, given: Tars, folder: str) -> Plan | None:
     """Plans the set that a config names; None if the config names no source for it."""
     if given and folder:
         raise UserError(
@@ -133,17 +135,16 @@ def _plan_of_config(dataset: str, sets: pathlib.Path, given: tars.Tars, folder: 
             raise UserError(f"The name openmoji is taken: give the data of your {kind} another.")
         return openmoji.plan(Options())
     if given:
-        return tars.plan(dataset, given, Options())
+        return web_dataset.plan(dataset, given, Options())
     if not folder:
         return None
-    plan = class_folders.plan(dataset, folder, Options())
     root = pathlib.Path(folder).expanduser().resolve()
     if (sets / dataset).resolve().is_relative_to(root):  # the next time it would be read as a class
         raise UserError(
             f"The data set {dataset} would be built in the folder that holds its pictures, "
             f"{root}: give it another name or another folder of data sets."
         )
-    return plan
+    return class_folders.plan(dataset, folder, Options())
 
 
 @contextlib.contextmanager

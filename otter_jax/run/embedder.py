@@ -20,23 +20,39 @@ class Embedder:
     """
 
     def __init__(self, model: nn.Module, tokenizer: Tokenizer, mesh: Mesh, *, batch_size: int):
-        """Takes a `batch_size` over all devices. Raises UserError unless it divides over them."""
-        meshes.check_divides("eval.batch_size", batch_size, mesh.size)
+        """`batch_size` is over all devices, and must divide over them."""
         self._tokenizer, self._mesh, self._batch_size = tokenizer, mesh, batch_size
         whole, rows = meshes.shardings(mesh)
 
         def images(variables, image):
-            return model.apply(_folded(variables), image, method=model.embed_images)
+            return model.apply(gates.folded(variables), image, method=model.embed_images)
 
         def texts(variables, token_ids, mask):
-            return model.apply(_folded(variables), token_ids, mask, method=model.embed_texts)
+            return model.apply(gates.folded(variables), token_ids, mask, method=model.embed_texts)
 
         self._images = jax.jit(images, in_shardings=(whole, rows), out_shardings=rows)
         self._texts = jax.jit(texts, in_shardings=(whole, rows, rows), out_shardings=whole)
+        self._whole = jax.jit(lambda x: x, in_shardings=rows, out_shardings=whole)
 
-    def images(self, variables: PyTree, image: UInt8[Array, "B H W 3"]) -> Float[Array, "B D"]:
-        """Embeds one batch; its rows, and those of the result, are spread over the devices."""
+    def image_batch(self, variables: PyTree, image: UInt8[Array, "B H W 3"]) -> Float[Array, "B D"]:
+        """Embeds one batch whose rows are spread over the devices; so are those of the result."""
         return self._images(variables, image)
+
+    def images(
+        self,
+        variables: PyTree,
+        images: UInt8[np.ndarray, "N H W 3"],
+        check_stop: Callable[[], None] = lambda: None,
+    ) -> Float[np.ndarray, "N D"]:
+        """Embeds any number of images; `check_stop` is called once per batch, and may raise."""
+
+        def embed(start, padding):
+            part = images[start : start + self._batch_size]
+            blank = np.zeros((padding, *images.shape[1:]), images.dtype)
+            image = self._put(image=np.concatenate([part, blank]))["image"]
+            return np.asarray(self._whole(self._images(variables, image)))
+
+        return self._in_batches(embed, len(images), check_stop)
 
     def texts(
         self,
@@ -45,22 +61,26 @@ class Embedder:
         check_stop: Callable[[], None] = lambda: None,
     ) -> Float[np.ndarray, "N D"]:
         """Embeds any number of texts; `check_stop` is called once per batch, and may raise."""
-        B, chunks = self._batch_size, []
-        for start in range(0, len(texts), B):
+
+        def embed(start, padding):
+            part = [*texts[start : start + self._batch_size], *[""] * padding]
+            token_ids, mask = self._tokenizer.encode(part)
+            rows = self._put(token_ids=token_ids, mask=mask)
+            return np.asarray(self._texts(variables, rows["token_ids"], rows["mask"]))
+
+        return self._in_batches(embed, len(texts), check_stop)
+
+    def _in_batches(self, embed, count, check_stop):
+        """Joins the batches that `embed(start, padding)` makes, without the rows of padding."""
+        parts = []
+        for start in range(0, count, self._batch_size):
             check_stop()
-            part = list(texts[start : start + B])
-            token_ids, mask = self._tokenizer.encode(part + [""] * (B - len(part)))
-            rows = meshes.put_batch(_own_rows({"ids": token_ids, "mask": mask}), self._mesh)
-            embedded = self._texts(variables, rows["ids"], rows["mask"])
-            chunks.append(np.asarray(embedded)[: len(part)])
-        return np.concatenate(chunks)
+            size = min(self._batch_size, count - start)
+            parts.append(embed(start, self._batch_size - size)[:size])
+        return np.concatenate(parts)
 
-
-def _folded(variables):
-    return variables | {"params": gates.fold(variables["params"])}
-
-
-def _own_rows(batch):
-    """Returns this process's rows of a batch that every process has as a whole."""
-    count, index = jax.process_count(), jax.process_index()
-    return {name: np.split(rows, count)[index] for name, rows in batch.items()}
+    def _put(self, **batch):
+        """Puts this process's part of a batch that every process has made whole on its devices."""
+        processes, own = jax.process_count(), jax.process_index()
+        rows = {name: np.split(values, processes)[own] for name, values in batch.items()}
+        return meshes.put_batch(rows, self._mesh)

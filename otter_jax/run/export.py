@@ -12,14 +12,12 @@ writes
     exported/check.npz        pictures, captions and their embeddings here, to compare with there
 """
 
-import functools
 import json
 import pathlib
 import shutil
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
@@ -28,6 +26,7 @@ from otter_jax.data.captions import Tokenizer
 from otter_jax.errors import UserError
 from otter_jax.models.towers import Towers
 from otter_jax.run import directory, trained
+from otter_jax.run.embedder import Embedder
 from otter_jax.run.model import check_sizes
 from otter_jax.weights.folders import write_image, write_text
 from otter_jax.weights.tensors import Tensors
@@ -74,14 +73,11 @@ def run(
 def examples(model: Towers, variables: dict[str, Any], tokenizer: Tokenizer, size: int) -> Tensors:
     """Returns pictures (noise, uint8), captions, and the model's embeddings of both."""
     pictures = np.random.RandomState(0).randint(0, 256, (4, size, size, 3)).astype(np.uint8)
-    token_ids, mask = map(jnp.asarray, tokenizer.encode(CAPTIONS))
-    captions = {"token_ids": token_ids, "mask": mask}
+    embedder = Embedder(model, tokenizer, meshes.make_mesh(1), batch_size=len(pictures))
     with jax.default_matmul_precision("highest"):  # GPUs' default, TF32, is 1e-3 off
-        embed = jax.jit(functools.partial(model.apply, train=False))
-        image, text = embed(variables, jnp.asarray(pictures), captions)
-    return {
-        "pictures": pictures,
-        "captions": np.array(CAPTIONS),
-        "image_embeddings": np.asarray(image),
-        "text_embeddings": np.asarray(text),
-    }
+        return {
+            "pictures": pictures,
+            "captions": np.array(CAPTIONS),
+            "image_embeddings": embedder.images(variables, pictures),
+            "text_embeddings": embedder.texts(variables, CAPTIONS),
+        }

@@ -59,10 +59,7 @@ def load(
     found = {"student": {name: state[name] for name in like}}
     if "teacher" in state:
         found["ema"] = state["teacher"]
-    folded = {
-        name: variables | {"params": gates.fold(variables["params"])}
-        for name, variables in found.items()
-    }
+    folded = {name: gates.folded(variables) for name, variables in found.items()}
     return Trained(module, folded, tokenizer, step)
 
 
@@ -127,5 +124,4 @@ def fixed_teacher(config: ConfigDict, like: PyTree) -> PyTree:
         teacher, _ = restore_best(folder, like, meshes.one_device(), best=theirs.eval.best)
     except UserError as error:
         raise UserError(f"teacher.checkpoint={config.teacher.checkpoint!r}: {error}") from error
-    folded = teacher | {"params": gates.fold(teacher["params"])}
-    return model.gated(folded, config.gates.shape)
+    return model.gated(gates.folded(teacher), config.gates.shape)

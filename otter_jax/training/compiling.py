@@ -1,11 +1,27 @@
 """Compiles programs ahead of their use, and reports their memory."""
 
 import time
+from collections.abc import Callable
 from typing import Any
 
+import jax
 import rich.console
+from jax.sharding import Mesh
+from jaxtyping import PyTree
 
+from otter_jax import mesh as meshes
 from otter_jax.run import cluster
+
+
+def jit_step(step: Callable[..., Any], mesh: Mesh) -> Any:
+    """Jits a step (state, batch) -> (state, metrics) over the mesh; it takes the state over."""
+    whole, rows = meshes.shardings(mesh)
+    return jax.jit(step, donate_argnums=0, in_shardings=(whole, rows), out_shardings=whole)
+
+
+def shapes_of(tree: PyTree) -> PyTree:
+    """Returns the shapes and dtypes of arrays, to compile for."""
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), tree)
 
 
 def compiled(jitted: Any, *shapes: Any, name: str, console: rich.console.Console) -> Any:

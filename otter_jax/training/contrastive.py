@@ -26,7 +26,7 @@ from otter_jax.objective import Objective
 from otter_jax.optimizer import Schedule, learning_rate, make_optimizer
 from otter_jax.run import batches, cluster, model, trained
 from otter_jax.run.console import duration, in_columns, millions
-from otter_jax.training.compiling import compiled
+from otter_jax.training.compiling import compiled, jit_step, shapes_of
 from otter_jax.training.loop import Step, is_multiple, train
 from otter_jax.training.meters import Metrics
 from otter_jax.zeroshot.evaluator import Evaluator
@@ -138,7 +138,6 @@ class Setup:
     def train_step(self) -> Any:
         """Returns the jitted `train_step`; it donates its state argument."""
         config = self.config
-        whole, rows = meshes.shardings(self.mesh)
         one_step = functools.partial(
             step.train_step,
             model=self.model,
@@ -151,7 +150,7 @@ class Setup:
             gate_strength=config.gates.strength,
             ema_decay=None if config.teacher.checkpoint else config.teacher.ema_decay,
         )
-        return jax.jit(one_step, donate_argnums=0, in_shardings=(whole, rows), out_shardings=whole)
+        return jit_step(one_step, self.mesh)
 
 
 class Contrastive:
@@ -175,7 +174,7 @@ class Contrastive:
         state = self._setup.state()
         if teacher is not None:
             state = state.replace(teacher=teacher)
-        self._like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), state)
+        self._like = shapes_of(state)
         return state
 
     def begin(self, state: step.TrainState, start: int) -> None:
@@ -301,7 +300,7 @@ def _summary(setup: Setup, state: step.TrainState, start: int) -> dict[str, str]
     }
     if config.data.packed:
         fields["packed"] = str(setup.annotation)
-    devices = f"{mesh.size} device{'s' * (mesh.size > 1)}"
+    devices = meshes.count(mesh)
     return fields | {
         "batch": f"{B} over {devices}: {B - 1} negatives per row",
         "chance": f"pairs term {2 * math.log(B):.3f}: ln B = {math.log(B):.3f} each way",

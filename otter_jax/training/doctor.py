@@ -53,7 +53,7 @@ def findings(config: ConfigDict, *, step: bool) -> Iterator[Finding]:
         yield Finding("error", "config", str(error))
         return
     B = config.train.batch_size
-    devices = f"{setup.mesh.size} device{'s' * (setup.mesh.size > 1)}"
+    devices = meshes.count(setup.mesh)
     yield Finding("ok", "config", f"{B} pairs on {devices}, {setup.length.steps} steps")
     yield from look_at_images(setup)
     yield from look_at_captions(setup)

@@ -38,7 +38,7 @@ class Network(NamedTuple):
 
     def folded(self) -> PyTree:
         """Returns its variables with the gates folded into their kernels."""
-        return {"params": gates.fold(self.params), "batch_stats": self.batch_stats}
+        return gates.folded({"params": self.params, "batch_stats": self.batch_stats})
 
 
 def fresh(config: ConfigDict, classes: int) -> Network:

@@ -5,7 +5,6 @@ import functools
 import pathlib
 from collections.abc import Callable, Iterator
 
-import jax
 import numpy as np
 import optax
 import rich.console
@@ -20,7 +19,7 @@ from otter_jax.errors import UserError
 from otter_jax.run import batches, cluster, directory
 from otter_jax.run.console import duration, in_columns, millions
 from otter_jax.run.model import check_image_size
-from otter_jax.training.compiling import compiled
+from otter_jax.training.compiling import compiled, jit_step, shapes_of
 from otter_jax.training.loop import Step, train
 from otter_jax.training.meters import Metrics
 from otter_jax.transfer import phases
@@ -51,8 +50,9 @@ def run(config: ConfigDict, workdir: pathlib.Path, *, console: rich.console.Cons
     )
     check_image_size(config.data.image_size, network.model, config.model.arch)
     validation = Validation(config, network.model, held_out, mesh, console)
-    train(Transfer(config, workdir, mesh, training, validation, network, ends, console), workdir,
-          console=console)  # fmt: skip
+    task = Transfer(config, workdir, mesh, training, validation, network, ends, console)
+    del network  # the task has its weights, and lets go of them when training starts
+    train(task, workdir, console=console)
     return validation
 
 
@@ -83,7 +83,7 @@ class Transfer:
         self._state: TransferState | None = create_state(
             network.params, network.batch_stats, self._phases, network.model
         )
-        self._like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), self._state)
+        self._like = shapes_of(self._state)
         self._annotation = Labels(config.data.label)
         self._schedule = learning_rate(config, self.steps)
         self._compiled: dict[str, Step] = {}  # by the groups that a step trains
@@ -115,23 +115,23 @@ class Transfer:
         """Returns the step of the phase that step `now` belongs to, compiled at its first use."""
         groups = self._phases[self._phase(now)]
         if groups not in self._compiled:
-            whole, rows = meshes.shardings(self.mesh)
-            jitted = jax.jit(
-                functools.partial(
-                    transfer_step,
-                    model=self._model,
-                    groups=groups,
-                    learning_rate=self._schedule,
-                    normalise=normaliser(self.config),
-                    gate_penalty=self.config.gates.penalty,
-                    gate_strength=self.config.gates.strength,
-                    stored_statistics=self.config.train.stored_statistics,
-                ),
-                donate_argnums=0, in_shardings=(whole, rows), out_shardings=whole,
-            )  # fmt: skip
+            step = functools.partial(
+                transfer_step,
+                model=self._model,
+                groups=groups,
+                learning_rate=self._schedule,
+                normalise=normaliser(self.config),
+                gate_penalty=self.config.gates.penalty,
+                gate_strength=self.config.gates.strength,
+                stored_statistics=self.config.train.stored_statistics,
+            )
             shapes = batches.shapes(self.config, self._annotation, self.mesh)
             self._compiled[groups] = compiled(
-                jitted, self._like, shapes, name=f"phase {groups}", console=self._console
+                jit_step(step, self.mesh),
+                self._like,
+                shapes,
+                name=f"phase {groups}",
+                console=self._console,
             )
         return self._compiled[groups]
 
@@ -180,7 +180,7 @@ class Transfer:
         ]
         held_out, m = self._validation.data, self.config.model
         share = np.bincount(held_out.labels).max() / len(held_out.labels)
-        devices = f"{self.mesh.size} device{'s' * (self.mesh.size > 1)}"
+        devices = meshes.count(self.mesh)
         return {
             "network": f"{m.arch}, weights {m.weights or 'random'}",
             "phases": f"{self.config.phases}: an epoch each",

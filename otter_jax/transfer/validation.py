@@ -48,7 +48,7 @@ class Validation:
         normalise = normaliser(config)
 
         def ranked(params, batch_stats, image):
-            variables = {"params": gates.fold(params), "batch_stats": batch_stats}
+            variables = gates.folded({"params": params, "batch_stats": batch_stats})
             logits = model.apply(variables, normalise(image), train=False)
             return jax.lax.top_k(logits, min(max(KS), logits.shape[1]))[1]
 

@@ -47,6 +47,7 @@ class Evaluator:
         """Opens the sets. Raises UserError if something is wrong with them, or with eval.best."""
         self._config, self._mesh = config, mesh
         self._workdir, self._console = workdir, console
+        meshes.check_divides("eval.batch_size", config.eval.batch_size, mesh.size)
         self._embedder = Embedder(model, tokenizer, mesh, batch_size=config.eval.batch_size)
         self.sets = [
             EvalSet.open(name, spec, config.data.dir) for name, spec in config.eval.sets.items()
@@ -122,7 +123,7 @@ class Evaluator:
 
     def _rank(self, variables, bank, s, check_stop, advance):
         def best(image):
-            return self._best_classes(bank, self._embedder.images(variables, image))
+            return self._best_classes(bank, self._embedder.image_batch(variables, image))
 
         return batches.over_all(
             self._config, s.source, self._mesh, best, check_stop=check_stop, advance=advance

@@ -198,6 +198,22 @@ def test_a_config_of_another_command_says_whose_it_is(tmp_path, capsys):
     assert "no key 'phases'; it is for 'train'" in said
 
 
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ((), "--config is missing"),
+        (("--config", "transfer", "--config.phases=FFq"), "phases='FFq': there is no group 'q'"),
+        (("--config", "transfer:gates"), "There is no variant 'gates'"),
+        (("--config", "transfer", "--share=0.2"), "There is no flag --share"),
+    ],
+)
+def test_a_mistake_of_transfer_is_one_paragraph_and_status_2(tmp_path, capsys, arguments, words):
+    status, said = told(capsys, "transfer", *arguments, "--workdir", tmp_path / "run")
+    assert status == 2
+    assert said.startswith(f"error: {words}")
+    assert "Traceback" not in said
+
+
 def test_the_config_of_a_run_takes_the_place_of_a_missing_one_and_its_keys_may_be_set(tmp_path):
     config = configs.load("quickstart:ls", ["--config.data.tars=('a.tar',)"])
     (tmp_path / "config.json").write_text(config.to_json())

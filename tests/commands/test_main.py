@@ -1,6 +1,7 @@
 """The program as its user meets it: runs, restarts, stops, and every mistake's one paragraph."""
 
 import json
+import re
 import shutil
 import signal
 
@@ -143,6 +144,8 @@ def test_evaluation_alone_gives_the_same_numbers(world, whole):
     assert result.returncode == 0, result.stderr[-3000:]
     assert json.loads(path.read_text()) == before
     assert "student" in result.stdout
+    outs = re.findall(r"--out (\S+)", result.stdout)  # of the commands that come next
+    assert len(outs) == len(set(outs)) == 2
 
 
 def test_a_checkpoint_of_the_released_code_evaluates_as_the_run_with_its_weights(world, whole):

@@ -374,5 +374,5 @@ def test_a_directory_of_longer_phases_is_not_gone_on_with(finished, config, tmp_
 
 def test_a_run_of_another_program_is_no_encoder(finished, config):
     config.model.weights = str(finished[0])
-    with pytest.raises(UserError, match="is a run of another program"):
+    with pytest.raises(UserError, match="is a run of another command"):
         network.fresh(config, 3)

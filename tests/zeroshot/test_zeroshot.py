@@ -6,6 +6,7 @@ import pathlib
 import numpy as np
 import pytest
 
+from otter_jax import zeroshot
 from otter_jax.errors import UserError
 from otter_jax.zeroshot.bank import class_bank, prompts, read_names
 from otter_jax.zeroshot.hits import chance, flat_hit, frequency
@@ -15,6 +16,11 @@ GOLDEN = pathlib.Path(__file__).parent.parent / "golden"
 
 def unit(x):
     return (x / np.linalg.norm(x, axis=-1, keepdims=True)).astype(np.float32)
+
+
+def test_the_public_names_are_at_the_door():
+    assert zeroshot.flat_hit is flat_hit
+    assert zeroshot.class_bank is class_bank
 
 
 def test_a_hit_needs_one_of_the_labels_among_the_k_best():

@@ -27,7 +27,17 @@ from otter_jax.data.captions import clean
 from otter_jax.data.formats.lines import RANGE, Lines, byte_ranges, fields_of, open_text, rows_of
 from otter_jax.errors import UserError
 
-SUFFIXES = (".csv", ".tsv", ".jsonl", ".ndjson", ".parquet", ".csv.gz", ".tsv.gz", ".jsonl.gz")
+SUFFIXES = (
+    ".csv",
+    ".tsv",
+    ".jsonl",
+    ".ndjson",
+    ".parquet",
+    ".csv.gz",
+    ".tsv.gz",
+    ".jsonl.gz",
+    ".ndjson.gz",
+)
 IMAGE = ("image", "image_path", "path", "filepath", "file_path", "filename", "file_name", "file")
 CAPTION = ("caption", "text", "title", "description")
 KEY = ("key", "id", "image_id", "uid")

@@ -399,6 +399,10 @@ def test_what_cannot_be_built_says_why(tmp_path):
         ensure("tree", str(tmp_path), folder=str(root))
     with pytest.raises(UserError, match="in the folder that holds its pictures"):
         ensure("mine", str(root / "sets"), folder=str(root))
+    (root / "sets" / "other").mkdir(parents=True)  # as if another set lay there already
+    with pytest.raises(UserError, match="in the folder that holds its pictures"):
+        ensure("mine", str(root / "sets"), folder=str(root))
+    shutil.rmtree(root / "sets")
     with pytest.raises(UserError, match="cannot be called 'My Set'"):
         ensure("My Set", str(tmp_path), folder=str(root))
     with pytest.raises(UserError, match="name openmoji is taken: give the data of your folder"):
