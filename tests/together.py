@@ -27,7 +27,7 @@ class Pictures(nn.Module):
 
     @nn.compact
     def __call__(self, pixels, *, train):
-        patches = pixels.reshape(-1, 4, 8, 4, 8, 3).mean((2, 4))
+        patches = pixels.reshape(-1, 4, 4, 4, 4, 3).mean((2, 4))
         x = nn.Dense(self.width, dtype=jnp.float64)(patches)
         x = BatchNorm(dtype=jnp.float64)(x, use_running_average=not train)
         return nn.relu(x).mean((1, 2))
