@@ -6,4 +6,5 @@ cd "$(dirname "$0")/.."
 bash launch/install.sh
 .venv/bin/ruff check .
 .venv/bin/ruff format --check .
-exec .venv/bin/python -m pytest -n 2 --dist worksteal "$@"
+# By files: what the tests of a file share is made once, not once per core.
+exec .venv/bin/python -m pytest -n 2 --dist loadfile "$@"
