@@ -17,7 +17,7 @@ from otter_jax import mesh as meshes
 from otter_jax.models.norm import BatchNorm
 from otter_jax.objective import METHODS
 from otter_jax.run import cluster
-from otter_jax.step import create_state
+from otter_jax.step import TrainState, create_state
 
 
 class Pictures(nn.Module):
@@ -44,19 +44,26 @@ class Words(nn.Module):
         return (hidden * mask[..., None]).sum(1) / mask.sum(1, keepdims=True)
 
 
+MODEL = tiny.towers().clone(img=Pictures(), txt=Words())
+
+
+@functools.cache
+def fresh() -> TrainState:
+    """The state before the first step of every method, in NumPy."""
+    first = tiny.batch()
+    init = functools.partial(MODEL.init, train=False)
+    variables = jax.jit(init)(jax.random.key(0), first["image"], tiny.captions_of(first))
+    variables = jax.tree.map(np.float64, jax.device_get(variables))
+    return jax.device_get(create_state(variables["params"], variables["batch_stats"], tiny.tx()))
+
+
 def steps(method: str, devices: int, count: int) -> dict[str, np.ndarray]:
     """Metrics of each step over so many devices, and the state after the last, by path.
 
     In float64: in float32 five steps make 1e-4 of a rounding, through ReLUs and a scale of 49.
     """
-    model = tiny.towers().clone(img=Pictures(), txt=Words())
-    step, put = tiny.jitted(method, devices, model=model)
-    first = tiny.batch()
-    init = functools.partial(model.init, train=False)
-    variables = jax.jit(init)(jax.random.key(0), first["image"], tiny.captions_of(first))
-    variables = jax.tree.map(lambda x: np.asarray(x, np.float64), variables)
-    fresh = create_state(variables["params"], variables["batch_stats"], tiny.tx())
-    state, found = meshes.put_whole(fresh, meshes.make_mesh(devices)), {}
+    step, put = tiny.jitted(method, devices, model=MODEL)
+    state, found = meshes.put_whole(fresh(), meshes.make_mesh(devices)), {}
     batches = [
         put({k: np.split(x, jax.process_count())[jax.process_index()] for k, x in batch.items()})
         for batch in map(tiny.batch, range(count))
