@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+import xla
 from flax import traverse_util
 from golden.draw import SEED, tensor
 from golden.pack_trajectories import normalised, summed, thin
@@ -447,7 +448,7 @@ def test_two_steps_with_resnet50_and_bert_base_are_the_released_ones():
     options = {"model": model, "tx": TX, "objective": objective, "mesh": mesh}
     train_step = jax.jit(
         functools.partial(step.train_step, key=jax.random.key(0), **options),
-        compiler_options={"xla_cpu_use_fusion_emitters": True},  # the older ones are quadratic
+        compiler_options=xla.LARGE,
     )
     state = jax.device_put(first_state(model, weight, batches[0]), meshes.shardings(mesh)[0])
     run = follow(train_step, state, batches, objective)
