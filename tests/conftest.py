@@ -2,7 +2,9 @@
 
 import atexit
 import os
+import pathlib
 import shutil
+import sys
 import tempfile
 
 import xla
@@ -10,6 +12,8 @@ import xla
 if "TESTS_CACHE" not in os.environ:  # of compiled programs, for these tests and all they start
     os.environ["TESTS_CACHE"] = tempfile.mkdtemp(prefix="otter_jax_tests")
     atexit.register(shutil.rmtree, os.environ["TESTS_CACHE"], ignore_errors=True)
+# As in an activated environment: the program calls itself "python" in what it prints.
+os.environ["PATH"] = f"{pathlib.Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ["XLA_FLAGS"] = xla.flags()
 
@@ -27,8 +31,6 @@ _hook.__enter__()
 @pytest.fixture(scope="session")
 def golden():
     """Loads a file of numbers that the released code computed (tests/golden/README.md)."""
-    import pathlib
-
     import numpy as np
 
     folder = pathlib.Path(__file__).parent / "golden"

@@ -108,6 +108,7 @@ def _make(options: argparse.Namespace, console: rich.console.Console) -> None:
     from otter_jax.data.build.plan import Options
     from otter_jax.data.captions import Tokenizer
     from otter_jax.data.ensure import plan_of
+    from otter_jax.data.formats.reading import Reading
     from otter_jax.report.dataset import make_with_report
     from otter_jax.weights import hub
 
@@ -122,9 +123,11 @@ def _make(options: argparse.Namespace, console: rich.console.Console) -> None:
             min_size=options.min_size,
             keep_duplicates=options.keep_duplicates,
         ),
-        image=options.image,
-        caption=options.caption,
-        root=options.root and options.root.expanduser(),
+        Reading(
+            image=options.image,
+            caption=options.caption,
+            root=options.root and options.root.expanduser(),
+        ),
         layout=options.layout,
     )
     make_with_report(

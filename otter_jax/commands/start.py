@@ -9,6 +9,7 @@ import importlib
 import os
 import pathlib
 import shlex
+import shutil
 import sys
 import textwrap
 import time
@@ -27,8 +28,10 @@ def program() -> str:
     if pathlib.Path(sys.argv[0]).stem == "otter-jax":
         return "otter-jax"
     python, here = pathlib.Path(sys.executable), pathlib.Path.cwd()
-    python = python.relative_to(here) if python.is_relative_to(here) else "python"
-    return f"{python} -m otter_jax"
+    known = shutil.which("python")
+    if (known and pathlib.Path(known).parent == python.parent) or not python.is_relative_to(here):
+        return "python -m otter_jax"
+    return f"{python.relative_to(here)} -m otter_jax"
 
 
 def nearest(word: str, known: Sequence[str]) -> str:

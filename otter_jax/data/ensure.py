@@ -13,6 +13,7 @@ from otter_jax.data.build.plan import Options, Plan, SourceMissing
 from otter_jax.data.build.report import read_report, table
 from otter_jax.data.formats import class_folders, kinds
 from otter_jax.data.formats import tars as web_dataset
+from otter_jax.data.formats.reading import USUAL, Reading
 from otter_jax.data.formats.tars import Tars
 from otter_jax.data.public import layouts, openmoji
 from otter_jax.data.source import parse_mixture, version_folder
@@ -63,10 +64,8 @@ def plan_of(
     sources: Sequence[str],
     name: str,
     options: Options,
+    reading: Reading = USUAL,
     *,
-    image: str = "",
-    caption: str = "",
-    root: pathlib.Path | None = None,
     layout: str = "",
 ) -> Plan:
     """Plans a set from the files, or the public set, that a user names.
@@ -75,21 +74,19 @@ def plan_of(
       sources: files, folders or globs, all of one kind; or the folder of a public set.
       name: of the set.
       options: for the images.
-      image: column of a table that holds the images (`tables.plan`).
-      caption: column of a table that holds the captions.
-      root: folder that a table's paths are relative to.
+      reading: what the files leave open.
       layout: "", or the public set's name, a key of `layouts.LAYOUTS`.
 
     Raises:
       UserError: a source that is not there, of no known kind, or of another kind than the first.
     """
     if not layout:
-        return kinds.plan_of(sources, name, options, image=image, caption=caption, root=root)
+        return kinds.plan_of(sources, name, options, reading)
     if layout not in layouts.LAYOUTS:
         raise UserError(f"--layout {layout!r}: one of {', '.join(layouts.LAYOUTS)}.")
     folder = pathlib.Path(sources[0]).expanduser()
-    if len(sources) > 1 or not folder.is_dir() or image or caption or root:
-        raise UserError(f"--layout {layout} takes one folder, and nothing about tables.")
+    if len(sources) > 1 or not folder.is_dir() or reading != USUAL:
+        raise UserError(f"--layout {layout} takes one folder, and nothing about how to read it.")
     return layouts.plan_of(layout, folder, name, options)
 
 

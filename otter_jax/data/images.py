@@ -20,6 +20,7 @@ MAX_PIXELS = 89_478_485  # of a decoded image; Pillow begins to warn at the same
 # What image-caption collections hold. The list keeps Pillow from trying its rarer plug-ins
 # (PostScript, to name one) on bytes from the web.
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
+SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")  # of files that are taken for pictures
 Pixels = UInt8[np.ndarray, "H W 3"]
 ENCODERS = {"jpeg": "JPEG", "webp": "WEBP"}  # what resized images are stored as
 

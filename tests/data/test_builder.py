@@ -12,6 +12,7 @@ from otter_jax.data.build import builder, parts
 from otter_jax.data.build.plan import Options
 from otter_jax.data.ensure import make
 from otter_jax.data.formats import kinds
+from otter_jax.data.formats.reading import Reading
 from otter_jax.data.source import open_dataset
 from otter_jax.errors import UserError
 
@@ -35,9 +36,9 @@ def test_a_source_that_is_mended_is_read_again(tmp_path, monkeypatch):
 def test_another_source_of_the_same_files_needs_another_name(tmp_path):
     write_pictures(tmp_path, 1)
     (tmp_path / "t.csv").write_text("image,alt,title\n0.jpg,a,b\n")
-    first = kinds.plan_of([str(tmp_path / "t.csv")], "mine", Options(), caption="alt")
+    first = kinds.plan_of([str(tmp_path / "t.csv")], "mine", Options(), Reading(caption="alt"))
     made(tmp_path, first)
-    other = kinds.plan_of([str(tmp_path / "t.csv")], "mine", Options(), caption="title")
+    other = kinds.plan_of([str(tmp_path / "t.csv")], "mine", Options(), Reading(caption="title"))
     with pytest.raises(UserError, match=r"another caption, 'alt', not 'title'.*another name"):
         made(tmp_path, other)
     tree = tmp_path / "tree"

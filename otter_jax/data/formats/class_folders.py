@@ -24,9 +24,9 @@ import tensorflow_datasets as tfds
 from otter_jax.data.build.plan import Options, Plan, Record, SourceMissing
 from otter_jax.data.build.report import Tally
 from otter_jax.data.captions import clean
+from otter_jax.data.images import SUFFIXES
 from otter_jax.errors import UserError
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 LEAST = 2  # pictures of a class: one to learn from, one to be tested on
 NAMED_CLASSES = 10  # that have too few, in the message
 SLICE = 1_000  # files of a unit

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from otter_jax.data.build.plan import Options, Plan
 from otter_jax.data.formats import sidecars, tables, tars
+from otter_jax.data.formats.reading import USUAL, Reading
 from otter_jax.errors import UserError
 
 TARS = (".tar", ".tar.gz", ".tgz")
@@ -16,15 +17,12 @@ def plan_of(
     sources: Sequence[str],
     name: str,
     options: Options,
-    *,
-    image: str = "",
-    caption: str = "",
-    root: pathlib.Path | None = None,
+    reading: Reading = USUAL,
 ) -> Plan:
     """Plans a set `name` of `sources`: files, folders or globs, all of one kind.
 
-    `image`, `caption` and `root` are for tables (`tables.plan`). Raises UserError for a source that
-    is not there, of no known kind, or of another kind than the first.
+    Raises UserError for a source that is not there, of no known kind, or of another kind than the
+    first, and for a `reading` that is of another kind.
     """
     kinds: dict[str, list[pathlib.Path]] = {}
     seen = set()
@@ -37,10 +35,10 @@ def plan_of(
         several = ", ".join(f"{kind} ({paths[0]})" for kind, paths in kinds.items())
         raise UserError(f"The sources are of several kinds: {several}. Make a set of each.")
     ((kind, paths),) = kinds.items()
-    if kind != "tables" and (image or caption or root):
+    if kind != "tables" and reading.of_tables():
         raise UserError("--image, --caption and --root are for tables; the source is none.")
     if kind == "tables":
-        return tables.plan(name, paths, options, image=image, caption=caption, root=root)
+        return tables.plan(name, paths, options, reading)
     if kind == "tars":
         return tars.plan(name, [str(path) for path in paths], options)
     if len(paths) > 1:

@@ -25,6 +25,7 @@ from otter_jax.data.build.plan import ROWS, Options, Plan, Record, listed, pair,
 from otter_jax.data.build.report import Tally
 from otter_jax.data.captions import clean
 from otter_jax.data.formats.lines import RANGE, Lines, byte_ranges, fields_of, open_text, rows_of
+from otter_jax.data.formats.reading import USUAL, Reading
 from otter_jax.errors import UserError
 
 SUFFIXES = (
@@ -153,10 +154,7 @@ def plan(
     name: str,
     tables: Sequence[pathlib.Path],
     options: Options,
-    *,
-    image: str = "",
-    caption: str = "",
-    root: pathlib.Path | None = None,
+    reading: Reading = USUAL,
 ) -> Plan:
     """Plans a set of the rows of `tables`, all of the same columns.
 
@@ -164,9 +162,7 @@ def plan(
       name: of the set.
       tables: files whose names end in one of SUFFIXES.
       options: for the images.
-      image: the column of the image; "" takes the first of IMAGE that is there.
-      caption: the column of the caption; "" takes the first of CAPTION that is there.
-      root: folder that the images' paths are relative to; None for the folder of their table.
+      reading: which columns; an unnamed one is the first of IMAGE or CAPTION that is there.
 
     Raises:
       UserError: a table that cannot be read, or has no such columns.
@@ -176,12 +172,12 @@ def plan(
         try:
             names, start = _header(table)
             columns = Columns(
-                image=_choose("image", image, IMAGE, names, table),
-                caption=_choose("caption", caption, CAPTION, names, table),
+                image=_choose("image", reading.image, IMAGE, names, table),
+                caption=_choose("caption", reading.caption, CAPTION, names, table),
                 key=next((key for key in KEY if key in names), ""),
             )
             _check_types(table, columns)
-            units += _units(table, columns, root or table.parent, names, start)
+            units += _units(table, columns, reading.root or table.parent, names, start)
         except UserError:
             raise
         except (OSError, EOFError, ValueError, zlib.error, csv.Error, pa.ArrowException) as error:
@@ -197,7 +193,7 @@ def plan(
         details={
             "image": columns.image,
             "caption": columns.caption,
-            "root": clean(str((root or tables[0].parent).resolve())),
+            "root": clean(str((reading.root or tables[0].parent).resolve())),
         },
     )
 

@@ -35,8 +35,10 @@ from otter_jax.data.build.plan import (
 )
 from otter_jax.data.build.report import Tally
 from otter_jax.data.captions import clean
+from otter_jax.data.images import SUFFIXES
 
-KINDS = dict.fromkeys(("jpg", "jpeg", "png", "webp"), "image") | {"txt": "txt", "json": "json"}
+# By the suffix without its dot.
+KINDS = {suffix[1:]: "image" for suffix in SUFFIXES} | {"txt": "txt", "json": "json"}
 
 Tars = Sequence[str] | Mapping[str, Sequence[str]]
 Members = Mapping[str, bytes | pathlib.Path]  # kind -> content, of one key; an image may be a file
