@@ -19,21 +19,38 @@ from collections.abc import Sequence
 import rich.console
 
 from otter_jax.commands import configs, flags, start
+from otter_jax.data.formats.reading import KEYS
 
 DATA_DIR = "~/tensorflow_datasets"
+
+
+def _delimiter(text: str) -> str:
+    """Returns the character that a delimiter's name, or its escape, means."""
+    return {"tab": "\t", "\\t": "\t", "comma": ",", "semicolon": ";"}.get(text, text)
 
 
 FLAGS = {
     "sources": dict(nargs="+", metavar="SOURCE", help="tables, tars, folders, or globs in quotes"),
     "--name": dict(help="name of the set: small letters, digits and _"),
     "--data_dir": dict(default=DATA_DIR, metavar="DIR", help="of all data sets [%(default)s]"),
-    "--image": dict(default="", metavar="COLUMN", help="a table's column of paths or bytes"),
-    "--caption": dict(default="", metavar="COLUMN", help="a table's column of captions"),
+    "--image": dict(default="", metavar="C", help="a table's columns of images, and of captions"),
+    "--caption": dict(default="", metavar="C", beside="--image"),
     "--root": dict(
         type=pathlib.Path,
         metavar="DIR",
-        help="a table's paths are relative to it [the table's folder]",
+        help="of a table: what its paths are relative to; what is between its fields",
     ),
+    "--delimiter": dict(type=_delimiter, default="", metavar="C", beside="--root"),
+    "--key": dict(
+        choices=KEYS,
+        default=KEYS[0],
+        metavar="RULE",
+        help="first-dot [the default] or last-dot: where the key of photo.0.jpg ends",
+    ),
+    "--lines": dict(
+        action="store_true", help="every line of KEY.txt is a caption; images may have none"
+    ),
+    "--nocaptions": dict(action="store_false", dest="captions", beside="--lines"),
     "--layout": dict(
         default="",
         metavar="NAME",
@@ -44,8 +61,12 @@ FLAGS = {
         metavar="PIXELS",
         help="new shorter side of larger images; 0: leave all as they are [%(default)s]",
     ),
-    "--format": dict(default="jpeg", help="format of resized images, jpeg or webp [%(default)s]"),
-    "--quality": dict(default=90, metavar="Q", help="their quality, 1 to 100 [%(default)s]"),
+    "--format": dict(
+        default="jpeg",
+        metavar="F",
+        help="of resized images: jpeg or webp; from 1 to 100 [jpeg, 90]",
+    ),
+    "--quality": dict(default=90, metavar="Q", beside="--format"),
     "--min_size": dict(default=0, metavar="PIXELS", help="drop images whose shorter side is less"),
     "--keep_duplicates": dict(action="store_true", help="do not drop pairs that are equal"),
     "--tokenizer": dict(
@@ -57,13 +78,9 @@ FLAGS = {
     "--workers": dict(
         default=max(1, (os.cpu_count() or 1) // 4),
         metavar="N",
-        help="number of processes, of 16 threads each [%(default)s]",
+        help="processes of 16 threads [%(default)s]; Apache Beam's options, for more machines",
     ),
-    "--beam": dict(
-        default="",
-        metavar="OPTIONS",
-        help='options of Apache Beam, to use many machines: "--runner=FlinkRunner ..."',
-    ),
+    "--beam": dict(default="", metavar="TEXT", beside="--workers"),
 }
 
 
@@ -127,6 +144,10 @@ def _make(options: argparse.Namespace, console: rich.console.Console) -> None:
             image=options.image,
             caption=options.caption,
             root=options.root and options.root.expanduser(),
+            delimiter=options.delimiter,
+            lines=options.lines,
+            key=options.key,
+            captions=options.captions,
         ),
         layout=options.layout,
     )

@@ -90,9 +90,17 @@ class Parser(argparse.ArgumentParser):
         self._flags = self.add_argument_group("flags")
         self.flag("--help", "-h", action="help", help=argparse.SUPPRESS)
 
-    def flag(self, *names: str, **settings: Any) -> None:
-        """Adds a flag, or a positional argument, as `add_argument` does."""
-        self._flags.add_argument(*names, **settings)
+    def flag(self, *names: str, beside: str = "", **settings: Any) -> None:
+        """Adds a flag, or a positional argument, as `add_argument` does.
+
+        One `beside` another shares its line of the help, whose text speaks of both.
+        """
+        if beside:
+            settings["help"] = argparse.SUPPRESS
+        action = self._flags.add_argument(*names, **settings)
+        action.sharing = []
+        if beside:
+            self._option_string_actions[beside].sharing.append(action)
 
     def parse_all(self, argv: Sequence[str]) -> argparse.Namespace:
         """Returns the values of the flags; raises UserError for an unknown flag or a stray word."""
@@ -119,6 +127,10 @@ class Parser(argparse.ArgumentParser):
 class _Formatter(argparse.RawDescriptionHelpFormatter):
     def __init__(self, prog: str):
         super().__init__(prog, max_help_position=28, width=WIDTH)
+
+    def _format_action_invocation(self, action: argparse.Action) -> str:
+        of_one = super()._format_action_invocation
+        return " ".join(map(of_one, (action, *action.sharing)))
 
 
 def print_loading(process_id: int | None = None, *, waits_for: str = "JAX and the program") -> None:

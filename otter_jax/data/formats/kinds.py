@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from otter_jax.data.build.plan import Options, Plan
 from otter_jax.data.formats import sidecars, tables, tars
-from otter_jax.data.formats.reading import USUAL, Reading
+from otter_jax.data.formats.reading import OF_FILES, OF_TABLES, USUAL, Reading
 from otter_jax.errors import UserError
 
 TARS = (".tar", ".tar.gz", ".tgz")
@@ -35,15 +35,15 @@ def plan_of(
         several = ", ".join(f"{kind} ({paths[0]})" for kind, paths in kinds.items())
         raise UserError(f"The sources are of several kinds: {several}. Make a set of each.")
     ((kind, paths),) = kinds.items()
-    if kind != "tables" and reading.of_tables():
-        raise UserError("--image, --caption and --root are for tables; the source is none.")
     if kind == "tables":
+        reading.check(f"tables, such as {paths[0].name}", OF_TABLES)
         return tables.plan(name, paths, options, reading)
+    reading.check(f"{kind}, such as {paths[0].name}", OF_FILES)
     if kind == "tars":
-        return tars.plan(name, [str(path) for path in paths], options)
+        return tars.plan(name, [str(path) for path in paths], options, reading)
     if len(paths) > 1:
         raise UserError(f"Give one folder of pictures, not {len(paths)}: the one they are all in.")
-    return sidecars.plan(name, paths[0], options)
+    return sidecars.plan(name, paths[0], options, reading)
 
 
 def _paths(source: str) -> list[tuple[str, pathlib.Path]]:

@@ -2,6 +2,14 @@
 
 import dataclasses
 import pathlib
+from collections.abc import Collection
+
+from otter_jax.errors import UserError
+
+KEYS = ("first-dot", "last-dot")
+FLAGS = {"captions": "--nocaptions"}  # of a field; the others are called as their fields are
+OF_TABLES = ("image", "caption", "root", "delimiter", "captions")
+OF_FILES = ("lines", "key", "captions")  # of tars, and of folders of pictures
 
 
 @dataclasses.dataclass(frozen=True)
@@ -12,15 +20,38 @@ class Reading:
       image: column of a table that holds the images; "" finds it by its name.
       caption: column of a table that holds the captions; "" finds it by its name.
       root: folder that a table's paths are relative to; None is the table's own.
+      delimiter: character between the fields of a .csv; "" is the one that its first line shows.
+      lines: whether every line of KEY.txt is a caption of its own, in tars and folders.
+      key: where the key of a file's name ends: before its first dot, or before its last.
+      captions: whether a pair needs a caption; False keeps pictures without one, to evaluate on.
     """
 
     image: str = ""
     caption: str = ""
     root: pathlib.Path | None = None
+    delimiter: str = ""
+    lines: bool = False
+    key: str = "first-dot"
+    captions: bool = True
 
-    def of_tables(self) -> bool:
-        """Tells whether anything is said that only a table can answer."""
-        return bool(self.image or self.caption or self.root)
+    def __post_init__(self):
+        if self.key not in KEYS:
+            raise UserError(f"key={self.key!r}: one of {', '.join(KEYS)}.")
+        if self.delimiter and (len(self.delimiter) > 1 or self.delimiter in '"\r\n'):
+            raise UserError(
+                f"delimiter={self.delimiter!r}: one character, such as ';', or tab; no quote."
+            )
+
+    def check(self, source: str, fields: Collection[str]) -> None:
+        """Raises UserError if anything is said beside `fields`, those that a `source` can use."""
+        said = [
+            FLAGS.get(field.name, f"--{field.name}")
+            for field in dataclasses.fields(self)
+            if field.name not in fields and getattr(self, field.name) != field.default
+        ]
+        if said:
+            verb = "are" if len(said) > 1 else "is"
+            raise UserError(f"{', '.join(said)} {verb} not for {source}: leave out what is not.")
 
 
 USUAL = Reading()  # nothing is said

@@ -15,6 +15,7 @@ from otter_jax.data.build.plan import Options, Plan, Record, Span, pair_features
 from otter_jax.data.build.report import Tally
 from otter_jax.data.captions import clean
 from otter_jax.data.formats import tars
+from otter_jax.data.formats.reading import USUAL, Reading
 from otter_jax.errors import UserError
 
 FILES = 20_000  # of a unit
@@ -59,7 +60,7 @@ class Files(Span):
         return tars.record(key, members, name, tally) if members else None
 
 
-def plan(name: str, root: pathlib.Path, options: Options) -> Plan:
+def plan(name: str, root: pathlib.Path, options: Options, reading: Reading = USUAL) -> Plan:
     """Plans a set of the pairs in the folder `root`.
 
     Raises UserError if there is no picture or no caption in it.

@@ -35,6 +35,7 @@ from otter_jax.data.build.plan import (
 )
 from otter_jax.data.build.report import Tally
 from otter_jax.data.captions import clean
+from otter_jax.data.formats.reading import USUAL, Reading
 from otter_jax.data.images import SUFFIXES
 
 # By the suffix without its dot.
@@ -59,7 +60,7 @@ class Tar:
                 yield found
 
 
-def plan(name: str, tars: Tars, options: Options) -> Plan:
+def plan(name: str, tars: Tars, options: Options, reading: Reading = USUAL) -> Plan:
     """Plans a set of web-dataset tars: paths or globs for the split "train", or {split: ...}.
 
     Raises:
