@@ -4,7 +4,6 @@ import argparse
 from collections.abc import Sequence
 
 from otter_jax.commands import flags, start
-from otter_jax.errors import UserError
 
 
 def parser() -> start.Parser:
@@ -21,7 +20,6 @@ def parser() -> start.Parser:
             "--config pairs:cpu --config.data.name=mine --nostep",
         ),
     )
-    made.flag("given", nargs="?", metavar="CONFIG", help="the same as --config CONFIG")
     flags.add_config(made)
     made.flag("--nostep", action="store_true", help="neither compile the step nor measure it")
     return made
@@ -42,17 +40,6 @@ def run(options: argparse.Namespace) -> int:
     return 0
 
 
-def parse(argv: Sequence[str]) -> argparse.Namespace:
-    """Returns the values of the flags; the config may also be given without its flag."""
-    rest, overrides = flags.split(argv)
-    if rest and not rest[0].startswith("-"):
-        rest = ["--config", *rest]
-    options = flags.parse(parser(), [*rest, *overrides])
-    if options.given is not None:
-        raise UserError(f"What is {options.given!r}? The doctor takes one config.")
-    return options
-
-
 def main(argv: Sequence[str]) -> int:
     """Runs the command; returns its exit status."""
-    return start.status(lambda: run(parse(argv)))
+    return start.status(lambda: run(flags.parse(parser(), argv)))

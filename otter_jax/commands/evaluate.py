@@ -29,7 +29,8 @@ def run(options: argparse.Namespace) -> None:
     start.print_loading(options.process_id)
     workdir = options.workdir
     config = flags.config(options, needs="objective")
-    flags.join(options, config, workdir)
+    flags.join(options, config)
+    from otter_jax.run import trained
     from otter_jax.run.console import make_console
     from otter_jax.zeroshot import evaluator
 
@@ -37,8 +38,8 @@ def run(options: argparse.Namespace) -> None:
     evaluator.run(config, workdir, console=console)
     console.print(f"Results are in {workdir / 'results'}.")
     ema = start.exported(workdir, "ema_", "--weights", "ema")
-    fixed = config.teacher.checkpoint  # then there are no EMA weights
-    console.print(start.following(start.exported(workdir), *([] if fixed else [ema])))
+    kept = trained.kept_weights(config)
+    console.print(start.following(start.exported(workdir), *([ema] if "ema" in kept else [])))
 
 
 def main(argv: Sequence[str]) -> int:

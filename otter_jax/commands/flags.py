@@ -141,11 +141,11 @@ def any_config(options: argparse.Namespace) -> ConfigDict:
     return configs.override(found.lock(), options.overrides)
 
 
-def join(options: argparse.Namespace, config: ConfigDict, workdir: pathlib.Path) -> None:
+def join(options: argparse.Namespace, config: ConfigDict) -> None:
     """Joins the other processes of this run, if there are any; only the first goes on printing.
 
     Raises UserError as `cluster.join` does, if the processes were not started alike, or do not see
-    the same `workdir`.
+    the same --workdir.
     """
     from otter_jax.run import cluster
 
@@ -153,4 +153,4 @@ def join(options: argparse.Namespace, config: ConfigDict, workdir: pathlib.Path)
     if not cluster.is_first():
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # silences C++ libraries, too
     cluster.agree(lambda: directory.versions() | directory.flatten(json.loads(config.to_json())))
-    cluster.check_shared(workdir)
+    cluster.check_shared(options.workdir)

@@ -28,7 +28,7 @@ def run(options: argparse.Namespace) -> None:
     """Trains as the flags say."""
     start.print_loading(options.process_id)
     config = flags.config(options, needs="objective")
-    flags.join(options, config, options.workdir)
+    flags.join(options, config)
     from otter_jax.run import directory
     from otter_jax.run.console import make_console
     from otter_jax.training import contrastive

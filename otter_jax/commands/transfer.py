@@ -29,7 +29,7 @@ def run(options: argparse.Namespace) -> None:
     """Trains as the flags say, and writes the report."""
     start.print_loading(options.process_id)
     config = flags.config(options, needs="phases")
-    flags.join(options, config, options.workdir)
+    flags.join(options, config)
     from otter_jax.report import transfer as report
     from otter_jax.run import directory
     from otter_jax.run.console import make_console

@@ -131,10 +131,6 @@ class Packed:
                 return kept, laid
             limit -= 1
 
-    def _fits(self, lengths: Int[np.ndarray, " b"]) -> bool:
-        """Tells whether all captions fit into the rows without a cut."""
-        return len(_lay(lengths, self.length)[1]) <= self.rows
-
 
 def _lay(
     lengths: Int[np.ndarray, " b"], length: int

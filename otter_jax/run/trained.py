@@ -42,6 +42,11 @@ class Trained(NamedTuple):
         return self.variables[weights]
 
 
+def kept_weights(config: ConfigDict) -> tuple[str, ...]:
+    """Names the weights of a contrastive run: "student", and "ema" unless its teacher is fixed."""
+    return ("student",) if config.teacher.checkpoint else ("student", "ema")
+
+
 def load(
     config: ConfigDict, workdir: Path, sharding: Sharding, *, dtype: str | None = None
 ) -> Trained:
@@ -54,7 +59,7 @@ def load(
     section = config.model.to_dict()
     section |= {"dtype": dtype or section["dtype"], "gate_shape": config.gates.shape}
     module, like, tokenizer = model.shapes(**section)
-    teacher = {} if config.teacher.checkpoint else {"teacher": like}
+    teacher = {"teacher": like} if "ema" in kept_weights(config) else {}
     state, step = restore_best(workdir, like, sharding, best=config.eval.best, optional=teacher)
     found = {"student": {name: state[name] for name in like}}
     if "teacher" in state:

@@ -201,7 +201,7 @@ class Contrastive:
     def evaluate(self, now: int, state: step.TrainState, check_stop: Callable[[], None]) -> Metrics:
         """Evaluates student and EMA teacher on all sets of the config."""
         variables = {"student": {"params": state.params, "batch_stats": state.batch_stats}}
-        if not self.config.teacher.checkpoint:
+        if "ema" in trained.kept_weights(self.config):
             variables["ema"] = state.teacher
         return self._evaluator(now, variables, check_stop)
 

@@ -158,7 +158,7 @@ def look_at_step(setup: Setup, supply: float) -> Iterator[Finding]:
         yield Finding("error", "step", f"cannot be compiled: {str(error).splitlines()[0]}")
         return
     compiled = duration(time.monotonic() - began)
-    needed, limit = compiling.bytes_needed(program), memory_of(setup)
+    needed, limit = compiling.bytes_needed(program), memory_of()
     text = f"compiled in {compiled}; it needs {compiling.memory(program)} of {limit / 2**20:,.0f}"
     if needed is not None and needed > TIGHT * limit:
         text += "; a smaller train.batch_size, more devices or model.dtype=bfloat16 help"
@@ -184,7 +184,7 @@ def look_at_step(setup: Setup, supply: float) -> Iterator[Finding]:
         yield Finding("ok", "step", f"{text}, the pipeline reads {share:.1f} times that")
 
 
-def memory_of(setup: Setup) -> float:
+def memory_of() -> float:
     """Returns a device's memory in bytes; for a CPU device, its share of the machine's memory."""
     device = jax.local_devices()[0]
     stats = device.memory_stats() or {}

@@ -52,11 +52,10 @@ class Evaluator:
         self.sets = [
             EvalSet.open(name, spec, config.data.dir) for name, spec in config.eval.sets.items()
         ]
-        weights = ("student",) if config.teacher.checkpoint else ("student", "ema")
         known = [
             f"{s.name}/{w}/FH@{k}"
             for s in self.sets
-            for w in weights
+            for w in trained.kept_weights(config)
             for k in KS
             if k <= len(s.names)
         ]

@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 
 from otter_jax import main as entry
 from otter_jax.__main__ import COMMANDS
-from otter_jax.commands import configs, doctor, flags, prepare, start
+from otter_jax.commands import configs, flags, prepare, start
 from otter_jax.errors import Stopped, UserError
 
 
@@ -49,8 +49,6 @@ def test_the_examples_are_understood():
             assert words
             if name == "export":  # of a run that is there
                 parser.parse_all(words)
-            elif name == "doctor":
-                doctor.parse(words)
             else:
                 flags.parse(parser, words)
 
@@ -85,7 +83,7 @@ def test_the_table_of_commands_is_said_and_so_is_the_nearest(capsys):
         ("export", ["--workdir", "x", "--out", "y", "--by", "size"], "invalid choice: 'size'"),
         ("prepare", ["pairs.csv"], "--name is missing"),
         ("prepare", ["a.csv", "--name", "a", "--config.seed=1"], "prepare takes no config"),
-        ("doctor", ["pairs", "--config", "pairs", "cc3m"], "What is 'cc3m'?"),
+        ("doctor", ["--config", "pairs", "cc3m"], "What is 'cc3m'?"),
         ("convert", ["--config", "cc3m", "--workdir", "x"], "required: CHECKPOINT"),
         ("convert", ["a.tar", "--config", "cc3", "--workdir", "x"], "did you mean cc3m?"),
         ("main", ["--mode=convert"], "invalid choice: 'convert'"),
