@@ -67,26 +67,29 @@ def over_all(
     config: ConfigDict,
     source: Source,
     mesh: Mesh,
-    best_of: Callable[[Array], Int[Array, "B R"]],
+    place: Callable[[Array, Array], Int[Array, "B R"]],
+    labels: Int[np.ndarray, "N M"],
     *,
     check_stop: Callable[[], None],
     advance: Callable[[int], None] = lambda count: None,
 ) -> tuple[Int[np.ndarray, "N R"], Bool[np.ndarray, "N"]]:
-    """Applies `best_of` to every image of a set; returns the results, and which were readable.
+    """Applies `place` to every image of a set; returns the results, and which were readable.
 
-    Every process reads its rows, and gets the results of all. `best_of` is a compiled function: it
-    takes rows that are spread over the devices, and its result has a copy on each. `check_stop` is
-    called once per batch, and may raise to end the loop; `advance` is called with the number of
-    records done.
+    Every process reads its rows, and gets the results of all. `place` is a compiled function: it
+    takes images, and their labels padded with -1, in rows that are spread over the devices, and
+    its result has a copy on each. `check_stop` is called once per batch, and may raise to end the
+    loop; `advance` is called with the number of records done.
     """
     found, valid = [], np.zeros(len(source), bool)
+    labels = np.pad(labels, ((0, 1), (0, 0)), constant_values=-1)  # index -1: past the last record
     with contextlib.closing(evaluation(config, source)) as batches:
         for number, batch in enumerate(batches):
             check_stop()
-            best = best_of(meshes.put_batch({"image": batch["image"]}, mesh)["image"])
-            found.append(np.asarray(best))
+            rows = {"image": batch["image"], "labels": labels[batch["index"]]}
+            placed = np.asarray(place(**meshes.put_batch(rows, mesh)))
+            found.append(placed)
             valid[batch["index"][batch["valid"]]] = True
-            advance(min(len(best), len(source) - number * len(best)))
+            advance(min(len(placed), len(source) - number * len(placed)))
     return np.concatenate(found)[: len(source)], cluster.stack(valid).any(axis=0)
 
 

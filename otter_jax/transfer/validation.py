@@ -1,6 +1,5 @@
 """Validation: a network's accuracy on a labelled split."""
 
-import functools
 from collections.abc import Callable
 
 import flax.linen as nn
@@ -16,6 +15,8 @@ from otter_jax import mesh as meshes
 from otter_jax.errors import UserError
 from otter_jax.run import batches
 from otter_jax.transfer.labelled import Labelled
+from otter_jax.zeroshot.hits import expected_hit
+from otter_jax.zeroshot.standing import check_finite, standing
 
 KS = (1, 3)  # of top-K
 
@@ -47,33 +48,37 @@ class Validation:
         whole, rows = meshes.shardings(mesh)
         normalise = normaliser(config)
 
-        def ranked(params, batch_stats, image):
+        def place(params, batch_stats, image, labels):
             variables = gates.folded({"params": params, "batch_stats": batch_stats})
-            logits = model.apply(variables, normalise(image), train=False)
-            return jax.lax.top_k(logits, min(max(KS), logits.shape[1]))[1]
+            return standing(model.apply(variables, normalise(image), train=False), labels)
 
-        shardings = (whole, whole, rows)
-        self._ranked = jax.jit(ranked, in_shardings=shardings, out_shardings=whole)
+        shardings = (whole, whole, rows, rows)
+        self._place = jax.jit(place, in_shardings=shardings, out_shardings=whole)
 
     def __call__(
         self, params: PyTree, batch_stats: PyTree, check_stop: Callable[[], None] = lambda: None
     ) -> dict[str, float]:
         """Returns the "top-1" and "top-3" accuracy of the gated network.
 
-        Unreadable images are left out, and named. `check_stop` is called once per batch, and may
-        raise to end the validation.
+        Where classes have the same score, it is what is expected over their order. Unreadable
+        images are left out, and named. `check_stop` is called once per batch, and may raise to end
+        the validation. Raises UserError if no image is readable, or a score is not finite.
         """
-        ranked, ok = batches.over_all(
-            self._config,
-            self.data.source,
-            self.mesh,
-            functools.partial(self._ranked, params, batch_stats),
+
+        def place(image, labels):
+            return self._place(params, batch_stats, image, labels)
+
+        source = self.data.source
+        placed, ok = batches.over_all(
+            self._config, source, self.mesh, place, self.data.labels[:, None],
             check_stop=check_stop,
-        )
+        )  # fmt: skip
         if not self._named:
-            batches.name_unreadable(self.data.source, ok, self._console)
+            batches.name_unreadable(source, ok, self._console)
             self._named = True
-        hits = ranked == self.data.labels[:, None]
         if not ok.any():
-            raise UserError(f"No image of {self.data.source.name} is readable.")
-        return {f"top-{k}": float(hits[ok, :k].any(axis=1).mean()) for k in KS}
+            raise UserError(f"No image of {source.name} is readable.")
+        above, level, own, finite = placed.T
+        check_finite((finite > 0) | ~ok, source.key, f"{source.name}: the network's scores")
+        hits = expected_hit(above[ok], level[ok], own[ok], KS)
+        return {f"top-{k}": share for k, share in hits.items()}

@@ -2,7 +2,8 @@
 
 Each class becomes one vector, the normalised mean of its prompts' embeddings; an image's best
 classes are those with the largest cosine. FH@K, flat hit, is the share of images with one of
-their labels among the K best classes.
+their labels among the K best classes; where classes have the same cosine, the expected share over
+their order.
 """
 
 import math
@@ -28,8 +29,9 @@ from otter_jax.run.console import progress_bar
 from otter_jax.run.embedder import Embedder
 from otter_jax.run.model import check_sizes
 from otter_jax.zeroshot.bank import class_bank
-from otter_jax.zeroshot.hits import KS, by_name, chance, flat_hit, frequency
+from otter_jax.zeroshot.hits import KS, by_name, chance, expected_hit, frequency
 from otter_jax.zeroshot.sets import EvalSet
+from otter_jax.zeroshot.standing import check_finite, standing
 
 
 class Evaluator:
@@ -66,11 +68,10 @@ class Evaluator:
             )
         whole, rows = meshes.shardings(mesh)
 
-        def best_classes(bank, img):
-            scores = jnp.matmul(img, bank.T, precision=jax.lax.Precision.HIGHEST)
-            return jax.lax.top_k(scores, min(max(KS), bank.shape[0]))[1]
+        def place(bank, img, labels):
+            return standing(jnp.matmul(img, bank.T, precision=jax.lax.Precision.HIGHEST), labels)
 
-        self._best_classes = jax.jit(best_classes, in_shardings=(whole, rows), out_shardings=whole)
+        self._place = jax.jit(place, in_shardings=(whole, rows, rows), out_shardings=whole)
 
     def __call__(
         self,
@@ -101,8 +102,8 @@ class Evaluator:
                     key = (tuple(s.names), s.templates)
                     if key not in banks:
                         banks[key] = self._bank(own, s, check_stop)
-                    ranked, valid = self._rank(own, banks[key], s, check_stop, advance)
-                    results[s.name] |= self._result(s, weights, ranked, valid)
+                    placed, valid = self._placed(own, banks[key], s, check_stop, advance)
+                    results[s.name] |= self._result(s, weights, placed, valid)
         if cluster.is_first():
             file = directory.results(self._workdir, step)
             directory.write_json(file, {"step": step, "sets": results})
@@ -118,21 +119,25 @@ class Evaluator:
         def embed(prompts):
             return self._embedder.texts(variables, prompts, check_stop)
 
-        return class_bank(embed, s.names, s.templates)
+        bank = class_bank(embed, s.names, s.templates)
+        what = f"eval.sets.{s.name}: embeddings of class names"
+        check_finite(np.isfinite(bank).all(axis=1), s.names.__getitem__, what)
+        return bank
 
-    def _rank(self, variables, bank, s, check_stop, advance):
-        def best(image):
-            return self._best_classes(bank, self._embedder.image_batch(variables, image))
+    def _placed(self, variables, bank, s, check_stop, advance):
+        def place(image, labels):
+            return self._place(bank, self._embedder.image_batch(variables, image), labels)
 
         return batches.over_all(
-            self._config, s.source, self._mesh, best, check_stop=check_stop, advance=advance
-        )
+            self._config, s.source, self._mesh, place, s.labels,
+            check_stop=check_stop, advance=advance,
+        )  # fmt: skip
 
     def _result(
         self,
         s: EvalSet,
         weights: str,
-        ranked: Int[np.ndarray, "N R"],
+        placed: Int[np.ndarray, "N 4"],
         valid: Bool[np.ndarray, "N"],
     ) -> dict[str, Any]:
         unreadable = batches.name_unreadable(s.source, valid, self._console)
@@ -142,8 +147,12 @@ class Evaluator:
             raise UserError(
                 f"eval.sets.{s.name}: no labelled image of {s.source.name} is readable."
             )
+        above, level, own, finite = placed.T
+        what = f"eval.sets.{s.name}: embeddings of images ({weights})"
+        check_finite((finite > 0) | ~valid, s.source.key, what)
         labels, classes = s.labels[counted], len(s.names)
-        hits = flat_hit(ranked[counted], labels)
+        ks = [k for k in KS if k <= classes]
+        hits = expected_hit(above[counted], level[counted], own[counted], ks)
         found = by_name(hits)
         if ((labels >= 0).sum(axis=1) == 1).all():
             found["accuracy"] = hits[1]  # with one label per image, FH@1 is top-1 accuracy

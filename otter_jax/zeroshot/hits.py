@@ -20,18 +20,37 @@ def flat_hit(
     return {k: float(hits[:, :k].any(axis=1).mean()) for k in ks if k <= ranked.shape[1]}
 
 
+def expected_hit(
+    above: Int[np.ndarray, "N"],
+    level: Int[np.ndarray, "N"],
+    own: Int[np.ndarray, "N"],
+    ks: Sequence[int] = KS,
+) -> dict[int, float]:
+    """Returns the FH@K that is expected if classes of equal scores come in a random order.
+
+    Each image has `above` classes with a better score than its best label, and `level` ones with
+    the same, `own` of which are its labels. No label is among the K best if the K - above places
+    that are left go to others of the level ones: C(level - own, n) / C(level, n) with n = K -
+    above. Labels with lower scores change nothing, as they come after all of these. Without ties
+    this is `flat_hit`; if all scores are equal it is `chance`.
+    """
+    found = {}
+    for k in ks:
+        missed = np.ones(len(above))
+        for drawn in range(k):
+            others = np.maximum(level - own - drawn, 0) / np.maximum(level - drawn, 1)
+            missed *= np.where(drawn < k - above, others, 1)
+        found[k] = float((1 - missed).mean())
+    return found
+
+
 def chance(
     labels: Int[np.ndarray, "N M"], classes: int, ks: Sequence[int] = KS
 ) -> dict[int, float]:
     """Returns the expected FH@K of a random order of the classes."""
     counts = (labels >= 0).sum(axis=1)
-    found = {}
-    for k in (k for k in ks if k <= classes):
-        missed = np.ones(len(labels))
-        for drawn in range(k):
-            missed *= np.maximum(classes - counts - drawn, 0) / (classes - drawn)
-        found[k] = float(1 - missed.mean())
-    return found
+    level = np.full(len(labels), classes)
+    return expected_hit(0 * counts, level, counts, [k for k in ks if k <= classes])
 
 
 def frequency(
