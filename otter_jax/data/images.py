@@ -14,14 +14,22 @@ from collections.abc import Iterator
 import numpy as np
 import simplejpeg
 from jaxtyping import UInt8
-from PIL import Image, ImageEnhance
+from PIL import Image, ImageEnhance, UnidentifiedImageError, features
+from PIL.TiffImagePlugin import TiffImageFile
+
+from otter_jax.data import headers
 
 MAX_PIXELS = 89_478_485  # of a decoded image; Pillow begins to warn at the same number
 # What image-caption collections hold. The list keeps Pillow from trying its rarer plug-ins
 # (PostScript, to name one) on bytes from the web.
-FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
-SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")  # of files that are taken for pictures
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
+SUFFIXES = (  # of files that are taken for pictures; their content then says what they are
+    ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif",
+)  # fmt: skip
+MAX_SCANS = 100  # of a JPEG, libtiff's limit too; usual are ten, and each passes over all pixels
 Pixels = UInt8[np.ndarray, "H W 3"]
+FEATURES = {"WEBP": "webp", "AVIF": "avif"}  # formats that a Pillow may be built without
+BROKEN = "unreadable image"
 ENCODERS = {"jpeg": "JPEG", "webp": "WEBP"}  # what resized images are stored as
 
 _WORTH = 1.25  # the crop alone is resized where an image shrinks by this factor or more,
@@ -30,7 +38,15 @@ _SUPPORT = 2  # pixels of the resized image on either side that a bicubic filter
 
 
 class UnreadableImage(ValueError):
-    """Raised for bytes that are no image, a broken one, or too many pixels."""
+    """Raised for bytes that are no image, a broken one, or one of a kind that is not read.
+
+    Attributes:
+      kind: what such bytes are counted under; the error's text says more, or the same.
+    """
+
+    def __init__(self, text: str, kind: str = ""):
+        super().__init__(text)
+        self.kind = kind or text
 
 
 def decode(data: bytes) -> Pixels:
@@ -43,7 +59,8 @@ def decode(data: bytes) -> Pixels:
       UnreadableImage: not an image, truncated, or more than MAX_PIXELS; the last is known from the
         header, before any pixel is decoded.
     """
-    with _unreadable():
+    with _unreadable(data):
+        _orientation(data)
         pixels = _jpeg(data)
         return np.asarray(_rgb(_open(data))) if pixels is None else pixels
 
@@ -59,7 +76,8 @@ def shrink(data: bytes, size: int, *, format: str, quality: int) -> tuple[tuple[
 
     Raises UnreadableImage as `decode` does.
     """
-    with _unreadable():
+    with _unreadable(data):
+        _orientation(data)
         img = _open(data)
         shape = img.size
         if not size or min(shape) <= size:
@@ -176,14 +194,44 @@ def _resized(shape: tuple[int, ...], size: int) -> tuple[int, int]:
 
 
 @contextlib.contextmanager
-def _unreadable() -> Iterator[None]:
-    """Turns whatever error decoding raises into UnreadableImage."""
+def _unreadable(data: bytes) -> Iterator[None]:
+    """Turns whatever error decoding raises into UnreadableImage, which names the format."""
     try:
         yield
     except UnreadableImage:
         raise
     except Exception as error:  # on broken bytes Pillow's decoders raise nearly every type there is
-        raise UnreadableImage(f"{type(error).__name__}: {error}") from error
+        raise _reason(data, error) from error
+
+
+def _reason(data: bytes, error: Exception) -> UnreadableImage:
+    """Says why an image cannot be read, by what its bytes begin with."""
+    format = headers.format_of(data)
+    if not format:
+        return UnreadableImage(f"no picture: {headers.contents(data)}", BROKEN)
+    if format not in FORMATS:
+        return UnreadableImage(f"{format} picture, not read: convert it to JPEG or PNG")
+    feature = FEATURES.get(format)
+    if feature and not features.check(feature):
+        return UnreadableImage(
+            f"{format} picture, which the installed Pillow cannot read: pip install -U pillow, or "
+            "convert it to JPEG or PNG"
+        )
+    if isinstance(error, Image.DecompressionBombError):
+        return UnreadableImage(f"more than {MAX_PIXELS:,} pixels", BROKEN)
+    if isinstance(error, UnidentifiedImageError):  # its text names an address in memory
+        return UnreadableImage(f"{format}: its header is broken or of a rare kind", BROKEN)
+    return UnreadableImage(f"{format}: {error or type(error).__name__}", BROKEN)
+
+
+def _orientation(data: bytes) -> headers.Tag | None:
+    """Returns the orientation by EXIF. Raises UnreadableImage for a JPEG of too many scans."""
+    if not data.startswith(b"\xff\xd8"):
+        return headers.orientation(data)
+    header = headers.read_jpeg(data)
+    if header.several and headers.count_scans(data, MAX_SCANS) > MAX_SCANS:
+        raise UnreadableImage(f"JPEG of more than {MAX_SCANS} scans, usual are ten", BROKEN)
+    return header.orientation
 
 
 def _open(data: bytes) -> Image.Image:
@@ -195,7 +243,7 @@ def _open(data: bytes) -> Image.Image:
 
 def _check_size(width: int, height: int) -> None:
     if width * height > MAX_PIXELS:
-        raise UnreadableImage(f"{width} x {height} pixels are more than {MAX_PIXELS:,}")
+        raise UnreadableImage(f"{width} x {height} pixels are more than {MAX_PIXELS:,}", BROKEN)
 
 
 def _jpeg(data: bytes) -> Pixels | None:
@@ -216,9 +264,16 @@ def _jpeg(data: bytes) -> Pixels | None:
 
 def _rgb(img: Image.Image) -> Image.Image:
     """Converts an image of any mode to RGB, on white where it is transparent."""
+    bits = img.tag_v2.get(258, (16,)) if isinstance(img, TiffImageFile) else (16,)
+    if img.mode in ("I", "F") or (img.mode.startswith("I;16") and bits != (16,)):
+        raise UnreadableImage(
+            f"{img.format} of numbers whose range is not known: convert it to 8 or 16 bits"
+        )
+    white = isinstance(img, TiffImageFile) and img.tag_v2.get(262) == 0  # zero is white
     img.load()
-    if img.mode.startswith("I"):  # 16-bit grey; Pillow's own conversion clips it at 255
-        return Image.fromarray((np.asarray(img) >> 8).clip(0, 255).astype(np.uint8)).convert("RGB")
+    if img.mode.startswith("I;16"):  # Pillow's own conversion clips it at 255
+        grey = (np.asarray(img) >> 8).astype(np.uint8)
+        return Image.fromarray(255 - grey if white else grey).convert("RGB")
     if not img.has_transparency_data:
         return img if img.mode == "RGB" else img.convert("RGB")
     rgba = img.convert("RGBA")

@@ -221,7 +221,7 @@ def image_to_store(record: Record, options: Options) -> StoredImage:
             content, options.resize, format=options.format, quality=options.quality
         )
     except images.UnreadableImage as error:
-        return StoredImage("unreadable image", f" ({error})")
+        return StoredImage(error.kind, f" ({error})" if str(error) != error.kind else "")
     if min(size) < options.min_size:
         return StoredImage("image too small", f" ({size[0]} x {size[1]})")
     digest = fingerprint(content, repr(said).encode("utf-8", "surrogatepass"))
