@@ -7,7 +7,9 @@ gives a `Plan`, and every plan is carried out in this way.
 
 import collections
 import dataclasses
+import decimal
 import hashlib
+import math
 import pathlib
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -24,6 +26,8 @@ MAX_CHARS = 10_000  # of a stored caption
 MAX_BYTES = 64 << 20  # of an image's file
 WINDOW = 64  # records of a unit held at once
 ROWS = 256  # records of a part written and read at once
+
+UNCAPTIONED = "picture without caption, kept"  # counted in the report of a set that allows them
 
 
 class SourceMissing(UserError):
@@ -147,20 +151,25 @@ class Plan:
 
 def pair(
     name: str, *, image: bytes | pathlib.Path | None, caption: Any, key: str, sidecar: str = "{}",
-    tally: Tally,
+    captions: bool = True, tally: Tally,
 ) -> Record | None:  # fmt: skip
     """Makes the record of an image and its caption, or tallies what is missing and returns None.
 
-    Control characters are removed from the caption, and a long one is cut.
+    A number is a caption, too. Control characters are removed, and a long caption is cut. With
+    captions=False a picture that has none is kept, with caption "".
     """
     name = clean(name)
     if image is None:
         return tally.dropped("caption without image", name)
-    if not isinstance(caption, str):
-        return tally.dropped("missing caption", name)
-    cleaned = clean(caption)
+    if isinstance(caption, int | float | decimal.Decimal) and not isinstance(caption, bool):
+        caption = str(caption) if math.isfinite(caption) else None
+    cleaned = clean(caption) if isinstance(caption, str) else ""
     if not cleaned:
-        return tally.dropped("empty caption", name)
+        if captions:
+            why = "empty caption" if isinstance(caption, str) else "missing caption"
+            return tally.dropped(why, name)
+        caption = ""
+        tally.changed(UNCAPTIONED, name)
     if cleaned != caption.strip():
         tally.changed("caption cleaned of control characters", name)
     if "\ufffd" in caption:
