@@ -8,13 +8,23 @@ import operator
 import pathlib
 import re
 from collections.abc import Sequence
-from typing import Any, SupportsIndex
+from typing import Any, NamedTuple, SupportsIndex
 
 import grain
 import numpy as np
 import tensorflow_datasets as tfds
+from jaxtyping import Int64
 
+from otter_jax.data.build.report import PICTURES
 from otter_jax.errors import UserError
+
+
+class Range(NamedTuple):
+    """Some records of a split that follow each other: from number `start` to before `stop`."""
+
+    split: str
+    start: int
+    stop: int
 
 
 class Source:
@@ -27,10 +37,19 @@ class Source:
       features: the TFDS features of a record, by name.
     """
 
-    def __init__(self, name: str, records: Any, features: Any):
+    def __init__(
+        self,
+        name: str,
+        records: Any,
+        features: Any,
+        *,
+        folder: pathlib.Path | None = None,
+        ranges: Sequence[Range] = (),
+    ):
+        """`folder` is the set's, and `ranges` what the records are of it, if it is on disk."""
         self.name = name
         self.features = features
-        self._records = records
+        self._records, self._folder, self._ranges = records, folder, tuple(ranges)
 
     def __len__(self) -> int:
         return len(self._records)
@@ -65,6 +84,22 @@ class Source:
             raise UserError(
                 f"{self.name} has no feature `{feature}`; it has {', '.join(self.features)}."
             )
+
+    def pictures(self) -> Int64[np.ndarray, "N"] | None:
+        """Returns a digest of each record's image as it came, equal ones for the same image.
+
+        None if the set does not keep them: it was not made here, or by an older version.
+        """
+        if self._folder is None:
+            return None
+        found = [np.zeros(0, np.int64)]
+        for split, start, stop in self._ranges:
+            path = self._folder / PICTURES.format(split)
+            if not path.exists():
+                return None
+            found.append(np.load(path, mmap_mode="r")[start:stop])
+        joined = np.concatenate(found)
+        return joined if len(joined) == len(self) else None
 
     def order(self, seed: int) -> grain.MapDataset:
         """Returns the records' numbers, shuffled by the seed, anew in each epoch, without end."""
@@ -156,7 +191,8 @@ def open_dataset(data_dir: str, name: str, split: str, *, remedy: str = "") -> S
       name: a folder in it: "openmoji", "food101", or with config or version, "a/b/1.0.0". Of
         several versions the newest is taken. Several sets are mixed: "a+b" by their sizes,
         "0.7*a+0.3*b" by weights.
-      split: of each set: "train", or a slice in TFDS's notation, "train[:95%]".
+      split: of each set: "train", or a slice in TFDS's notation, "train[:95%]". Where it would
+        begin or end between records of the same image, it does so after the last of them.
       remedy: tells the user what to do if there is no such split.
 
     Raises:
@@ -168,43 +204,77 @@ def open_dataset(data_dir: str, name: str, split: str, *, remedy: str = "") -> S
         pairs = zip(sets, sources, strict=True)
         return Mixture(sources, [weight or float(len(source)) for (_, weight), source in pairs])
     builder = _open(data_dir, name)
-    pictures = [
-        key
-        for key, feature in builder.info.features.items()
-        if isinstance(feature, tfds.features.Image)
-    ]
     known = ", ".join(sorted(builder.info.splits))
     try:
-        records = builder.as_data_source(
-            split, decoders={key: tfds.decode.SkipDecoding() for key in pictures}
-        )
-        empty = len(records) == 0
+        ranges = _ranges(builder, split)
+        parts = [tfds.core.ReadInstruction(*range_, unit="abs") for range_ in ranges]
+        records = _read(builder, functools.reduce(operator.add, parts)) if parts else ()
     except NotImplementedError as error:
         raise UserError(
             f"The data set {name} in {data_dir} is not in ArrayRecord files, the only ones that "
             "can be read without TensorFlow. Build it with file_format='array_record'."
         ) from error
-    except (ValueError, KeyError):  # TFDS on an unknown split, an empty slice, a slice backwards
-        empty = True
-    if empty:
+    except (ValueError, KeyError):  # TFDS on an unknown split
+        records = ()
+    if not len(records):
         raise UserError(
-            f"The data set {name} has no split {split!r}, or nothing in it; there are: {known}. "
-            f"{remedy}".strip()
+            f"The data set {name} has no split {split!r}, or nothing in it (no slice divides the "
+            f"records of one image); there are: {known}. {remedy}".strip()
         )
-    return Source(f"{name}:{split}", records, builder.info.features)
+    folder = pathlib.Path(builder.data_dir)
+    return Source(f"{name}:{split}", records, builder.info.features, folder=folder, ranges=ranges)
 
 
 def in_both(data_dir: str, name: str, split: str, other: str) -> int:
     """Counts the records of a set, or of all sets of a mixture, that are in both of two splits."""
     count = 0
     for each, _ in parse_mixture(name):
-        splits = _open(data_dir, each).info.splits
-        one, two = (splits[spec].file_instructions for spec in (split, other))
-        for a, b in itertools.product(one, two):
-            if a.filename == b.filename:
-                end = min(a.skip + a.take, b.skip + b.take)
-                count += max(end - max(a.skip, b.skip), 0)
+        builder = _open(data_dir, each)
+        for a, b in itertools.product(_ranges(builder, split), _ranges(builder, other)):
+            if a.split == b.split:
+                count += max(min(a.stop, b.stop) - max(a.start, b.start), 0)
     return count
+
+
+def _ranges(builder: tfds.core.DatasetBuilder, split: str) -> list[Range]:
+    """Returns the records of a slice in TFDS's notation, where no image's records are divided.
+
+    Raises ValueError if there is no such split, or it has not as many records.
+    """
+    splits = builder.info.splits
+    found = []
+    for part in tfds.core.ReadInstruction.from_spec(split).to_absolute(splits):
+        size = splits[part.splitname].num_examples
+        start, stop = part.from_ or 0, size if part.to is None else part.to
+        start, stop = (_after_image(builder, part.splitname, at, size) for at in (start, stop))
+        if start < stop:
+            found.append(Range(part.splitname, start, stop))
+    return found
+
+
+def _after_image(builder: tfds.core.DatasetBuilder, split: str, at: int, size: int) -> int:
+    """Returns the number of the first record from `at` on whose image is not that before `at`."""
+    images = _images(builder)
+    if not 0 < at < size or not images:
+        return at
+    records = _read(builder, split)
+    image = "image" if "image" in images else images[0]
+    before = records[at - 1][image]
+    while at < size and records[at][image] == before:
+        at += 1
+    return at
+
+
+def _images(builder: tfds.core.DatasetBuilder) -> list[str]:
+    """Returns the names of the features that are images."""
+    features = builder.info.features.items()
+    return [name for name, feature in features if isinstance(feature, tfds.features.Image)]
+
+
+def _read(builder: tfds.core.DatasetBuilder, split: Any) -> Sequence[dict[str, Any]]:
+    """Returns the records of a split as they are stored, images as bytes."""
+    skip = {name: tfds.decode.SkipDecoding() for name in _images(builder)}
+    return builder.as_data_source(split, decoders=skip)
 
 
 def _open(data_dir: str, name: str) -> tfds.core.DatasetBuilder:

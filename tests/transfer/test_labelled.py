@@ -53,9 +53,9 @@ def test_records_in_both_splits_are_counted(tmp_path_factory, split, other, both
     if not home.exists():
         paths = [f"train/{c}/{i}.jpg" for c in ("cat", "dog") for i in range(3)]
         paths += [f"validation/{c}/{i}.jpg" for c in ("cat", "dog") for i in range(2)]
-        for path in paths:
+        for number, path in enumerate(paths):
             file = home / "tree" / path
             file.parent.mkdir(parents=True, exist_ok=True)
-            file.write_bytes(noise())
+            file.write_bytes(noise(number))
         ensure("mine", str(home), folder=str(home / "tree"))
     assert in_both(str(home), "mine", split, other) == both

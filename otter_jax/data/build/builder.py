@@ -1,8 +1,8 @@
 """Makes the set that a plan describes: first its parts, then one TFDS set from all parts.
 
-The records of the set are ordered by a hash, so that a slice such as "train[95%:]" is a fair
-sample; duplicates are counted, or left out. Afterwards the parts are removed. While a set is made,
-it takes up to three times its size on disk.
+The records of the set are ordered by a hash of their images, so that a slice such as "train[95%:]"
+is a fair sample, of images that the rest does not have; duplicates are counted, or left out.
+Afterwards the parts are removed. While a set is made, it takes up to three times its size on disk.
 """
 
 import collections
@@ -24,17 +24,17 @@ import numpy as np
 import tensorflow_datasets as tfds
 from jaxtyping import Int
 
-from otter_jax.data.build.parts import (
+from otter_jax.data.build.parts import make_parts, part_names
+from otter_jax.data.build.pieces import (
     Piece,
     column,
     count_records,
     first_names,
-    make_parts,
-    part_names,
+    pictures_in_order,
     repeated_in,
 )
 from otter_jax.data.build.plan import Options, Plan
-from otter_jax.data.build.report import Tally, read_report, table, write_report
+from otter_jax.data.build.report import PICTURES, Tally, read_report, table, write_report
 from otter_jax.errors import UserError
 
 REMEDY = "Give this data another name, or remove that folder to make it again."
@@ -174,10 +174,11 @@ def _inspect_split(
     left_out = repeated & (not plan.options.keep_duplicates)
     kept = int((~left_out).sum())
     sides = np.minimum(column(parts, "width"), column(parts, "height"))
+    rows_of_picture = np.unique(column(parts, "picture")[~left_out], return_counts=True)[1]
     pieces, first = [], 0
     for part in parts:
         last = first + count_records(part)
-        pieces.append(Piece(part, first, left_out[first:last]))
+        pieces.append(Piece(part, split, first, left_out[first:last]))
         first = last
     report = {
         "records": plan.records,
@@ -186,6 +187,8 @@ def _inspect_split(
         "read": kept + tally.total("dropped"),
         "kept": kept,
         "duplicates": int(repeated.sum()),
+        "pictures": len(rows_of_picture),  # different ones
+        "shared_pictures": int((rows_of_picture > 1).sum()),  # with several records
         "shorter_side": _quantiles(sides),  # pixels, as they came
         **tally.found,
         "files": list(plan.files[split]),
@@ -228,15 +231,19 @@ class Prepared(tfds.core.GeneratorBasedBuilder, skip_registration=True):
             builder=self,
             description=f"{self._plan.records} from {self._plan.origin}; report.json says which.",
             features=tfds.features.FeaturesDict({**image, **self._plan.features}),
+            disable_shuffling=True,  # TFDS sorts by our keys, not by a hash of them
             **self._plan.credit,
         )
 
     def _split_generators(self, dl_manager: Any) -> dict[str, Any]:
         write_report(self.data_path, self._report)
+        for split, pieces in self._pieces.items():
+            np.save(
+                pathlib.Path(self.data_path) / PICTURES.format(split), pictures_in_order(pieces)
+            )
         return {split: self._generate_examples(split) for split in self._pieces}
 
     def _generate_examples(self, split: str) -> Any:
-        # TFDS shuffles by a hash of the key.
         if self._beam:
             import apache_beam
 
@@ -259,8 +266,8 @@ def _beam_options(text: str) -> Any:
 def write(builder: tfds.core.DatasetBuilder, beam_options: Any = None) -> None:
     """Writes the set of a TFDS builder as ArrayRecord files, which are read without TensorFlow.
 
-    TFDS sorts by a hash of the key: in memory up to 1 GB, beyond that through temporary files as
-    large as the set itself. `beam_options` are the PipelineOptions of Apache Beam, for a builder
+    TFDS sorts by the key or a hash of it: in memory up to 1 GB, beyond that through temporary files
+    as large as the set itself. `beam_options` are the PipelineOptions of Apache Beam, for a builder
     that uses it.
     """
     for leftover in pathlib.Path(builder.data_dir).parent.glob("incomplete.*"):

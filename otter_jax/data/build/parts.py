@@ -9,7 +9,6 @@ import collections
 import concurrent.futures.process
 import dataclasses
 import functools
-import itertools
 import json
 import lzma
 import multiprocessing
@@ -20,12 +19,11 @@ import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple, TypeVar
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from jaxtyping import Bool, Int
 
 from otter_jax.data import images, worker
+from otter_jax.data.build.pieces import count_records
 from otter_jax.data.build.plan import (
     MAX_BYTES,
     ROWS,
@@ -36,7 +34,7 @@ from otter_jax.data.build.plan import (
     Unit,
     fingerprint,
 )
-from otter_jax.data.build.report import NAMED, Tally
+from otter_jax.data.build.report import Tally
 from otter_jax.errors import UserError
 
 THREADS = 16  # per process, at most
@@ -52,15 +50,18 @@ _PART = pa.schema(
         ("height", pa.int32()),
         # Of the source's image and caption; chance makes two of 15 million equal once in 10^5 sets.
         ("digest", pa.int64()),
+        ("picture", pa.int64()),  # of the source's image alone
         ("fields", pa.string()),  # JSON
-        ("order", pa.binary()),  # null: by the record's number
+        # Where the record comes in the set: by the hash of `order`, at `place`; both null: by the
+        # hash of `picture`.
+        ("order", pa.binary()),
+        ("place", pa.float64()),
     ]
 )
 
 SAID = ("caption", "label", "labels")  # fields that make two records of one image different
 
 Item, Result = TypeVar("Item"), TypeVar("Result")
-Example = tuple[int | bytes, dict[str, Any]]  # the key that TFDS shuffles by, and the features
 
 
 def part_names(plan: Plan) -> dict[str, list[str]]:
@@ -156,9 +157,10 @@ def make_part(unit: Unit, path: pathlib.Path, *, options: Options) -> int:
             if stored.resized:
                 tally.changed(f"image resized to {options.resize} pixels", record.name)
             fields = json.dumps(record.fields)
-            rows.append(
-                (record.name, stored.image, *stored.size, stored.digest, fields, record.order)
-            )
+            placed = isinstance(record.order, float)
+            order = (None, record.order) if placed else (record.order, None)
+            digests = (stored.digest, stored.picture)
+            rows.append((record.name, stored.image, *stored.size, *digests, fields, *order))
             if len(rows) == ROWS:
                 written += _write(writer, rows)
         written += _write(writer, rows)
@@ -196,6 +198,7 @@ class StoredImage(NamedTuple):
     size: tuple[int, int] = (0, 0)  # width and height before resizing
     resized: bool = False
     digest: int = 0  # of the source's bytes, and the caption, label or labels
+    picture: int = 0  # of the source's bytes alone
 
 
 def image_to_store(record: Record, options: Options) -> StoredImage:
@@ -225,7 +228,13 @@ def image_to_store(record: Record, options: Options) -> StoredImage:
     if min(size) < options.min_size:
         return StoredImage("image too small", f" ({size[0]} x {size[1]})")
     digest = fingerprint(content, repr(said).encode("utf-8", "surrogatepass"))
-    return StoredImage(image=stored, size=size, resized=stored is not content, digest=digest)
+    return StoredImage(
+        image=stored,
+        size=size,
+        resized=stored is not content,
+        digest=digest,
+        picture=fingerprint(content),
+    )
 
 
 def in_threads(
@@ -251,61 +260,3 @@ def _write(writer: pq.ParquetWriter, rows: list[tuple]) -> int:
     written = len(rows)
     rows.clear()
     return written
-
-
-def count_records(part: pathlib.Path) -> int:
-    """Returns the number of records in a part."""
-    return pq.read_metadata(part).num_rows
-
-
-class Piece(NamedTuple):
-    """A part on its way into the set: its first record's number, and the records to leave out."""
-
-    path: pathlib.Path
-    first: int
-    left_out: Bool[np.ndarray, "_"]
-
-    def examples(self) -> Iterator[Example]:
-        """Yields key and features of each record that is not left out."""
-        for number, row in self._rows(["image", "fields", "order"]):
-            key = self.first + number if row["order"] is None else row["order"]
-            yield key, {"image": row["image"], **json.loads(row["fields"])}
-
-    def labels(self) -> Iterator[str]:
-        """Yields the label of each record that is not left out."""
-        for _, row in self._rows(["fields"]):
-            yield json.loads(row["fields"])["label"]
-
-    def _rows(self, columns: Sequence[str]) -> Iterator[tuple[int, dict[str, Any]]]:
-        with pq.ParquetFile(self.path) as part:
-            batches = part.iter_batches(ROWS, columns=list(columns))
-            rows = itertools.chain.from_iterable(batch.to_pylist() for batch in batches)
-            yield from ((n, row) for n, row in enumerate(rows) if not self.left_out[n])
-
-
-def first_names(parts: Sequence[pathlib.Path], marked: Bool[np.ndarray, "_"]) -> list[str]:
-    """Returns the names of the first NAMED marked records, counted over all parts."""
-    wanted = np.flatnonzero(marked)[:NAMED]
-    names, first = [], 0
-    for part in parts:
-        last = first + count_records(part)
-        here = [int(n) - first for n in wanted if first <= n < last]
-        if here:
-            found = pq.read_table(part, columns=["name"])["name"]
-            names += [found[n].as_py() for n in here]
-        first = last
-    return names
-
-
-def column(parts: Sequence[pathlib.Path], name: str) -> Int[np.ndarray, "_"]:
-    """Returns a column of numbers, of all parts joined."""
-    found = [pq.read_table(part, columns=[name])[name].to_numpy() for part in parts]
-    return np.concatenate([np.zeros(0, np.int64), *found])
-
-
-def repeated_in(parts: Sequence[pathlib.Path]) -> Bool[np.ndarray, "_"]:
-    """Marks the records that repeat an earlier one, in all parts together."""
-    digests = column(parts, "digest")
-    repeated = np.ones(len(digests), bool)
-    repeated[np.unique(digests, return_index=True)[1]] = False
-    return repeated

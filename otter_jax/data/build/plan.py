@@ -26,6 +26,7 @@ MAX_CHARS = 10_000  # of a stored caption
 MAX_BYTES = 64 << 20  # of an image's file
 WINDOW = 64  # records of a unit held at once
 ROWS = 256  # records of a part written and read at once
+PARTS = 2  # the version of what `parts` writes: parts of another are not used
 
 UNCAPTIONED = "picture without caption, kept"  # counted in the report of a set that allows them
 
@@ -41,14 +42,15 @@ class Record(NamedTuple):
       name: its name in the report: the file, and the record's name there.
       image: its bytes, or the file that holds them.
       fields: the values of the plan's features.
-      order: bytes, unique in the split, whose hash gives the record's place in the set; None takes
-        the hash of its number.
+      order: bytes whose hash gives the record's place in the set, or the place itself, a float from
+        0 to 1; None takes the hash of the image, so that records of one image follow each other.
+        Of records with equal places the earlier in the source comes first.
     """
 
     name: str
     image: bytes | pathlib.Path
     fields: dict[str, Any]
-    order: bytes | None = None
+    order: bytes | float | None = None
 
 
 @runtime_checkable
@@ -143,6 +145,7 @@ class Plan:
     def digest(self) -> str:
         """Returns 16 hexadecimal digits that change whenever the contents of the parts would."""
         what = (
+            PARTS,
             Record._fields,  # so that parts made by another version of this code are not used
             self.name, self.units, self.files, self.options, self.origin, *self.features,
         )  # fmt: skip

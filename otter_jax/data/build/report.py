@@ -9,6 +9,7 @@ from typing import Any
 from otter_jax.data.captions import clean
 
 NAMED = 5  # examples of each defect in the report
+PICTURES = "pictures-{}.npy"  # beside a set, per split: a digest of each record's image
 
 
 class Tally:
@@ -64,6 +65,9 @@ def table(report: Mapping[str, Any]) -> str:
     lines = []
     for split, about in report.items():
         lines.append(f"{split}: {about['kept']:,} {about['records']} from {about['origin']}")
+        if about.get("shared_pictures"):  # sets of older versions do not say
+            several = f"{about['shared_pictures']:,} of them in several {about['records']}"
+            lines.append(f"  {about['pictures']:,} different pictures, {several}")
         for what in ("dropped", "changed"):
             for why, entry in about[what].items():
                 names = "; ".join(entry["first"])
