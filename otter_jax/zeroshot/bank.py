@@ -1,6 +1,8 @@
 """The bank: one vector per class, made of its names in templates."""
 
+import collections
 import pathlib
+import unicodedata
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -8,25 +10,77 @@ from jaxtyping import Float
 
 from otter_jax.errors import UserError
 
+SLOTS = ("{}", "{c}")  # where a template takes the name; CLIP_benchmark's files have the second
+_INVISIBLE = "\ufeff\u200b\u2060"  # byte order mark, zero-width space, word joiner
+
+
+def spelled(text: str) -> str:
+    """Spells a name or label in one way, so that what looks the same is the same.
+
+    That is Unicode's NFC, single blanks, and nothing invisible at the ends.
+    """
+    return " ".join(unicodedata.normalize("NFC", text).split()).strip(_INVISIBLE).strip()
+
+
+def read_lines(path: str, what: str) -> list[str]:
+    """Reads the lines of a text, spelled; blank ones are "", those at the end are left out.
+
+    `what` says what they are, for messages. Raises UserError if the file cannot be read, or is no
+    UTF-8; a byte order mark does not matter.
+    """
+    if not isinstance(path, str):
+        raise UserError(f"{what}: give the path of a file with one on each line, not {path!r}.")
+    try:
+        text = pathlib.Path(path).expanduser().read_text("utf-8-sig")
+    except OSError as error:
+        raise UserError(f"The {what} in {path} cannot be read: {error.strerror}.") from None
+    except UnicodeDecodeError as error:
+        text = f"\0{error}"
+    if "\0" in text:
+        raise UserError(
+            f"The {what} in {path} cannot be read: it is not in UTF-8. Save it as text in UTF-8, "
+            "with one on each line."
+        )
+    return [spelled(line) for line in text.rstrip().split("\n")]
+
 
 def read_names(path: str) -> list[str]:
     """Reads class names, one per line; leaves out blank and repeated ones, and prints how many.
 
     Raises UserError if the file cannot be read, or holds no name.
     """
-    try:
-        lines = pathlib.Path(path).expanduser().read_text("utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"The class names in {path} cannot be read: {error}.") from None
-    stripped = [line.strip() for line in lines]
-    names = list(dict.fromkeys(filter(None, stripped)))
-    if not names:
+    counts = collections.Counter(read_lines(path, "class names"))
+    blank = counts.pop("", 0)
+    if not counts:
         raise UserError(f"There are no class names in {path}.")
-    blank = stripped.count("")
-    repeated = len(stripped) - blank - len(names)
+    repeated = [name for name, count in counts.items() if count > 1]
     if blank or repeated:
-        print(f"{path}: {blank} blank lines and {repeated} repeated names are left out.")
-    return names
+        such = f", such as {', '.join(repeated[:3])}" if repeated else ""
+        print(
+            f"{path}: {blank} blank lines and {counts.total() - len(counts)} repeated names are "
+            f"left out{such}."
+        )
+    return list(counts)
+
+
+def templates_of(given: str | Sequence[str], key: str) -> tuple[str, ...]:
+    """Returns templates with {} where the name of the class goes.
+
+    `given` are templates, one template, or the path of a file with one on each line; `key` is that
+    of the config. Raises UserError if one has no such place, or the file cannot be read.
+    """
+    if isinstance(given, str):
+        is_file = not any(slot in given for slot in SLOTS)
+        given = filter(None, read_lines(given, "templates")) if is_file and given else (given,)
+    templates = tuple(str(template) for template in given)
+    wrong = [t for t in templates if not any(slot in t for slot in SLOTS)]
+    if wrong or not templates:
+        such = f", which {wrong[0]!r} does not have" if wrong else ""
+        raise UserError(
+            f"{key}={templates}: each needs {{}} where the name of the class goes{such}; for "
+            'example "a photo of {}.".'
+        )
+    return tuple(template.replace("{c}", "{}") for template in templates)
 
 
 def prompts(

@@ -6,6 +6,7 @@ their labels among the K best classes; where classes have the same cosine, the e
 their order.
 """
 
+import itertools
 import math
 import pathlib
 from collections.abc import Callable, Mapping
@@ -32,6 +33,8 @@ from otter_jax.zeroshot.bank import class_bank
 from otter_jax.zeroshot.hits import KS, by_name, chance, expected_hit, frequency
 from otter_jax.zeroshot.sets import EvalSet
 from otter_jax.zeroshot.standing import check_finite, standing
+
+UNKNOWN = 10  # labels that are no class, named in the results
 
 
 class Evaluator:
@@ -156,12 +159,15 @@ class Evaluator:
         found = by_name(hits)
         if ((labels >= 0).sum(axis=1) == 1).all():
             found["accuracy"] = hits[1]  # with one label per image, FH@1 is top-1 accuracy
+        first = dict(itertools.islice(s.unknown.items(), UNKNOWN))
         return {
             weights: found,
             "images": int(counted.sum()),
             "classes": classes,
             "unreadable": unreadable,
             "unlabelled": int((~labelled).sum()),
+            "without_label": s.no_label,
+            "unknown_labels": {"count": len(s.unknown), "first": first},
             "chance": by_name(chance(labels, classes)),
             "frequency": by_name(frequency(labels, classes)),
         }

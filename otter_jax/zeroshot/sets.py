@@ -1,15 +1,23 @@
 """The sets that a model is evaluated on: pictures, their labels, and the classes' names."""
 
+import collections
 import dataclasses
-import json
+import pathlib
+from collections.abc import Mapping, Sequence
 
 import numpy as np
+from jaxtyping import Int
 from ml_collections import ConfigDict
 
 from otter_jax.data.source import Source, open_dataset
 from otter_jax.errors import UserError
 from otter_jax.run.batches import ensure_once
-from otter_jax.zeroshot.bank import read_names
+from otter_jax.zeroshot.bank import read_lines, read_names, spelled, templates_of
+from otter_jax.zeroshot.labels import close_to, read_labels
+
+EXAMPLES = 3  # in a line that is printed
+NUMBERS = 10  # in an error
+PLACEHOLDERS = ("nan", "null", "none", "n/a", "na", "unknown")  # as programs write a missing label
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,72 +29,130 @@ class EvalSet:
       names: of the classes.
       labels: int32 [N, M], the class numbers of each picture, padded with -1.
       templates: texts that a class name is put into, such as "a photo of {}.".
+      no_label: number of pictures that have no label.
+      unknown: labels that are not among the names, and the number of pictures that have each.
     """
 
     name: str
     source: Source
     names: list[str]
-    labels: np.ndarray  # int32 [N, M], padded with -1
+    labels: Int[np.ndarray, "N M"]
     templates: tuple[str, ...]
+    no_label: int = 0
+    unknown: Mapping[str, int] = dataclasses.field(default_factory=dict)
 
     @classmethod
     def open(cls, name: str, spec: ConfigDict, data_dir: str) -> "EvalSet":
-        """Opens config.eval.sets[name]. Raises UserError if labels or names are missing.
+        """Opens config.eval.sets[name]; prints what has no label, or one that is not a class.
 
         `spec.label` is a feature of the set ("label", "caption") or a field of its JSON
         ("json.tags"). `spec.names` is a file with one class per line, or "" for the set's own: the
         names of a class feature, else all labels that occur. A label belongs to the class that is
-        spelled the same; a class with synonyms has one name, "tench,or Tinca tinca".
+        spelled the same (in Unicode's NFC); whole numbers are lines of the file, from 0, if it
+        holds none of them. A class with synonyms has one name, "tench,or Tinca tinca".
+
+        Raises UserError if labels or names are missing, or numbers beyond the lines.
         """
+        key = f"eval.sets.{name}"
+        templates = templates_of(spec.templates, f"{key}.templates")
         ensure_once(spec.data, data_dir, spec.tars)
         source = open_dataset(data_dir, spec.data, spec.split)
-        feature, _, field = spec.label.partition(".")
-        if feature not in source.features:
+        values = read_labels(source, spec.label, f"{key}.label")
+        no_label = sum(not row for row in values)
+        if no_label == len(values):
             raise UserError(
-                f"eval.sets.{name}.label={spec.label!r}: {source.name} has no feature {feature!r}; "
-                f"it has {', '.join(source.features)}."
+                f"{key}.label={spec.label!r}: none of the {len(values):,} pictures of "
+                f"{source.name} has a label: all are null, empty, NaN or absent."
             )
-        if not spec.templates or any("{}" not in template for template in spec.templates):
-            raise UserError(
-                f"eval.sets.{name}.templates={tuple(spec.templates)}: each needs {{}} where the "
-                'name of the class goes, for example "a photo of {}.".'
+        if no_label:
+            print(
+                f"{source.name}: {no_label:,} of {len(values):,} pictures have no label ("
+                f"{spec.label} is null, empty, NaN or absent) and are left out."
             )
-        values = [_values(source[i][feature], field) for i in range(len(source))]
-        names = source.classes(feature)
-        if names and not spec.names:
-            rows = [[v for v in row if v >= 0] for row in values]  # -1: no label
+        own = source.classes(spec.label) if spec.label in source.features else None
+        unknown: dict[str, int] = {}
+        if own and not spec.names:
+            names, rows = own, values
         else:
-            if names:
-                values = [[names[v] for v in row if v >= 0] for row in values]
-            values = [[str(v).strip() for v in row] for row in values]
-            found = {v for row in values for v in row}
-            names = read_names(spec.names) if spec.names else sorted(found)
-            number = {label: i for i, label in enumerate(names)}
+            if own:
+                values = [[spelled(own[v]) for v in row] for row in values]
+            counts = collections.Counter(v for row in values for v in dict.fromkeys(row))
+            names, number = _classes(spec.names, counts, key, source.name)
             rows = [[number[v] for v in row if v in number] for row in values]
-            unknown = sorted(found - number.keys())
-            if unknown:
-                print(
-                    f"{source.name}: {len(unknown)} labels are not among the {len(names)} class "
-                    f"names and are left out, such as {', '.join(unknown[:3])}."
-                )
-        if not any(rows):
-            raise UserError(
-                f"eval.sets.{name}: no label of {source.name} is among the {len(names)} names."
-            )
+            unknown = {v: count for v, count in sorted(counts.items()) if v not in number}
         labels = np.full((len(rows), max(map(len, rows))), -1, np.int32)
         for i, row in enumerate(rows):
             row = list(dict.fromkeys(row))  # a repeated label counts once
             labels[i, : len(row)] = row
-        return cls(name, source, names, labels, tuple(spec.templates))
+        return cls(name, source, names, labels, templates, no_label, unknown)
 
 
-def _values(value, field):
-    """Returns the labels of one record, as a list."""
-    if field:
-        try:
-            value = json.loads(value).get(field, [])
-        except (json.JSONDecodeError, AttributeError):
-            value = []
-    if isinstance(value, np.ndarray | np.generic):
-        value = value.tolist()
-    return value if isinstance(value, list) else [value]
+def _classes(
+    path: str, counts: Mapping[str, int], key: str, source: str
+) -> tuple[list[str], dict[str, int]]:
+    """Returns the classes' names, and {label: class number} for labels that are among them.
+
+    `counts` has the number of pictures of each label. Prints what is read in another way than by
+    its spelling, or left out.
+    """
+    if not path:
+        names = sorted(counts)
+        if all(_is_number(label) for label in names):
+            print(
+                f"{source}: the classes are called {_some(names)}, for want of other names: "
+                f"{key}.names may be a file with the name of class 0 on its first line, and so on."
+            )
+        odd = [label for label in names if label.casefold() in PLACEHOLDERS]
+        if odd:
+            print(f"{source}: {_some(odd)} is a label and a class like any other.")
+        return names, {label: i for i, label in enumerate(names)}
+    names = read_names(path)
+    number = {label: i for i, label in enumerate(names)}
+    if all(map(_is_number, counts)) and not number.keys() & counts.keys():
+        lines = read_lines(path, "class names")
+        _check_lines(lines, path, counts, key, source)
+        first = ", ".join(f"{n} is {lines[int(n)]}" for n in sorted(counts, key=int)[:EXAMPLES])
+        print(f"{source}: the labels are read as line numbers of {path}, from 0: {first}.")
+        return names, {label: number[lines[int(label)]] for label in counts}
+    unknown = sorted(counts.keys() - number.keys())
+    file = pathlib.Path(path).name
+    alike = [(label, close_to(label, names)) for label in unknown[:EXAMPLES]]
+    some = ", ".join(f"{label} (there is {name})" if name else label for label, name in alike)
+    if len(unknown) == len(counts):
+        raise UserError(
+            f"{key}: no label of {source} is among the {len(names)} names in {path}. Labels: "
+            f"{some}. Names: {_some(names)}. A label belongs to the name that is spelled the same."
+        )
+    if unknown:
+        print(
+            f"{source}: {len(unknown):,} labels are not among the {len(names):,} class names in "
+            f"{file} and are left out, such as {some}."
+        )
+    return names, number
+
+
+def _check_lines(
+    lines: Sequence[str], path: str, counts: Mapping[str, int], key: str, source: str
+) -> None:
+    """Raises UserError unless each label is the number, from 0, of a line with a name."""
+    wrong = sorted(n for n in map(int, counts) if not 0 <= n < len(lines) or not lines[n])
+    if wrong:
+        pictures = sum(counts[str(n)] for n in wrong)
+        raise UserError(
+            f"{key}: the labels of {source} are whole numbers, read as line numbers of {path} from "
+            f"0 to {len(lines) - 1}; there is no name for {_some(map(str, wrong), NUMBERS)}, which "
+            f"{pictures:,} pictures have. Mend the file, or write null where there is no label."
+        )
+
+
+def _is_number(label: str) -> bool:
+    """Tells whether a label is a whole number as programs write it."""
+    digits = label.removeprefix("-")
+    return digits.isascii() and digits.isdigit() and str(int(digits)) == digits
+
+
+def _some(texts, most: int = EXAMPLES) -> str:
+    """Joins the first of some texts."""
+    texts = list(texts)
+    more = f" and {len(texts) - most:,} more" if len(texts) > most else ""
+    return ", ".join(texts[:most]) + more

@@ -1,0 +1,225 @@
+"""Labels and class names of people's files: which are none, which are the same, what is said."""
+
+import json
+
+import numpy as np
+import pytest
+import tensorflow_datasets as tfds
+
+from otter_jax.configs.common import evaluation
+from otter_jax.data.source import Source
+from otter_jax.errors import UserError
+from otter_jax.zeroshot import sets
+from otter_jax.zeroshot.bank import read_names, templates_of
+
+LION, CAT = "lion", "cat"
+E_ONE, E_TWO = "caf\u00e9", "cafe\u0301"  # NFC and NFD of the same word
+
+
+@pytest.fixture
+def opened(monkeypatch, tmp_path):
+    """Opens a set of records with these values of a feature; `names` are the bytes of a file."""
+
+    def call(values, feature=None, label="json.species", names=None, **more):
+        name = label.partition(".")[0]
+        text = tfds.features.Text()
+        features = tfds.features.FeaturesDict({name: feature or text, "key": text})
+        if feature is None:
+            values = [json.dumps(v) if name == "json" else v for v in values]
+        records = [{name: v, "key": f"p{i}".encode()} for i, v in enumerate(values)]
+        source = Source("zoo:train", records, features)
+        monkeypatch.setattr(sets, "ensure_once", lambda *_: None)
+        monkeypatch.setattr(sets, "open_dataset", lambda *_: source)
+        path = ""
+        if names is not None:
+            path = str(tmp_path / "names.txt")
+            (tmp_path / "names.txt").write_bytes(
+                names if isinstance(names, bytes) else names.encode()
+            )
+        return sets.EvalSet.open("zoo", evaluation("zoo", label=label, names=path, **more), "")
+
+    return call
+
+
+def classes(found):
+    """The names of each picture's classes."""
+    return [[found.names[n] for n in row if n >= 0] for row in found.labels]
+
+
+def species(*values):
+    return [{"species": value} for value in values]
+
+
+@pytest.mark.parametrize("nothing", [None, "", " \t", float("nan"), "\u200b", [], [None, ""]])
+def test_null_empty_blank_and_nan_are_no_label(opened, capsys, nothing):
+    found = opened(species(LION, nothing, CAT))
+    assert classes(found) == [[LION], [], [CAT]]
+    assert found.no_label == 1
+    assert "1 of 3 pictures have no label (json.species is null" in capsys.readouterr().out
+
+
+def test_an_absent_field_is_no_label_and_null_in_a_list_is_left_out(opened):
+    found = opened([*species([LION, None]), {}, {"species": CAT}])
+    assert classes(found) == [[LION], [], [CAT]]
+    assert found.names == [CAT, LION]
+
+
+def test_pictures_that_all_lack_a_label_are_an_error(opened):
+    with pytest.raises(UserError, match="none of the 2 pictures of zoo:train has a label"):
+        opened(species(None, ""))
+
+
+@pytest.mark.parametrize("start", [b"", b"\xef\xbb\xbf"])
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+def test_a_byte_order_mark_or_windows_line_ends_do_not_matter(opened, start, end):
+    names = start + end.join([LION, CAT, ""]).encode()
+    assert classes(opened(species(LION, CAT), names=names)) == [[LION], [CAT]]
+
+
+@pytest.mark.parametrize(("label", "name"), [(E_ONE, E_TWO), (E_TWO, E_ONE), (E_TWO, E_TWO)])
+def test_a_name_is_the_same_however_unicode_composes_it(opened, label, name):
+    assert classes(opened(species(label), names=name)) == [[E_ONE]]
+
+
+def test_captions_as_labels_are_compared_in_the_same_way(opened):
+    assert classes(opened([E_TWO, LION], label="caption", names=f"{E_ONE}\n{LION}")) == [
+        [E_ONE],
+        [LION],
+    ]
+
+
+def test_class_names_of_a_set_and_of_a_file_are_compared_in_the_same_way(opened):
+    feature = tfds.features.ClassLabel(names=[E_TWO, LION])
+    found = opened([0, 1, -1], feature, label="label", names=f"{LION}\n{E_ONE}")
+    assert classes(found) == [[E_ONE], [LION], []]
+
+
+def test_blanks_that_look_the_same_are_the_same(opened):
+    assert classes(opened(species("sea\u00a0lion"), names="sea  lion\n")) == [["sea lion"]]
+
+
+@pytest.mark.parametrize("kind", [int, str, float, lambda n: [n]])
+def test_whole_numbers_are_line_numbers_from_0_and_said_so(opened, capsys, kind):
+    found = opened(species(*map(kind, (1, 0, 2))), names="lion\ncat\nowl\n")
+    assert classes(found) == [["cat"], ["lion"], ["owl"]]
+    assert "line numbers of" in capsys.readouterr().out
+
+
+def test_numbers_of_a_class_feature_without_names_are_line_numbers(opened):
+    feature = tfds.features.ClassLabel(num_classes=2)
+    assert classes(opened([1, 0], feature, label="label", names="lion\ncat")) == [[CAT], [LION]]
+
+
+def test_whole_numbers_that_are_missing_in_places_are_read_though_they_came_as_floats(opened):
+    found = opened(species(1.0, float("nan"), 0.0), names="lion\ncat")
+    assert classes(found) == [[CAT], [], [LION]]
+
+
+def test_digits_that_are_names_are_names(opened):
+    assert classes(opened(species(1, 0), names="1\n0\n")) == [["1"], ["0"]]
+
+
+def test_line_numbers_stay_right_after_blank_and_repeated_names(opened):
+    found = opened(species(0, 2, 3, 4), names="lion\n\ncat\nlion\nowl\n")
+    assert classes(found) == [["lion"], ["cat"], ["lion"], ["owl"]]
+    assert found.names == ["lion", "cat", "owl"]
+
+
+@pytest.mark.parametrize("number", [3, -1, 1])
+def test_numbers_without_a_line_are_an_error_that_names_them(opened, number):
+    with pytest.raises(UserError, match=f"no name for {number}, which 2 pictures have"):
+        opened(species(0, number, number), names="lion\n\ncat")
+
+
+def test_numbers_without_a_file_of_names_are_said(opened, capsys):
+    assert opened(species(1, 0)).names == ["0", "1"]
+    assert "eval.sets.zoo.names may be a file" in capsys.readouterr().out
+
+
+def test_a_missing_label_that_some_program_wrote_as_text_is_said(opened, capsys):
+    assert opened(species("nan", LION)).names == ["lion", "nan"]
+    assert "nan is a label and a class like any other" in capsys.readouterr().out
+
+
+def test_labels_that_are_no_class_are_counted_and_named_with_what_is_alike(opened, capsys):
+    found = opened(species(LION, "Cat", "Cat", "yeti"), names="lion\ncat")
+    assert classes(found) == [[LION], [], [], []]
+    assert found.unknown == {"Cat": 2, "yeti": 1}
+    assert found.no_label == 0
+    assert "2 labels are not among the 2 class names" in (out := capsys.readouterr().out)
+    assert "such as Cat (there is cat), yeti." in out
+
+
+def test_labels_and_names_with_nothing_in_common_are_both_shown(opened):
+    with pytest.raises(UserError, match=r"Labels: lion .*\. Names: lion,cat\."):
+        opened(species(LION), names="lion,cat\n")
+
+
+def test_a_field_that_does_not_exist_is_an_error_that_names_those_that_do(opened):
+    with pytest.raises(UserError, match=r"species \(2\), place \(1\)\. Did you mean json\.species"):
+        opened([{"species": LION, "place": "zoo"}, *species(CAT)], label="json.speceis")
+
+
+def test_a_feature_that_does_not_exist_is_an_error_that_names_those_that_do(opened, monkeypatch):
+    spec = evaluation("zoo", label="lable")
+    feature = tfds.features.ClassLabel(names=["a"])
+    opened([0], feature, label="label")
+    with pytest.raises(UserError, match="it has label, key. Did you mean label"):
+        sets.EvalSet.open("zoo", spec, "")
+
+
+@pytest.mark.parametrize(
+    ("value", "label"),
+    [
+        ({"a": {"b": LION}}, "json.a.b"),
+        ({"a.b": LION}, "json.a.b"),
+        ({"a": [{"b": LION}, {"b": None}, {}]}, "json.a.b"),
+    ],
+)
+def test_a_field_of_an_object_is_named_with_a_dot(opened, value, label):
+    assert classes(opened([value], label=label)) == [[LION]]
+
+
+def test_an_object_is_no_label_and_its_fields_are_named(opened):
+    with pytest.raises(UserError, match=r"Name a field of them: json\.species\.name, .*\.id\."):
+        opened(species(LION, {"name": LION, "id": 3}))
+
+
+@pytest.mark.parametrize("label", ["json", "caption.x"])
+def test_json_as_a_whole_and_a_field_of_a_text_are_errors(opened, label):
+    with pytest.raises(UserError, match="json.species" if label == "json" else "none"):
+        opened(species(LION) if label == "json" else [LION], label=label)
+
+
+def test_texts_in_a_list_of_a_feature_are_texts(opened):
+    feature = tfds.features.Sequence(tfds.features.Text())
+    values = [np.array([b"lion", b"cat"], object), np.array([b""], object)]
+    assert classes(opened(values, feature, label="tags")) == [[LION, CAT], []]
+
+
+@pytest.mark.parametrize("content", ["lion\ncat".encode("utf-16"), "caf\u00e9".encode("latin-1")])
+def test_names_in_another_encoding_are_an_error_that_says_so(tmp_path, content):
+    (tmp_path / "names.txt").write_bytes(content)
+    with pytest.raises(UserError, match="not in UTF-8"):
+        read_names(str(tmp_path / "names.txt"))
+
+
+def test_repeated_names_are_named(tmp_path, capsys):
+    (tmp_path / "names.txt").write_text("cat\nlion\ncat\n")
+    assert read_names(str(tmp_path / "names.txt")) == ["cat", "lion"]
+    assert "1 repeated names are left out, such as cat" in capsys.readouterr().out
+
+
+def test_templates_are_taken_as_clip_benchmark_writes_them_too(tmp_path):
+    file = tmp_path / "templates.txt"
+    file.write_text("\ufeffa photo of {c}.\n\na drawing of {}.\n", "utf-8")
+    expected = ("a photo of {}.", "a drawing of {}.")
+    assert templates_of(str(file), "templates") == expected
+    assert templates_of(("a photo of {c}.", "a drawing of {}."), "templates") == expected
+    assert templates_of("a photo of {}.", "templates") == expected[:1]
+
+
+@pytest.mark.parametrize("given", [("a photo",), (), "", ("a {}", "a {name}")])
+def test_templates_without_a_place_for_the_name_are_an_error(given):
+    with pytest.raises(UserError, match="each needs {}"):
+        templates_of(given, "templates")
