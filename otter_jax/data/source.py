@@ -101,6 +101,10 @@ class Source:
         joined = np.concatenate(found)
         return joined if len(joined) == len(self) else None
 
+    def parts(self) -> list[tuple["Source", float]]:
+        """Returns the sets that this is mixed of, itself if of none, and the share of each."""
+        return [(self, 1.0)]
+
     def order(self, seed: int) -> grain.MapDataset:
         """Returns the records' numbers, shuffled by the seed, anew in each epoch, without end."""
         return grain.MapDataset.range(len(self)).seed(seed).shuffle().repeat()
@@ -109,8 +113,9 @@ class Source:
 class Mixture(Source):
     """Reads several sets as one: their records are numbered one set after the other.
 
-    In training every set is read in its own order, epoch after epoch, and has its share of any few
-    records in a row. An epoch is as many records as all sets have together.
+    In training every set is read in an order of its own, epoch after epoch, and has its share of
+    any few records in a row: so two sets of the same pictures meet by chance alone. An epoch is as
+    many records as all sets have together.
     """
 
     def __init__(self, sources: Sequence[Source], weights: Sequence[float]):
@@ -132,6 +137,12 @@ class Mixture(Source):
         record = self._sources[number][own]
         return {name: record[name] for name in self.features}
 
+    def parts(self) -> list[tuple[Source, float]]:
+        """Returns the sets, and the share of each in a batch."""
+        total = sum(self._weights)
+        shares = (weight / total for weight in self._weights)
+        return list(zip(self._sources, shares, strict=True))
+
     def classes(self, feature: str) -> list[str] | None:
         """Returns the class names of a feature of labels if all sets have the same; else None."""
         first, *others = (source.classes(feature) for source in self._sources)
@@ -143,10 +154,14 @@ class Mixture(Source):
         return f"{self._sources[number].name} {self._sources[number].key(own)}"
 
     def order(self, seed: int) -> grain.MapDataset:
-        """Returns the records' numbers, shuffled and mixed as the class says, without end."""
+        """Returns the records' numbers, shuffled and mixed as the class says, without end.
+
+        The first set has the order that it has alone; the seed of another is drawn from `seed` and
+        its number in the mixture.
+        """
         orders = [
-            source.order(seed).map(functools.partial(operator.add, start))
-            for source, start in zip(self._sources, self._starts, strict=False)
+            source.order(seed_of(seed, number)).map(functools.partial(operator.add, start))
+            for number, (source, start) in enumerate(zip(self._sources, self._starts, strict=False))
         ]
         return grain.MapDataset.mix(orders, self._weights)
 
@@ -155,6 +170,11 @@ class Mixture(Source):
         index = range(len(self))[index]
         number = bisect.bisect_right(self._starts, index) - 1
         return number, index - self._starts[number]
+
+
+def seed_of(seed: int, number: int) -> int:
+    """Returns the seed of set `number` of a mixture: `seed` itself for number 0."""
+    return int(np.random.SeedSequence([seed, number]).generate_state(1)[0]) if number else seed
 
 
 def parse_mixture(name: str) -> list[tuple[str, float]]:

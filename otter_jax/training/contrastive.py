@@ -17,6 +17,7 @@ from ml_collections import ConfigDict
 
 from otter_jax import freezing, gates, step
 from otter_jax import mesh as meshes
+from otter_jax.data import repeats
 from otter_jax.data.captions import Tokenizer
 from otter_jax.data.packing import Packed
 from otter_jax.data.pipeline import Annotation
@@ -296,6 +297,7 @@ def _summary(setup: Setup, state: step.TrainState, start: int) -> dict[str, str]
         "frozen": config.optim.freeze or "nothing",
         "averaged": "nothing (the teacher is fixed)" if fixed else averaged,
         "data": f"{setup.source.name}, {length.pairs:,} pairs",
+        **_pictures(setup.source, B),
         "captions": _captions(setup),
     }
     if config.data.packed:
@@ -320,6 +322,12 @@ def _trained(config: ConfigDict, params: PyTree) -> str:
         total = sum(jax.tree.leaves(sizes[name]))
         parts.append(f"{name} {millions(total - frozen)} of {millions(total)}")
     return f"{'; '.join(parts)} parameters"
+
+
+def _pictures(source: Source, batch_size: int) -> dict[str, str]:
+    """Returns how often a batch has a picture twice, as text; nothing for sets made elsewhere."""
+    expected = repeats.expected_repeats(source, batch_size)
+    return {} if expected is None else {"pictures": repeats.repeats_line(expected, batch_size)}
 
 
 def _captions(setup: Setup) -> str:

@@ -21,7 +21,7 @@ import rich.console
 from ml_collections import ConfigDict
 
 from otter_jax import mesh as meshes
-from otter_jax.data import images, pipeline
+from otter_jax.data import images, pipeline, repeats
 from otter_jax.errors import UserError
 from otter_jax.models.bert import Bert
 from otter_jax.run import batches
@@ -33,6 +33,7 @@ from otter_jax.zeroshot.sets import EvalSet
 LOOKED_AT = 500  # images
 SECONDS = 6.0  # of reading, and of stepping, to measure their rates
 STEPS = 20  # at most
+REPEATED = 0.01  # of a batch's rows, that have the picture of another
 TIGHT = 0.9  # of the memory; more may not be free in one piece
 
 
@@ -56,6 +57,7 @@ def findings(config: ConfigDict, *, step: bool) -> Iterator[Finding]:
     devices = meshes.count(setup.mesh)
     yield Finding("ok", "config", f"{B} pairs on {devices}, {setup.length.steps} steps")
     yield from look_at_images(setup)
+    yield from look_at_repeats(setup)
     yield from look_at_captions(setup)
     for name, spec in config.eval.sets.items():
         yield look_at_labels(name, spec, config.data.dir)
@@ -94,6 +96,15 @@ def look_at_images(setup: Setup) -> Iterator[Finding]:
         large = middle >= 2 * resize
         advice = f"; otter-jax prepare --resize {resize} makes reading several times faster"
         yield Finding("warning" if large else "ok", "images", text + (advice if large else ""))
+
+
+def look_at_repeats(setup: Setup) -> Iterator[Finding]:
+    """Checks how often a batch has a picture twice; sets made elsewhere do not say."""
+    B = setup.config.train.batch_size
+    expected = repeats.expected_repeats(setup.source, B)
+    if expected is not None:
+        level = "warning" if expected > REPEATED * B else "ok"
+        yield Finding(level, "pictures", repeats.repeats_line(expected, B))
 
 
 def look_at_captions(setup: Setup) -> Iterator[Finding]:

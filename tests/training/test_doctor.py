@@ -42,7 +42,8 @@ def test_a_good_run_is_found_good(world, monkeypatch):
     lines = result.stdout.splitlines()
     shown = [line[8:20].strip() for line in lines if line.startswith(("ok ", "warning "))]
     assert shown == [
-        "config", "images", "captions", "captions", "eval colours", "pipeline", "step", "step"
+        "config", "images", "pictures", "captions", "captions", "eval colours", "pipeline",
+        "step", "step",
     ]  # fmt: skip
     for words in (
         "40 of 40 read",
