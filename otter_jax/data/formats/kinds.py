@@ -6,10 +6,11 @@ import pathlib
 from collections.abc import Sequence
 
 from otter_jax.data.build.plan import Options, Plan
-from otter_jax.data.formats import archive, sidecars, tables, tars
+from otter_jax.data.formats import sidecars, tables, tars
 from otter_jax.data.formats.reading import OF_FILES, OF_TABLES, USUAL, Reading
-from otter_jax.data.images import SUFFIXES
 from otter_jax.errors import UserError
+
+TARS = (".tar", ".tar.gz", ".tgz")
 
 
 def plan_of(
@@ -56,7 +57,7 @@ def _paths(source: str) -> list[tuple[str, pathlib.Path]]:
         if not match.is_dir():
             found.append((_kind(match), match))
             continue
-        inside = [path for path in _listing(match) if path.name.lower().endswith(archive.SUFFIXES)]
+        inside = [path for path in _listing(match) if path.name.lower().endswith(TARS)]
         if not inside and not _has_pictures(match):
             inside = sorted(match.glob("**/*.parquet"))
         found += [(_kind(path), path) for path in inside] or [("pictures", match)]
@@ -73,18 +74,19 @@ def _listing(folder: pathlib.Path) -> list[pathlib.Path]:
 
 def _has_pictures(folder: pathlib.Path) -> bool:
     """Tells whether there is a picture anywhere below a folder."""
+    kinds = tuple(f".{kind}" for kind, what in tars.KINDS.items() if what == "image")
     walk = os.walk(folder, followlinks=True)
-    return any(name.lower().endswith(SUFFIXES) for _, _, names in walk for name in names)
+    return any(name.lower().endswith(kinds) for _, _, names in walk for name in names)
 
 
 def _kind(path: pathlib.Path) -> str:
     """Returns "tars" or "tables". Raises UserError for a file that is neither by its name."""
     name = path.name.lower()
-    if name.endswith(archive.SUFFIXES):
+    if name.endswith(TARS):
         return "tars"
     if name.endswith(tables.SUFFIXES):
         return "tables"
     raise UserError(
-        f"What is {path}? A source is a folder, a tar ({', '.join(archive.SUFFIXES)}) or a table "
+        f"What is {path}? A source is a folder, a tar ({', '.join(TARS)}) or a table "
         f"({', '.join(tables.SUFFIXES)})."
     )

@@ -1,18 +1,18 @@
-"""Reads lines and rows from a range of bytes of a text file, gzipped or not.
+"""Reads lines from a range of bytes of a text file, gzipped or not.
 
-The position of a line or row is "byte N". Text is UTF-8; bytes that are not become U+FFFD.
+The position of a line is "byte N". Text is UTF-8; bytes that are not become U+FFFD. Text that
+begins with the byte order mark of UTF-16 is read as if it were UTF-8, from its beginning.
 """
 
-import csv
+import codecs
 import gzip
 import io
 import pathlib
 from collections.abc import Iterator
 
 RANGE = 1 << 20  # bytes of a text that are read in one go
-LINES = 20  # per row of CSV; more are taken for a quote that is not closed
-
-csv.field_size_limit(1 << 20)  # bytes, for the whole process: the most an unclosed quote swallows
+LONGEST = 128 << 20  # bytes of a line; what is longer is cut there, to bound the memory
+_UTF_16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 
 
 def byte_ranges(path: pathlib.Path, size: int = RANGE, start: int = 0) -> list[tuple[int, int]]:
@@ -35,8 +35,69 @@ def lines_in(path: pathlib.Path, start: int = 0, stop: int = -1) -> Iterator[tup
 
 
 def open_text(path: pathlib.Path) -> io.BufferedIOBase:
-    """Opens a text to read its bytes, unpacked if its name ends in .gz."""
-    return gzip.open(path) if path.name.lower().endswith(".gz") else open(path, "rb")
+    """Opens a text to read its bytes: unpacked if its name ends in .gz, UTF-16 as UTF-8."""
+    file = gzip.open(path) if is_packed(path) else open(path, "rb")  # noqa: SIM115 - the caller's
+    if file.read(2) in _UTF_16:
+        return io.BufferedReader(_Recoded(file), RANGE)
+    file.seek(0)
+    return file
+
+
+def is_packed(path: pathlib.Path) -> bool:
+    """Tells whether a file is gzipped, by its name."""
+    return path.name.lower().endswith(".gz")
+
+
+def is_cut_freely(path: pathlib.Path) -> bool:
+    """Tells whether reading may begin anywhere: not in what is gzipped or UTF-16."""
+    if is_packed(path):
+        return False
+    with open(path, "rb") as file:
+        return file.read(2) not in _UTF_16
+
+
+class _Recoded(io.RawIOBase):
+    """Reads a file of UTF-16 as the bytes of UTF-8, without its mark."""
+
+    def __init__(self, file: io.BufferedIOBase):
+        self._file = file
+        self._begin()
+
+    def _begin(self) -> None:
+        self._file.seek(0)
+        self._text = io.TextIOWrapper(self._file, "utf-16", errors="replace", newline="")
+        self._left, self._at = b"", 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: memoryview) -> int:
+        if not self._left:
+            self._left = self._text.read(RANGE).encode("utf-8", "replace")
+        number = min(len(buffer), len(self._left))
+        buffer[:number], self._left = self._left[:number], self._left[number:]
+        self._at += number
+        return number
+
+    def tell(self) -> int:
+        return self._at
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        if whence == io.SEEK_CUR:
+            offset += self._at
+        if offset < self._at:
+            self._text.detach()
+            self._begin()
+        while self._at < offset and self.readinto(memoryview(bytearray(offset - self._at))):
+            pass
+        return self._at
+
+    def close(self) -> None:
+        self._text.close()
+        super().close()
 
 
 class Lines:
@@ -56,7 +117,7 @@ class Lines:
 
     def __iter__(self) -> Iterator[str]:
         while self._stop < 0 or self.position < self._stop:
-            line = self._file.readline()
+            line = self._file.readline(LONGEST)
             if not line:
                 return
             self.position += len(line)
@@ -69,36 +130,6 @@ def placed(lines: Lines) -> Iterator[tuple[str, str]]:
     for line in lines:
         yield place, line
         place = f"byte {lines.position}"
-
-
-def rows_of(lines: Lines, kind: str) -> Iterator[tuple[str, str | list[str] | csv.Error]]:
-    """Yields the position of each row, and the row: fields of CSV, any other line, or an error."""
-    if kind != "csv":
-        yield from placed(lines)
-        return
-    ends: list[int] = []  # of the lines of a row
-
-    def counted():
-        for line in lines:
-            ends.append(lines.position)
-            yield line
-
-    rows = csv.reader(counted())
-    while True:
-        ends.clear()
-        place = f"byte {lines.position}"
-        try:
-            row: list[str] | csv.Error = next(rows)
-        except StopIteration:
-            return
-        except csv.Error as error:
-            row = error
-        if len(ends) > LINES:
-            row = csv.Error(f"over {LINES} lines in one row: is a quote not closed?")
-        if len(ends) > 1 and isinstance(row, csv.Error):
-            lines.back_to(ends[0])  # the lines it swallowed may be rows
-            rows = csv.reader(counted())
-        yield place, row
 
 
 def fields_of(line: str) -> list[str]:

@@ -1,12 +1,12 @@
-"""Image-caption pairs from tables: CSV, TSV, JSON lines and Parquet.
+"""Image-caption pairs from tables: CSV, TSV, JSON lines, JSON and Parquet.
 
-A row has an image and a caption. The image is the path of a file, relative to the table's folder
-unless another root is given; in Parquet it may be the bytes themselves, or a struct of both as
-Hugging Face writes it. All other columns are kept as one JSON object.
+A row has an image and a caption, or several captions: a pair each, with the keys KEY#0, KEY#1 and
+so on. The image is the path of a file, relative to the table's folder unless another root is given,
+or its bytes (see `cells`). All other columns are kept as one JSON object.
 
-CSV is read by RFC 4180. In TSV a row is a line, and a field is quoted only if it begins and ends
-with a quote, since captions with one stray quote are common. Text is UTF-8; bytes that are not
-become U+FFFD. Words such as NA or null are text like any other.
+CSV is read as `rows` says. In TSV a row is a line, and a field is quoted only if it begins and ends
+with a quote, since captions with one stray quote are common. Words such as NA or null are text like
+any other.
 """
 
 import csv
@@ -14,6 +14,7 @@ import dataclasses
 import itertools
 import json
 import pathlib
+import re
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -21,133 +22,156 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from otter_jax.data.build.plan import ROWS, Options, Plan, Record, listed, pair, pair_features
+from otter_jax.data.build.plan import Options, Plan, Record, listed, pair, pair_features
 from otter_jax.data.build.report import Tally
 from otter_jax.data.captions import clean
-from otter_jax.data.formats.lines import RANGE, Lines, byte_ranges, fields_of, open_text, rows_of
+from otter_jax.data.formats import arrays, parquet
+from otter_jax.data.formats.cells import captions_of, image_of, keys_of, short
+from otter_jax.data.formats.columns import (
+    SUFFIXES,
+    Columns,
+    Layout,
+    columns_of,
+    layout_of,
+    shown_delimiter,
+)
+from otter_jax.data.formats.lines import (
+    RANGE,
+    Lines,
+    byte_ranges,
+    fields_of,
+    is_cut_freely,
+    open_text,
+    placed,
+)
+from otter_jax.data.formats.presence import has_images
 from otter_jax.data.formats.reading import USUAL, Reading
+from otter_jax.data.formats.rows import rows_of
 from otter_jax.errors import UserError
 
-SUFFIXES = (
-    ".csv",
-    ".tsv",
-    ".jsonl",
-    ".ndjson",
-    ".parquet",
-    ".csv.gz",
-    ".tsv.gz",
-    ".jsonl.gz",
-    ".ndjson.gz",
-)
-IMAGE = ("image", "image_path", "path", "filepath", "file_path", "filename", "file_name", "file")
-CAPTION = ("caption", "text", "title", "description")
-KEY = ("key", "id", "image_id", "uid")
+__all__ = ("SUFFIXES", "Rows", "plan")
+
+FIRST = 8  # rows of Parquet read at a time, to find one whose image is there
 
 Row = Mapping[str, Any]
 
 
 @dataclasses.dataclass(frozen=True)
-class Columns:
-    """Names the columns that are read.
-
-    With key "" the key of a row is its image's path, or else its position in the table.
-    """
-
-    image: str
-    caption: str
-    key: str = ""
-
-
-@dataclasses.dataclass(frozen=True)
 class Rows:
-    """Reads rows of a table: from byte `start` to `stop` of a text, or a row group of Parquet.
+    """Reads rows of a table.
 
     Attributes:
-      names: of the columns of CSV and TSV; () for JSON lines, whose rows have them.
+      start, stop: in bytes of a text; in rows of a JSON file; start alone, in rows, of Parquet.
+      group: of Parquet.
+      captions: whether a row needs one.
     """
 
     path: pathlib.Path
+    layout: Layout
     columns: Columns
     root: pathlib.Path
     size: int
-    names: tuple[str, ...] = ()
     start: int = 0
     stop: int = -1
     group: int = -1
+    captions: bool = True
 
     def read(self, tally: Tally) -> Iterator[Record]:
         """Yields the pairs in the order of the table."""
-        rows = self._parquet() if self.group >= 0 else self._text(tally)
-        for place, row in rows:
-            record = self._record(place, row, tally)
+        for place, row in self.rows(tally):
+            yield from self._records(place, row, tally)
+
+    def rows(self, tally: Tally) -> Iterator[tuple[str, Row]]:
+        """Yields the position of each row, and its values by column."""
+        if self.layout.kind == "parquet":
+            for number, row in enumerate(
+                parquet.rows_in(self.path, self.group, self.needed, tally), start=self.start
+            ):
+                yield f"row {number}", row
+        elif self.layout.kind == "json":
+            for number, row in enumerate(arrays.rows_in(self.path)[self.start : self.stop]):
+                yield f"row {self.start + number}", row
+        else:
+            with open_text(self.path) as file:
+                file.seek(self.start)
+                lines = Lines(file, self.start, self.stop)
+                yield from self._fields(lines, tally) if self._names else self._json(lines, tally)
+
+    @property
+    def needed(self) -> tuple[str, ...]:
+        """Returns the columns that a pair is made of."""
+        return tuple(dict.fromkeys(filter(None, self.columns)))
+
+    @property
+    def _names(self) -> list[str]:
+        """Returns the names of fields; [] for rows that have their own."""
+        return [] if self.layout.kind == "jsonl" else parquet.distinct(self.layout.names)
+
+    def _json(self, lines: Lines, tally: Tally) -> Iterator[tuple[str, Row]]:
+        for place, text in placed(lines):
+            try:
+                row = json.loads(text) if text.strip() else {}
+                if not isinstance(row, dict):
+                    raise ValueError("no JSON object")
+            except (ValueError, RecursionError) as error:
+                self._unreadable(place, str(error), tally)
+            else:
+                if row:
+                    yield place, row
+
+    def _fields(self, lines: Lines, tally: Tally) -> Iterator[tuple[str, Row]]:
+        names = self._names
+        if self.layout.kind == "tsv":
+            for place, text in placed(lines):
+                fields = fields_of(text)
+                if len(fields) == len(names):
+                    yield place, dict(zip(names, fields, strict=True))
+                elif fields:
+                    what = f"{len(fields)} columns instead of {len(names)}"
+                    self._unreadable(place, what, tally)
+            return
+        for row in rows_of(lines, self.layout.delimiter, len(names)):
+            if row.error:
+                self._unreadable(row.place, row.error, tally)
+            elif row.fields:
+                if row.note:
+                    tally.changed(row.note, f"{self.path.name}: {row.place}")
+                yield row.place, dict(zip(names, row.fields, strict=True))
+
+    def _unreadable(self, place: str, why: str, tally: Tally) -> None:
+        tally.dropped("row that cannot be read", f"{self.path.name}: {place} ({why})")
+
+    def _records(self, place: str, row: Row, tally: Tally) -> Iterator[Record]:
+        columns = self.columns
+        image = image_of(row.get(columns.image), self.root)
+        key = row.get(columns.key) if columns.key else image.path
+        key = str(key) if key not in (None, "") else place
+        name = short(f"{self.path.name}: {key}")
+        if image.why:
+            tally.dropped(image.why, name)
+            return
+        captions, why, note = captions_of(row.get(columns.caption) if columns.caption else None)
+        if note:
+            tally.changed(note, name)
+        if not captions and not self.captions:
+            captions = [""]  # which `pair` counts
+        elif why:
+            tally.dropped(why, name)
+        used = (columns.image, columns.caption)
+        rest = {column: value for column, value in row.items() if column not in used}
+        sidecar = json.dumps(rest, default=_as_text)
+        for of_one, caption in zip(keys_of(key, len(captions)), captions, strict=True):
+            record = pair(
+                short(f"{self.path.name}: {of_one}"),
+                image=image.image,
+                caption=caption,
+                key=of_one,
+                sidecar=sidecar,
+                captions=self.captions,
+                tally=tally,
+            )
             if record:
                 yield record
-
-    def _text(self, tally: Tally) -> Iterator[tuple[str, Row]]:
-        with open_text(self.path) as file:
-            file.seek(self.start)
-            lines = Lines(file, self.start, self.stop)
-            for place, text in rows_of(lines, _kind(self.path)):
-                try:
-                    row = self._row(text)
-                except (ValueError, RecursionError) as error:
-                    tally.dropped("row that cannot be read", f"{self.path.name}: {place} ({error})")
-                else:
-                    if row:
-                        yield place, row
-
-    def _row(self, text: str | list[str] | csv.Error) -> Row | None:
-        """Returns the values of a row by column; None for an empty row.
-
-        Raises ValueError, or RecursionError from JSON, if it cannot be read.
-        """
-        if isinstance(text, csv.Error):
-            raise ValueError(str(text))
-        if not self.names:
-            row = json.loads(text) if text.strip() else None
-            if row is not None and not isinstance(row, dict):
-                raise ValueError("no JSON object")
-            return row
-        fields = text if isinstance(text, list) else fields_of(text)
-        if fields and len(fields) != len(self.names):
-            raise ValueError(f"{len(fields)} columns instead of {len(self.names)}")
-        return dict(zip(self.names, fields, strict=True)) if fields else None
-
-    def _parquet(self) -> Iterator[tuple[str, Row]]:
-        with pq.ParquetFile(self.path) as file:
-            batches = file.iter_batches(ROWS, row_groups=[self.group])
-            rows = (row for batch in batches for row in batch.to_pylist())
-            for number, row in enumerate(rows, start=self.start):
-                yield f"row {number}", row
-
-    def _record(self, place: str, row: Row, tally: Tally) -> Record | None:
-        image, path = row.get(self.columns.image), None
-        if isinstance(image, Mapping):  # Hugging Face's image: bytes, path, or both
-            image, path = image.get("bytes") or image.get("path"), image.get("path")
-        elif isinstance(image, str):
-            path = image
-        key = row.get(self.columns.key) if self.columns.key else path
-        key = str(key) if key not in (None, "") else place
-        name = clean(f"{self.path.name}: {key}")
-        caption = row.get(self.columns.caption)
-        if isinstance(caption, bytes):
-            caption = caption.decode("utf-8", "replace")
-        if isinstance(image, str):
-            if image.startswith(("http://", "https://")):
-                return tally.dropped("URL instead of an image: download them first", name)
-            image = self.root / image if image else None
-        if not isinstance(image, bytes | pathlib.Path):
-            return tally.dropped("caption without image", name)
-        used = (self.columns.image, self.columns.caption)
-        rest = {column: value for column, value in row.items() if column not in used}
-        return pair(
-            name,
-            image=image,
-            caption=caption,
-            key=key,
-            sidecar=json.dumps(rest, default=_as_text),
-            tally=tally,
-        )
 
 
 def plan(
@@ -156,146 +180,133 @@ def plan(
     options: Options,
     reading: Reading = USUAL,
 ) -> Plan:
-    """Plans a set of the rows of `tables`, all of the same columns.
+    """Plans a set of the rows of `tables`.
 
     Args:
       name: of the set.
       tables: files whose names end in one of SUFFIXES.
       options: for the images.
-      reading: which columns; an unnamed one is the first of IMAGE or CAPTION that is there.
+      reading: which columns; an unnamed one is the first usual name that is there.
 
     Raises:
-      UserError: a table that cannot be read, or has no such columns.
+      UserError: a table that cannot be read, has no such columns or none of its images, or no row
+        in any table.
     """
-    units = []
+    if reading.root and not reading.root.is_dir():
+        raise UserError(f"There is no folder {reading.root}, which --root names.")
+    units: list[Rows] = []
+    number = len(tables)
+    filled, unread = False, Tally()
     for table in tables:
         try:
-            names, start = _header(table)
-            columns = Columns(
-                image=_choose("image", reading.image, IMAGE, names, table),
-                caption=_choose("caption", reading.caption, CAPTION, names, table),
-                key=next((key for key in KEY if key in names), ""),
-            )
-            _check_types(table, columns)
-            units += _units(table, columns, reading.root or table.parent, names, start)
+            layout = layout_of(table, reading)
+            columns = columns_of(table, layout, reading)
+            whole = Rows(
+                table, layout, columns, reading.root or table.parent, 0, layout.start,
+                captions=reading.captions,
+            )  # fmt: skip
+            of_table = list(_units(whole))
+            filled |= has_images(table, _images(of_table, unread), whole.root)
         except UserError:
             raise
-        except (OSError, EOFError, ValueError, zlib.error, csv.Error, pa.ArrowException) as error:
+        except (
+            OSError, EOFError, ValueError, RecursionError, zlib.error, csv.Error, pa.ArrowException
+        ) as error:  # fmt: skip
             raise UserError(f"The table {table} cannot be read: {error}.") from error
-    number = len(tables)
+        units += of_table
+    if not filled:
+        first = [entry["first"][0] for entry in unread.found["dropped"].values()]
+        why = f" that can be read: {first[0]}" if first else ""
+        raise UserError(f"There are no rows in {tables[0]}{' and others' * (number > 1)}{why}.")
     return Plan(
         name=name,
         features=pair_features(),
         units={"train": units},
         files={"train": listed(tables)},
-        origin=f"{number} table{'s' * (number > 1)}",
+        origin=_origin(tables, units),
         options=options,
-        details={
-            "image": columns.image,
-            "caption": columns.caption,
-            "root": clean(str((reading.root or tables[0].parent).resolve())),
-        },
+        details=_details(units, reading),
     )
 
 
-def _kind(table: pathlib.Path) -> str:
-    """Returns csv, tsv, jsonl or parquet. Raises UserError for any other name."""
-    suffix = next((s for s in SUFFIXES if table.name.lower().endswith(s)), None)
-    if suffix is None:
-        raise UserError(f"What is {table}? A table's name ends in one of {', '.join(SUFFIXES)}.")
-    return suffix.split(".")[1].replace("ndjson", "jsonl")
+def _images(units: Sequence[Rows], tally: Tally) -> Iterator[Any]:
+    """Yields what the column of images holds, row by row, as cheaply as a table allows."""
+    for unit in units:
+        if unit.layout.kind == "parquet":
+            rows = parquet.firsts_in(unit.path, unit.group, (unit.columns.image,), FIRST)
+        else:
+            rows = (row for _, row in unit.rows(tally))
+        yield from (row.get(unit.columns.image) for row in rows)
 
 
-def _header(table: pathlib.Path) -> tuple[tuple[str, ...], int]:
-    """Returns the columns of a table, and the byte where the first row begins."""
-    kind = _kind(table)
-    if kind == "parquet":
-        return tuple(pq.read_schema(table).names), 0
-    with open_text(table) as file:
-        mark = 3 if file.read(3) == b"\xef\xbb\xbf" else 0
-        file.seek(mark)
-        lines = Lines(file, mark)
-        rows = (row for _, row in rows_of(lines, kind))
-        first = next((row for row in rows if not isinstance(row, str) or row.strip()), None)
-        if first is None or isinstance(first, csv.Error):
-            raise UserError(f"The table {table} has no first line with the names of its columns.")
-        if isinstance(first, list):
-            return tuple(first), lines.position
-        if kind == "tsv":
-            return tuple(fields_of(first)), lines.position
-        row = json.loads(first)
-        if not isinstance(row, dict):
-            raise UserError(f"The first line of {table} is no JSON object.")
-        return tuple(row), mark
+def _origin(tables: Sequence[pathlib.Path], units: Sequence[Rows]) -> str:
+    """Returns the tables in a few words, and what was found out about them."""
+    number = len(tables)
+    words = [f"{number} table{'s' * (number > 1)}"]
+    if units:
+        first = units[0]
+        words.append(f"image {first.columns.image!r}, caption {first.columns.caption!r}")
+        if first.layout.kind == "csv" and first.layout.delimiter != ",":
+            words.append(f"divided at {shown_delimiter(first.layout.delimiter)}")
+    found = {
+        part
+        for table in tables
+        for part in re.split(r"[^a-z]+", f"{table.parent.name}/{table.name}".lower())
+        if part in ("train", "test", "validation", "valid", "val", "dev")
+    }
+    if len(found) > 1:
+        words.append(f"of {', '.join(sorted(found))} together")
+    return f"{words[0]} ({'; '.join(words[1:])})" if words[1:] else words[0]
 
 
-def _choose(
-    what: str, given: str, usual: Sequence[str], names: Sequence[str], table: pathlib.Path
-) -> str:
-    """Returns the column that holds the image or the caption."""
-    there = {name.strip().lower(): name for name in reversed(names)}
-    found = given if given in names else ""
-    if not given:
-        found = next((there[name] for name in usual if name in there), "")
-    if not found:
-        wanted = f"column {given!r}" if given else f"column for the {what} ({', '.join(usual)})"
-        shown = ", ".join(repr(clean(name[:40])) for name in names[:20])
-        raise UserError(
-            f"The table {table} has no {wanted}. Its first line names the columns: {shown}. Give "
-            f"--{what} one of them; if they are no names, put a first line that has names."
-        )
-    return found
+def _details(units: Sequence[Rows], reading: Reading) -> dict[str, str]:
+    """Returns what makes another set if it differs."""
+    found = {
+        "image": [unit.columns.image for unit in units],
+        "caption": [unit.columns.caption for unit in units],
+        "root": [clean(str(unit.root.resolve())) for unit in units[:1]],
+        "delimiter": [unit.layout.delimiter for unit in units],
+        "captions": ["needed" if reading.captions else "not needed"],
+    }
+    return {what: ", ".join(dict.fromkeys(filter(None, each))) for what, each in found.items()}
 
 
-def _check_types(table: pathlib.Path, columns: Columns) -> None:
-    """Raises UserError if columns of Parquet cannot be an image and a caption."""
-    if _kind(table) != "parquet":
-        return
-    schema, t = pq.read_schema(table), pa.types
-    texts = (t.is_string, t.is_large_string, t.is_string_view, t.is_dictionary)
-    blobs = (t.is_binary, t.is_large_binary, t.is_binary_view, t.is_struct)
-    for column, kinds in ((columns.caption, (*texts, *blobs[:3])), (columns.image, texts + blobs)):
-        kind = schema.field(column).type
-        if not any(is_kind(kind) for is_kind in kinds):
-            raise UserError(
-                f"The column {column!r} of {table} is {kind}; a caption is text, an image bytes, a "
-                "path or a struct of both."
-            )
-
-
-def _units(
-    table: pathlib.Path, columns: Columns, root: pathlib.Path, names: tuple[str, ...], start: int
-) -> Iterator[Rows]:
+def _units(whole: Rows) -> Iterator[Rows]:
     """Yields the units of a table, cut where its format allows reading to begin."""
-    kind = _kind(table)
+    table, start = whole.path, whole.start
+    kind = whole.layout.kind
+
+    def unit(size: int, **limits: int) -> Rows:
+        return dataclasses.replace(whole, size=size, **limits)
+
     if kind == "parquet":  # a unit per row group: a group is decoded as a whole
         about = pq.read_metadata(table)
         groups = [about.row_group(number) for number in range(about.num_row_groups)]
         firsts = itertools.accumulate((group.num_rows for group in groups), initial=0)
         for number, (group, first) in enumerate(zip(groups, firsts, strict=False)):
-            size = group.total_byte_size
-            yield Rows(table, columns, root, size, start=first, group=number)
+            yield unit(group.total_byte_size, start=first, group=number)
         return
-    names = () if kind == "jsonl" else names
     end = table.stat().st_size
-    if table.name.lower().endswith(".gz"):  # one unit: gzip can only be read from its beginning
-        yield Rows(table, columns, root, end, names, start)
-        return
-    if kind != "csv":  # a row is a line, so any end of a line will do
+    if kind == "json":
+        number = len(arrays.rows_in(table))
+        for first in range(0, number, arrays.ROWS):
+            last = min(first + arrays.ROWS, number)
+            yield unit(max(1, end * (last - first) // number), start=first, stop=last)
+    elif not is_cut_freely(table):  # one unit, which can only be read from its beginning
+        yield unit(end)
+    elif kind != "csv":  # a row is a line, so any end of a line will do
         for first, last in byte_ranges(table, RANGE, start):
-            yield Rows(table, columns, root, last - first, names, first, last)
-        return
-    # A field of CSV may span lines: the ends of rows are known only by reading all of them.
-    with open(table, "rb") as file:
-        file.seek(start)
-        lines = Lines(file, start)
-        for _ in rows_of(lines, kind):
-            if lines.position - start >= RANGE:
-                yield Rows(table, columns, root, lines.position - start, names, start,
-                           lines.position)  # fmt: skip
-                start = lines.position
-        if lines.position > start:
-            yield Rows(table, columns, root, lines.position - start, names, start, lines.position)
+            yield unit(last - first, start=first, stop=last)
+    else:  # a field may span lines: the ends of rows are known only by reading all of them
+        with open(table, "rb") as file:
+            file.seek(start)
+            lines = Lines(file, start)
+            for _ in rows_of(lines, whole.layout.delimiter, len(whole.layout.names)):
+                if lines.position - start >= RANGE:
+                    yield unit(lines.position - start, start=start, stop=lines.position)
+                    start = lines.position
+            if lines.position > start:
+                yield unit(lines.position - start, start=start, stop=lines.position)
 
 
 def _as_text(value: Any) -> str:

@@ -1,0 +1,168 @@
+"""What a cell of a table holds: an image in one of several forms, and a caption or several.
+
+An image is a path, bytes, bytes in base64 (alone or as a data: URI), or a struct of bytes and path
+as Hugging Face writes it. Captions are a text, a number, a list of them, or a text that writes such
+a list as JSON or Python do.
+"""
+
+import ast
+import base64
+import binascii
+import json
+import numbers
+import os
+import pathlib
+import re
+import urllib.parse
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from otter_jax.data.captions import clean
+
+LONGEST = 4_096  # characters of a path: PATH_MAX of Linux
+NAME = 120  # characters of a name in a report
+URLS = ("http://", "https://", "s3://", "gs://", "ftp://")
+# How files of pictures begin: JPEG, PNG, GIF, BMP, TIFF (two), WebP's RIFF; AVIF's has a length.
+_MAGIC = (b"\xff\xd8\xff", b"\x89PNG", b"GIF8", b"BM", b"II*\0", b"MM\0*", b"RIFF")
+_BASE64 = re.compile(r"[A-Za-z0-9+/\s_-]{40,}={0,2}\s*")
+_TEXT = r"""(?:"(?:[^"\\]|\\.)*"|'(?:[^'\\]|\\.)*')"""
+_LIST = re.compile(rf"\[\s*{_TEXT}(?:[\s,]+{_TEXT})*\s*,?\s*\]", re.DOTALL)
+
+
+class Image(NamedTuple):
+    """An image of a cell: its bytes or file, or why there is none, and the path that is its key."""
+
+    image: bytes | pathlib.Path | None
+    path: str = ""
+    why: str = ""
+
+
+def image_of(value: Any, root: pathlib.Path) -> Image:
+    """Finds the image that a cell holds; paths are relative to `root`."""
+    path = ""
+    if isinstance(value, Mapping):
+        path = value.get("path") if isinstance(value.get("path"), str) else ""
+        value = value.get("bytes") or path
+    if isinstance(value, bytes | bytearray | memoryview):
+        return Image(bytes(value), path) if value else Image(None, path, "caption without image")
+    if value is None or value == "" or (isinstance(value, float) and value != value):
+        return Image(None, path, "caption without image")
+    if not isinstance(value, str):
+        return Image(None, path, f"image that is {kind_of(value)}, not a path or bytes")
+    if value.startswith("data:"):
+        decoded = _decoded(value.partition(",")[2]) if "base64" in value[:80] else None
+        return Image(decoded, path, "" if decoded else "data: URI that is no picture in base64")
+    if value.startswith(URLS):
+        return Image(None, value, "URL instead of an image: download them first")
+    if value.startswith(("b'", 'b"')):  # as Python prints bytes
+        value = value[2:-1]
+        if _BASE64.fullmatch(value) is None:
+            return Image(None, path, "image that is bytes as Python prints them: write base64")
+    decoded = _decoded(value)
+    if decoded:
+        return Image(decoded, path)
+    if len(value) > LONGEST:
+        return Image(None, path, f"text of over {LONGEST:,} characters instead of an image")
+    return Image(_file(value, root), path or value)
+
+
+def captions_of(value: Any) -> tuple[list[str], str, str]:
+    """Returns the captions that a cell holds, why one is none, and how they were read.
+
+    The last two are reasons for a tally, or "".
+    """
+    if isinstance(value, str):
+        texts = _listed(value)
+        if texts is None:
+            return [value], "", ""
+        return texts, "", "caption that is a list written as text, read as its captions"
+    if isinstance(value, bytes):
+        return [value.decode("utf-8", "replace")], "", ""
+    if _is_list(value):
+        texts, whys, notes = [], [], []
+        for item in value:
+            if _is_list(item) or item is None:
+                whys += ["caption that is a list of lists, no text"] if _is_list(item) else []
+                continue
+            of_item, why, note = captions_of(item)
+            texts, whys, notes = texts + of_item, [*whys, why], [*notes, note]
+        why = next(filter(None, whys), "" if texts else "missing caption")
+        return texts, why, next(filter(None, notes), "")
+    if value is None or value != value:  # NaN
+        return [], "missing caption", ""
+    if isinstance(value, bool | np.bool_) or not isinstance(value, numbers.Number):
+        return [], f"caption that is {kind_of(value)}, no text", ""
+    return [str(value)], "", "caption that is a number, taken as text"
+
+
+def keys_of(key: str, number: int) -> list[str]:
+    """Returns the keys of the `number` pairs of one picture: KEY, or KEY#0, KEY#1 and so on."""
+    return [key] if number == 1 else [f"{key}#{n}" for n in range(number)]
+
+
+def kind_of(value: Any) -> str:
+    """Returns what a value is, in words."""
+    if isinstance(value, bool | np.bool_):
+        return "true or false"
+    if isinstance(value, Mapping):
+        return "an object"
+    if _is_list(value):
+        return "a list"
+    return "a number" if isinstance(value, numbers.Number) else f"a {type(value).__name__}"
+
+
+def short(text: str) -> str:
+    """Returns a text on one line, its middle left out if it is long, for a report."""
+    if len(text) > 2 * NAME:
+        text = f"{text[: NAME // 2]}...{text[-NAME // 2 :]}"
+    text = clean(text)
+    return text if len(text) <= NAME else f"{text[: NAME // 2 - 3]}...{text[-NAME // 2 :]}"
+
+
+def _is_list(value: Any) -> bool:
+    return isinstance(value, Sequence | np.ndarray) and not isinstance(value, str | bytes)
+
+
+def _decoded(text: str) -> bytes | None:
+    """Returns the picture that base64 means; None for any other text, such as a path."""
+    if _BASE64.fullmatch(text[:256]) is None:  # a path has a dot, or is shorter
+        return None
+    plain = re.sub(r"\s+", "", text).rstrip("=").translate({45: "+", 95: "/"})
+    try:
+        content = base64.b64decode(plain + "=" * (-len(plain) % 4), validate=True)
+    except (binascii.Error, ValueError):
+        return None
+    return content if content.startswith(_MAGIC) or content[4:8] == b"ftyp" else None
+
+
+def _file(text: str, root: pathlib.Path) -> pathlib.Path:
+    """Returns the file that a path names, as its writer may have meant it."""
+    if text.startswith("file://"):
+        text = urllib.parse.unquote(urllib.parse.urlparse(text).path)
+    if text.startswith(("~", "$")) and not (root / text).exists():
+        text = os.path.expanduser(os.path.expandvars(text))
+    path = root / text
+    if "\\" in text and not path.exists():  # Windows
+        path = root / text.replace("\\", "/")
+    return path
+
+
+def _listed(text: str) -> list[str] | None:
+    """Returns the texts of a list that is written as JSON, Python or NumPy do; None of others."""
+    text = text.strip()
+    if not (text.startswith("[") and text.endswith("]")):
+        return None
+    try:
+        found = json.loads(text)
+    except (ValueError, RecursionError):
+        if _LIST.fullmatch(text) is None:
+            return None
+        try:
+            found = [ast.literal_eval(part) for part in re.findall(_TEXT, text, re.DOTALL)]
+        except (ValueError, SyntaxError):
+            return None
+    if found and isinstance(found, list) and all(isinstance(item, str) for item in found):
+        return found
+    return None

@@ -1,0 +1,66 @@
+"""Finds the files that a pattern names: globs, and braces as shells and web-datasets have them."""
+
+import glob
+import os
+import re
+
+from otter_jax.errors import UserError
+
+MOST = 1_000_000  # names that braces may stand for
+_BRACES = re.compile(r"\{([^{}]*)\}")
+_RANGE = re.compile(r"(-?\d+)\.\.(-?\d+)(?:\.\.(\d+))?")
+
+
+def matches_of(pattern: str) -> list[str]:
+    """Returns the paths that exist of a path, a glob or braces, "~" expanded; [] if none does.
+
+    Those of braces come in their order, and those of a glob sorted.
+
+    Raises UserError if some names of braces exist and others do not; it names the first.
+    """
+    path = os.path.expanduser(pattern)
+    if os.path.exists(path):
+        return [path]
+    names = braces(path)
+    if len(names) == 1:
+        return sorted(glob.glob(path, recursive=True))
+    found = [sorted([n] if os.path.exists(n) else glob.glob(n, recursive=True)) for n in names]
+    missing = [name for name, paths in zip(names, found, strict=True) if not paths]
+    if missing and any(found):
+        raise UserError(
+            f"Of the {len(names):,} names of {pattern}, {len(missing):,} match nothing; the first "
+            f"is {missing[0]}. A glob, with * in quotes, takes those that are there."
+        )
+    return list(dict.fromkeys(path for paths in found for path in paths))
+
+
+def braces(pattern: str) -> list[str]:
+    """Returns the names that {a,b} and {000..012} in a pattern stand for, in order.
+
+    A range may be followed by ..STEP; its numbers have as many digits as its first or last one,
+    if either begins with 0. Braces with neither are left as they are.
+
+    Raises UserError for over a million names.
+    """
+    found = next((m for m in _BRACES.finditer(pattern) if _parts(m[1]) is not None), None)
+    if found is None:
+        return [pattern]
+    before, after = pattern[: found.start()], braces(pattern[found.end() :])
+    parts = _parts(found[1])
+    if len(parts) * len(after) > MOST:
+        raise UserError(f"The braces of {pattern} stand for over {MOST:,} names.")
+    return [f"{before}{part}{rest}" for part in parts for rest in after]
+
+
+def _parts(inside: str) -> list[str] | range | None:
+    """Returns what a pair of braces stands for; None if that is itself."""
+    limits = _RANGE.fullmatch(inside)
+    if not limits:
+        return inside.split(",") if "," in inside else None
+    first, last, step = int(limits[1]), int(limits[2]), max(1, int(limits[3] or 1))
+    if abs(last - first) // step > MOST:
+        return range(abs(last - first))
+    padded = any(re.match(r"-?0\d", limit) for limit in limits.group(1, 2))
+    width = max(map(len, limits.group(1, 2))) if padded else 0
+    numbers = range(first, last + 1, step) if first <= last else range(first, last - 1, -step)
+    return [f"{number:0{width}d}" for number in numbers]

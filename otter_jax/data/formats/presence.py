@@ -1,0 +1,88 @@
+"""Looks whether any image of a table is there, before time is spent on all of them."""
+
+import pathlib
+import shlex
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from otter_jax.data.captions import clean
+from otter_jax.data.formats.cells import image_of, short
+from otter_jax.data.images import SUFFIXES
+from otter_jax.errors import UserError
+
+NEARBY = 100  # folders beside a table that are tried as root
+
+
+def has_images(table: pathlib.Path, cells: Iterable[Any], root: pathlib.Path) -> bool:
+    """Looks for the first image that is there; returns False if there are no cells.
+
+    Args:
+      table: for the message.
+      cells: what the column of images holds, row by row.
+      root: of relative paths.
+
+    Raises UserError if there are cells, and no image of theirs; it names the first.
+    """
+    number, missing, why, what = 0, None, "", ""
+    for cell in cells:
+        number += 1
+        found = image_of(cell, root)
+        if isinstance(found.image, bytes):
+            return True
+        if found.image is not None:
+            if _is_file(found.image):
+                return True
+            missing = missing or (found.path, found.image)
+        elif not why:
+            why, what = found.why, found.path
+    if missing:
+        raise UserError(_nothing_at(table, number, *missing, root))
+    if why:
+        named = f" ({short(what)})" if what else ""
+        advice = " img2dataset downloads them, and its tars are read." if "URL" in why else ""
+        raise UserError(
+            f"{_counted(table, number)} no image. The first: {why}{named}.{advice} Is another "
+            "column meant? --image names it."
+        )
+    return number > 0
+
+
+def _nothing_at(
+    table: pathlib.Path, number: int, text: str, path: pathlib.Path, root: pathlib.Path
+) -> str:
+    """Returns the message that no file of a table is there, with what may be meant instead."""
+    said = f"{_counted(table, number)} no image that is there"
+    said = f"{said}; the first is looked for at {clean(str(path))}"
+    ending = next((s for s in SUFFIXES if _is_file(path.with_name(path.name + s))), "")
+    if ending:
+        return f"{said}. There is one with {ending} at its end: write the names with it."
+    if pathlib.Path(text).is_absolute() or text.startswith(("~", "$", "file:")):
+        return f"{said}. Mend the paths, or make them relative and give their folder as --root DIR."
+    other = next((folder for folder in _nearby(table) if _is_file(folder / text)), None)
+    if other:
+        return f"{said}. It is there with --root {shlex.quote(str(other))}"
+    return f"{said}: paths are relative to {root}. Give another folder as --root DIR."
+
+
+def _counted(table: pathlib.Path, number: int) -> str:
+    return f"The table {table} has {number:,} row{'s' * (number > 1)} and"
+
+
+def _nearby(table: pathlib.Path) -> Iterator[pathlib.Path]:
+    """Yields the folders that paths may be meant from: here, above the table, and beside it."""
+    home = table.resolve().parent
+    yield pathlib.Path.cwd()
+    yield from (home, *list(home.parents)[:3])
+    for above in (home, home.parent):
+        try:
+            beside = sorted(folder for folder in above.iterdir() if folder.is_dir())
+        except OSError:
+            continue
+        yield from beside[:NEARBY]
+
+
+def _is_file(path: pathlib.Path) -> bool:
+    try:
+        return path.is_file()
+    except (OSError, ValueError):  # too long, or a NUL in it
+        return False
