@@ -28,10 +28,11 @@ def byte_ranges(path: pathlib.Path, size: int = RANGE, start: int = 0) -> list[t
 
 
 def lines_in(path: pathlib.Path, start: int = 0, stop: int = -1) -> Iterator[tuple[str, str]]:
-    """Yields each line in a byte range, after its position "byte N"."""
+    """Yields each line in a byte range, after its position "byte N"; without a byte order mark."""
     with open_text(path) as file:
         file.seek(start)
-        yield from placed(Lines(file, start, stop))
+        for place, line in placed(Lines(file, start, stop)):
+            yield place, line if start or place != "byte 0" else line.removeprefix("\ufeff")
 
 
 def open_text(path: pathlib.Path) -> io.BufferedIOBase:

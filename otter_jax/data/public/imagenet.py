@@ -28,7 +28,7 @@ import pathlib
 from collections.abc import Iterator, Mapping
 
 from otter_jax.data.build.plan import Options, Plan, listed, need
-from otter_jax.data.public.labels import Labelled, joined, labelled_plan, slices
+from otter_jax.data.public.labels import Labelled, count, joined, labelled_plan, slices
 from otter_jax.errors import UserError
 
 MAPPING = ("LOC_synset_mapping.txt",)
@@ -49,7 +49,7 @@ def plan_1k(name: str, root: pathlib.Path, options: Options) -> Plan:
         if (root / folder).is_dir():
             records = list(in_folders(root, folder, names))
             units[split] = slices(root, records)
-            files[split] = [*listed([mapping]), {"name": folder, "size": len(records)}]
+            files[split] = [*listed([mapping]), {"name": folder, "size": count(records)}]
     return labelled_plan(
         name, names=list(names.values()), units=units, files=files, origin="ImageNet-1k",
         options=options,
@@ -65,20 +65,19 @@ def plan_10k(name: str, root: pathlib.Path, options: Options, *, leaves: bool = 
     hierarchy = need(root, HIERARCHY, f"the names of its classes. {GET}")
     need(root, ("images",), f"the folder of its pictures. {GET}")
     names, parents = {}, set()
-    for line in filter(str.strip, hierarchy.read_text("utf-8", "replace").splitlines()[1:]):
+    for line in filter(str.strip, hierarchy.read_text("utf-8-sig", "replace").splitlines()[1:]):
         number, _, parent = line.split(maxsplit=3)[:3]  # a line of it has blanks instead of tabs
         names[int(number)] = joined(line.split(maxsplit=3)[3])
         parents.add(int(parent))
     kept = {n: text for n, text in names.items() if not (leaves and n in parents)}
     records = []
-    for line in filter(str.strip, pictures.read_text("utf-8").splitlines()):
+    for line in filter(str.strip, pictures.read_text("utf-8-sig").splitlines()):
         path, *labels = line.split()
         numbers = [int(label.partition(":")[0]) for label in labels]
         if any(number not in names for number in numbers):
             raise UserError(f"{pictures} has a class that is not in {hierarchy}: {line[:80]}")
         of_image = tuple(kept[number] for number in numbers if number in kept)
-        if of_image:
-            records.append((f"images/{path.rpartition('/')[2]}", of_image))
+        records.append((f"images/{path.rpartition('/')[2]}", of_image))
     return labelled_plan(
         name,
         names=list(kept.values()),
@@ -102,13 +101,13 @@ def plan_22k(name: str, root: pathlib.Path, options: Options) -> Plan:
     mapping = need(root, MAPPING, f"the names of ImageNet 1k. {GET}")
     for folder in ("images", "val"):
         need(root, (folder,), f"a folder of its pictures. {GET}")
-    keys, values = (path.read_text("utf-8").splitlines() for path in (ids, lemmas))
+    keys, values = (path.read_text("utf-8-sig").splitlines() for path in (ids, lemmas))
     if len(keys) != len(values):
         raise UserError(f"{ids} has {len(keys)} lines and {lemmas} {len(values)}: not one set.")
     names = {key.strip(): joined(value) for key, value in zip(keys, values, strict=True)}
     known = read_mapping(mapping)
     records = [*in_folders(root, "images", names), *in_folders(root, "val", known)]
-    files = [*listed([ids, lemmas, mapping]), {"name": root.name, "size": len(records)}]
+    files = [*listed([ids, lemmas, mapping]), {"name": root.name, "size": count(records)}]
     return labelled_plan(
         name,
         names=[*names.values(), *known.values()],
@@ -121,7 +120,7 @@ def plan_22k(name: str, root: pathlib.Path, options: Options) -> Plan:
 
 def read_mapping(path: pathlib.Path) -> dict[str, str]:
     """Reads {WordNet id: name} from lines such as "n01440764 tench, Tinca tinca"."""
-    lines = path.read_text("utf-8").splitlines()
+    lines = path.read_text("utf-8-sig").splitlines()
     pairs = (line.partition(" ") for line in lines if line.strip())
     return {key: joined(value) for key, _, value in pairs}
 
@@ -129,10 +128,10 @@ def read_mapping(path: pathlib.Path) -> dict[str, str]:
 def in_folders(root: pathlib.Path, folder: str, names: Mapping[str, str]) -> Iterator[Labelled]:
     """Yields the pictures of the classes in `names`, {WordNet id: name}.
 
-    A picture lies in a folder named by the id, or its own name begins with it, ID_N. Raises
-    UserError if there is no picture.
+    A picture lies in a folder named by the id, or its own name begins with it, ID_N; one where
+    neither is known has no class. Raises UserError if all are such, or there is none.
     """
-    found = 0
+    found = False
     for place, inner, files in os.walk(root / folder):
         inner.sort()
         for file in sorted(files):
@@ -140,9 +139,9 @@ def in_folders(root: pathlib.Path, folder: str, names: Mapping[str, str]) -> Ite
             key = next(
                 (k for k in (os.path.basename(place), file.partition("_")[0]) if k in names), ""
             )
-            if key and file.lower().endswith(SUFFIXES):
-                found += 1
-                yield relative, (names[key],)
+            if file.lower().endswith(SUFFIXES):
+                found = found or bool(key)
+                yield relative, (names[key],) if key else ()
     if not found:
         raise UserError(
             f"There is no picture in {root / folder} of a class that is known, in a folder called "

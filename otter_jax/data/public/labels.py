@@ -14,6 +14,7 @@ from otter_jax.errors import UserError
 SLICE = 1_000  # pictures of a unit
 
 Labelled = tuple[str, tuple[str, ...]]  # a picture's path in the root, and the names of its classes
+UNLABELLED = "picture without a label among the classes"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,6 +32,9 @@ class Pictures:
     def read(self, tally: Tally) -> Iterator[Record]:
         """Yields the pictures in the order of the list."""
         for path, names in self.records:
+            if not names:
+                tally.dropped(UNLABELLED, path)
+                continue
             fields = {"labels": list(dict.fromkeys(names)), "key": clean(path)}
             yield Record(clean(path), self.root / path, fields)
 
@@ -38,6 +42,11 @@ class Pictures:
 def slices(root: pathlib.Path, records: Sequence[Labelled]) -> list[Pictures]:
     """Cuts a list of pictures into units."""
     return [Pictures(root, tuple(records[i : i + SLICE])) for i in range(0, len(records), SLICE)]
+
+
+def count(records: Sequence[Labelled]) -> int:
+    """Counts the pictures that have a label."""
+    return sum(bool(names) for _, names in records)
 
 
 def labelled_plan(

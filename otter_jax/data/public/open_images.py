@@ -8,8 +8,8 @@ ROOT holds, all from storage.googleapis.com/openimages/web/download_v7.html,
 - `oidv6-classes-trainable.txt`, or `classes-trainable.txt`: one LabelName per line, 19,958 in all.
 
 The bank holds the names of the trainable classes; an image's labels are those that people confirmed
-(Confidence 1). Images without any are left out, as the OTTER release does. Classes of the same name
-are one class, since nobody could tell them apart by name.
+(Confidence 1). Images without any are left out, as the OTTER release does, and counted. Classes of
+the same name are one class, since nobody could tell them apart by name.
 """
 
 import csv
@@ -34,7 +34,9 @@ def plan(name: str, root: pathlib.Path, options: Options) -> Plan:
     need(root, ("test",), f"the folder of its photographs. {get}")
     with open(descriptions, newline="", encoding="utf-8-sig") as file:
         names = {row[0]: clean(row[1]) for row in csv.reader(file) if len(row) > 1}
-    classes = [line.strip() for line in trainable.read_text("utf-8").splitlines() if line.strip()]
+    classes = [
+        line.strip() for line in trainable.read_text("utf-8-sig").splitlines() if line.strip()
+    ]
     nameless = [label for label in classes if not names.get(label)]
     if nameless:
         raise UserError(
@@ -45,8 +47,10 @@ def plan(name: str, root: pathlib.Path, options: Options) -> Plan:
     found: dict[str, list[str]] = {}
     with open(labels, newline="", encoding="utf-8-sig") as file:
         for row in csv.DictReader(file):
-            if row["LabelName"] in bank and float(row["Confidence"]) == 1:
-                found.setdefault(row["ImageID"], []).append(bank[row["LabelName"]])
+            label, sure = row["LabelName"], float(row["Confidence"]) == 1
+            of_image = found.setdefault(row["ImageID"], [])
+            if sure and label in bank:
+                of_image.append(bank[label])
     records = [(f"test/{image}.jpg", tuple(found[image])) for image in sorted(found)]
     files = listed([labels, descriptions, trainable])
     return labelled_plan(

@@ -18,6 +18,7 @@ the release leaves ". "; %2B is a +, there a space; and HTML entities (&amp;) ar
 import dataclasses
 import functools
 import html
+import itertools
 import pathlib
 import re
 import urllib.parse
@@ -28,10 +29,13 @@ from jaxtyping import Bool
 
 from otter_jax.data.build.plan import Options, Plan, Record, Span, listed, need, pair, pair_features
 from otter_jax.data.build.report import Tally
+from otter_jax.data.captions import clean
 from otter_jax.data.formats.lines import byte_ranges, lines_in
+from otter_jax.errors import UserError
 
 SUBSET, METADATA = ("yfcc100m_subset_data.tsv",), ("yfcc100m_dataset", "yfcc100m_dataset.txt")
 TITLE, DESCRIPTION = 8, 9  # numbers of these fields, from 0
+LOOKED_AT = 1_000  # lines of the subset, before all are read
 RANGE = 64 << 20  # bytes of metadata per unit: some 140,000 lines, 20,000 of them in the subset
 TAG = re.compile("<[^>]*>")
 
@@ -52,9 +56,10 @@ class Lines(Span):
                 tally.dropped("line of metadata that is none", f"{self.metadata.name}: {place}")
                 continue
             number = int(fields[0])
-            if number >= len(chosen) or not chosen[number]:
-                continue
             photo, sha = fields[1], fields[2]
+            if number >= len(chosen) or not chosen[number]:
+                tally.dropped("photograph outside the subset", photo)
+                continue
             image = self.metadata.parent / "data" / "images" / sha[:3] / sha[3:6] / f"{sha}.jpg"
             text = caption(fields[TITLE], fields[DESCRIPTION])
             record = pair(photo, image=image, caption=text, key=photo, tally=tally)
@@ -86,6 +91,13 @@ def plan(name: str, root: pathlib.Path, options: Options) -> Plan:
     get = "Get it as the docstring of otter_jax/data/public/yfcc15m.py says"
     subset = need(root, SUBSET, f"CLIP's list of photographs. {get}")
     metadata = need(root, METADATA, f"the metadata of YFCC100M. {get}")
+    first = [line for _, line in itertools.islice(lines_in(subset), LOOKED_AT)]
+    if not any(line.partition("\t")[0].strip().isdigit() for line in first):
+        shown = clean(first[0][:40]) if first else ""
+        raise UserError(
+            f"{subset} names no photograph: its lines must begin with the number of a line of "
+            f"{metadata.name}, and the first one is {shown!r}. {get}."
+        )
     units = [Lines(*span, subset, metadata) for span in byte_ranges(metadata, RANGE)]
     files = listed([subset, metadata])
     return Plan(

@@ -11,7 +11,7 @@ from pictures import noise
 from otter_jax.data.build.plan import Options
 from otter_jax.data.build.report import read_report
 from otter_jax.data.ensure import make, plan_of
-from otter_jax.data.public import layouts, open_images, yfcc15m
+from otter_jax.data.public import imagenet, layouts, open_images, wit, yfcc15m
 from otter_jax.data.source import open_dataset
 from otter_jax.errors import UserError
 
@@ -102,6 +102,32 @@ def test_wit_takes_the_english_texts_in_their_order(tmp_path):
     }  # fmt: skip
     assert kept["3.jpg"]["image"] == noise(3)
     assert dropped(report) == {"no caption in 'en'": 2, "row whose image is no base64": 2}
+    further = report["changed"]["further text in 'en' of one image, left out"]
+    assert further["count"] == 1
+    assert "http://w/0.jpg" in further["first"][0]
+
+
+WIT_HEADER = "language\timage_url\t" + "\t".join(wit.TEXTS)
+
+
+def wit_of(root, text, urls):
+    write(root / "wit_v1.train.all-1.tsv.gz", gzip.compress(text.encode()))
+    rows = [f"{url}\t{base64.b64encode(noise(n)).decode()}\tpage" for n, url in enumerate(urls)]
+    write(root / "image_pixels" / "part-0.csv.gz", gzip.compress("\n".join(rows).encode()))
+
+
+def test_wit_without_an_english_text_for_any_image_says_why(tmp_path):
+    wit_of(tmp_path, f"{WIT_HEADER}\nde\ta.jpg\tBezug\t\t\n", ["a.jpg", "b.jpg"])
+    with pytest.raises(UserError, match="(?s)no caption in 'en': .*a.jpg.* row of text: .*b.jpg"):
+        made(tmp_path, "wit", "train")
+
+
+def test_wit_is_read_after_a_byte_order_mark_and_without_columns_says_which(tmp_path):
+    wit_of(tmp_path, f"\ufeff{WIT_HEADER}\nen\ta.jpg\ttext\t\t\n", ["a.jpg"])
+    assert made(tmp_path, "wit", "train")[0]["a.jpg"]["caption"] == "text"
+    wit_of(tmp_path, "lang\turl\n", ["a.jpg"])
+    with pytest.raises(UserError, match="has no column caption_alt_text.*, image_url, language"):
+        plan_of([str(tmp_path)], "x", Options(), layout="wit")
 
 
 def test_yfcc15m_reads_the_photographs_of_the_subset(tmp_path, monkeypatch):
@@ -122,7 +148,24 @@ def test_yfcc15m_reads_the_photographs_of_the_subset(tmp_path, monkeypatch):
         f"photo{n}": noise(n) for n in (0, 2, 8)
     }
     assert kept["photo8"]["caption"] == "Otter 8 swims. in the sea"
-    assert dropped(report) == {"missing file": 1, "line of metadata that is none": 1}
+    assert dropped(report) == {
+        "missing file": 1, "line of metadata that is none": 1, "photograph outside the subset": 6
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("subset", ["", "BZh91AY&SY\n", "photo0\t0\thash\n"])
+def test_yfcc15m_with_a_list_of_no_photographs_is_an_error_at_once(tmp_path, subset):
+    write(tmp_path / "yfcc100m_dataset", "0\tphoto0\n")
+    write(tmp_path / "yfcc100m_subset_data.tsv", subset)
+    with pytest.raises(UserError, match=r"yfcc100m_subset_data.tsv names no photograph: .*Get it"):
+        plan_of([str(tmp_path)], "x", Options(), layout="yfcc15m")
+
+
+def test_lists_are_read_after_a_byte_order_mark(tmp_path):
+    write(tmp_path / "yfcc100m_subset_data.tsv", "\ufeff3\tphoto\thash\n")
+    assert yfcc15m.read_subset(tmp_path / "yfcc100m_subset_data.tsv").nonzero()[0].tolist() == [3]
+    write(tmp_path / "LOC_synset_mapping.txt", "\ufeffn01440764 tench\n")
+    assert imagenet.read_mapping(tmp_path / "LOC_synset_mapping.txt") == {"n01440764": "tench"}
 
 
 @pytest.mark.parametrize(
@@ -164,7 +207,8 @@ def test_open_images_has_the_trainable_labels_that_people_saw(tmp_path):
         "test/image0.jpg": ["Otter", "River"],
         "test/image3.jpg": ["Sea, sea"],
     }
-    assert dropped(report) == {"missing file": 1}
+    without = "picture without a label among the classes"
+    assert dropped(report) == {"missing file": 1, without: 2}
 
 
 HIERARCHY = """category_index\tcategory_id\tindex_of_parent_category\tcategory name
@@ -210,7 +254,8 @@ def test_imagenet1k_and_22k_share_the_names_they_have_in_common(tmp_path):
     write(tmp_path / "images" / "n00004475_32.JPEG", noise(4))
     write(tmp_path / "images" / "n02012849" / "n02012849_9.JPEG", noise(5))
     write(tmp_path / "images" / "n09999999_9.JPEG", noise(6))  # of no class
-    kept, source, _ = made(tmp_path, "imagenet22k", "validation")
+    kept, source, report = made(tmp_path, "imagenet22k", "validation")
+    assert dropped(report) == {"picture without a label among the classes": 1}
     names = ["organism,or living thing", "crane", "tench,or Tinca tinca"]
     assert source.classes("labels") == names
     assert sorted(named(source, row)[0] for row in kept.values()) == sorted([*names, "crane"])
