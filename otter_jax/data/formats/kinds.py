@@ -1,12 +1,12 @@
 """Finds out which kind of data a path is, and plans a set of it: tables, tars or sidecars."""
 
-import glob
-import os
 import pathlib
 from collections.abc import Sequence
 
 from otter_jax.data.build.plan import Options, Plan
 from otter_jax.data.formats import sidecars, tables, tars
+from otter_jax.data.formats.folders import tables_of
+from otter_jax.data.formats.patterns import matches_of
 from otter_jax.data.formats.reading import OF_FILES, OF_TABLES, USUAL, Reading
 from otter_jax.errors import UserError
 
@@ -27,7 +27,7 @@ def plan_of(
     kinds: dict[str, list[pathlib.Path]] = {}
     seen = set()
     for source in sources:
-        for kind, path in _paths(source):
+        for kind, path in _paths(source, reading):
             if path.resolve() not in seen:
                 seen.add(path.resolve())
                 kinds.setdefault(kind, []).append(path)
@@ -46,10 +46,9 @@ def plan_of(
     return sidecars.plan(name, paths[0], options, reading)
 
 
-def _paths(source: str) -> list[tuple[str, pathlib.Path]]:
+def _paths(source: str, reading: Reading) -> list[tuple[str, pathlib.Path]]:
     """Returns kind and path of all files and folders that a source names."""
-    given = os.path.expanduser(source)
-    matches = [given] if os.path.exists(given) else sorted(glob.glob(given, recursive=True))
+    matches = matches_of(source)
     if not matches:
         raise UserError(f"There is nothing at {source}.")
     found = []
@@ -58,8 +57,7 @@ def _paths(source: str) -> list[tuple[str, pathlib.Path]]:
             found.append((_kind(match), match))
             continue
         inside = [path for path in _listing(match) if path.name.lower().endswith(TARS)]
-        if not inside and not _has_pictures(match):
-            inside = sorted(match.glob("**/*.parquet"))
+        inside = inside or tables_of(match, reading)
         found += [(_kind(path), path) for path in inside] or [("pictures", match)]
     return found
 
@@ -70,13 +68,6 @@ def _listing(folder: pathlib.Path) -> list[pathlib.Path]:
         return sorted(path for path in folder.iterdir() if not path.name.startswith("."))
     except OSError as error:
         raise UserError(f"The folder {folder} cannot be read: {error.strerror}.") from error
-
-
-def _has_pictures(folder: pathlib.Path) -> bool:
-    """Tells whether there is a picture anywhere below a folder."""
-    kinds = tuple(f".{kind}" for kind, what in tars.KINDS.items() if what == "image")
-    walk = os.walk(folder, followlinks=True)
-    return any(name.lower().endswith(kinds) for _, _, names in walk for name in names)
 
 
 def _kind(path: pathlib.Path) -> str:

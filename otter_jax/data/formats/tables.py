@@ -242,7 +242,8 @@ def _images(units: Sequence[Rows], tally: Tally) -> Iterator[Any]:
 def _origin(tables: Sequence[pathlib.Path], units: Sequence[Rows]) -> str:
     """Returns the tables in a few words, and what was found out about them."""
     number = len(tables)
-    words = [f"{number} table{'s' * (number > 1)}"]
+    one = clean(f"{tables[0].resolve().parent.name}/{tables[0].name}")
+    words = [one if number == 1 else f"{number} tables"]
     if units:
         first = units[0]
         words.append(f"image {first.columns.image!r}, caption {first.columns.caption!r}")

@@ -12,7 +12,6 @@ give the same set.
 """
 
 import dataclasses
-import glob
 import json
 import lzma
 import os
@@ -35,6 +34,7 @@ from otter_jax.data.build.plan import (
 )
 from otter_jax.data.build.report import Tally
 from otter_jax.data.captions import clean
+from otter_jax.data.formats.patterns import matches_of
 from otter_jax.data.formats.reading import USUAL, Reading
 from otter_jax.data.images import SUFFIXES
 
@@ -93,9 +93,7 @@ def find(tars: Tars) -> dict[str, list[pathlib.Path]]:
     for split, patterns in splits.items():
         files: dict[str, pathlib.Path] = {}
         for pattern in [patterns] if isinstance(patterns, str) else patterns:
-            path = os.path.expanduser(pattern)
-            matches = [path] if os.path.isfile(path) else sorted(glob.glob(path, recursive=True))
-            matches = [match for match in matches if os.path.isfile(match)]
+            matches = [match for match in matches_of(pattern) if os.path.isfile(match)]
             if not matches:
                 raise SourceMissing(
                     f"No tar matches {pattern!r}. Check the path of the web-dataset."

@@ -1,0 +1,102 @@
+"""Finds out what a folder holds: tars, a table with its pictures, or pictures with captions."""
+
+import os
+import pathlib
+from typing import NamedTuple
+
+from otter_jax.data.captions import clean
+from otter_jax.data.formats.columns import SUFFIXES as TABLES
+from otter_jax.data.formats.reading import Reading
+from otter_jax.data.images import SUFFIXES as PICTURES
+from otter_jax.errors import UserError
+
+# What Hugging Face's image folders call their tables, which name files beside them.
+METADATA = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
+CAPTIONS = (".txt", ".json")  # of a picture of the same name
+NAMED = 6  # tables in a message
+
+
+class Contents(NamedTuple):
+    """What is in a folder and below it, hidden files aside.
+
+    Attributes:
+      pictures: whether there is any.
+      captioned: whether any has a caption beside it.
+      tables: all of them, sorted.
+    """
+
+    pictures: bool
+    captioned: bool
+    tables: list[pathlib.Path]
+
+
+def contents_of(root: pathlib.Path) -> Contents:
+    """Looks through a folder and those below it, once each.
+
+    Raises UserError for a folder that cannot be read.
+    """
+    pictures, captioned, tables, seen = False, False, [], set()
+    for folder, inner, names in os.walk(root, followlinks=True, onerror=_refuse):
+        seen.add(os.path.realpath(folder))
+        inner[:] = sorted(
+            name
+            for name in inner
+            if not name.startswith(".") and os.path.realpath(os.path.join(folder, name)) not in seen
+        )
+        stems: dict[str, set[str]] = {}
+        for name in names:
+            stem, suffix = os.path.splitext(name)
+            if name.startswith("."):
+                continue
+            if suffix.lower() in (*PICTURES, *CAPTIONS):
+                kind = "picture" if suffix.lower() in PICTURES else "caption"
+                # By the first dot too, as in a web-dataset.
+                stems.setdefault(kind, set()).update((stem, name.partition(".")[0]))
+            if name.lower().endswith(TABLES):
+                tables.append(pathlib.Path(folder, name))
+        pictures |= "picture" in stems
+        captioned |= bool(stems.get("picture", set()) & stems.get("caption", set()))
+    return Contents(pictures, captioned, sorted(tables))
+
+
+def tables_of(root: pathlib.Path, reading: Reading) -> list[pathlib.Path]:
+    """Returns the tables that a folder is; [] if it is pictures with their own captions.
+
+    Raises UserError if only its user can tell which of its tables is meant.
+    """
+    found = contents_of(root)
+    metadata = [table for table in found.tables if table.name.lower() in METADATA]
+    if metadata and found.pictures:
+        return _of_one_kind(metadata)
+    if not found.pictures:
+        shards = [table for table in found.tables if table.name.lower().endswith(".parquet")]
+        if shards or len(found.tables) == 1:
+            return shards or found.tables
+    elif found.captioned or not reading.captions:
+        return []
+    if not found.tables:
+        return []
+    shown = ", ".join(clean(str(table)) for table in found.tables[:NAMED])
+    more = f" and {len(found.tables) - NAMED:,} more" * (len(found.tables) > NAMED)
+    what = "pictures, but no captions beside them" if found.pictures else "no picture"
+    one = len(found.tables) == 1
+    raise UserError(
+        f"The folder {root} holds {what}. It holds {'a table' if one else 'tables'}, {shown}{more}"
+        f": give {'that' if one else 'the one that is meant'} instead of the folder."
+    )
+
+
+def _of_one_kind(metadata: list[pathlib.Path]) -> list[pathlib.Path]:
+    """Returns one table per folder, since the others of a folder say the same."""
+    by_folder: dict[pathlib.Path, pathlib.Path] = {}
+    for table in sorted(metadata, key=_preference):
+        by_folder.setdefault(table.parent, table)
+    return sorted(by_folder.values())
+
+
+def _preference(table: pathlib.Path) -> int:
+    return METADATA.index(table.name.lower())
+
+
+def _refuse(error: OSError) -> None:
+    raise UserError(f"The folder {clean(str(error.filename))} cannot be read: {error.strerror}.")

@@ -1,0 +1,124 @@
+"""What a source is, is found out from its name and contents, said, or asked."""
+
+import json
+
+import pytest
+from making import made, write_pictures
+from pictures import noise
+from tars import write_tar
+
+from otter_jax.data.build.plan import Options, SourceMissing
+from otter_jax.data.formats import kinds, tars
+from otter_jax.data.formats.patterns import MOST, braces
+from otter_jax.data.formats.reading import Reading
+from otter_jax.errors import UserError
+
+
+def planned(*sources, **reading):
+    """The plan of these sources."""
+    return kinds.plan_of([str(s) for s in sources], "mine", Options(), Reading(**reading))
+
+
+def write_table(path, files, caption="caption"):
+    """A table of these files, by its suffix, with two columns."""
+    if path.suffix == ".csv":
+        path.write_text(f"file_name,{caption}\n" + "".join(f"{name},of {name}\n" for name in files))
+    else:
+        rows = [{"file_name": name, caption: f"of {name}"} for name in files]
+        path.write_text("\n".join(map(json.dumps, rows)))
+    return path
+
+
+def test_an_image_folder_of_hugging_face_is_its_tables(tmp_path):
+    for split in ("train", "validation"):
+        files = write_pictures(tmp_path / split, 2)
+        write_table(tmp_path / split / "metadata.jsonl", files, "text")
+        write_table(tmp_path / split / "metadata.csv", files, "text")
+    plan = planned(tmp_path)
+    assert plan.origin.startswith("2 tables (image 'file_name', caption 'text'")
+    assert "train, validation together" in plan.origin
+    one = planned(tmp_path / "train")
+    assert one.origin.startswith("train/metadata.jsonl (")
+    kept, part = made(tmp_path, one)
+    assert {key: row["caption"] for key, row in kept.items()} == {
+        "0.jpg": "of 0.jpg", "1.jpg": "of 1.jpg",
+    }  # fmt: skip
+    assert part["origin"] == one.origin
+
+
+def test_a_folder_with_pictures_and_a_table_of_another_name_is_asked_about(tmp_path):
+    write_table(tmp_path / "labels.csv", write_pictures(tmp_path, 2))
+    with pytest.raises(UserError, match="no captions beside them. It holds a table, .*labels.csv"):
+        planned(tmp_path)
+    write_table(tmp_path / "other.jsonl", [])
+    with pytest.raises(UserError, match="tables, .*labels.csv, .*other.jsonl: give the one"):
+        planned(tmp_path)
+    assert "files in" in planned(tmp_path, captions=False).origin
+    (tmp_path / "0.txt").write_text("an otter")
+    assert "files in" in planned(tmp_path).origin
+
+
+def test_a_folder_without_pictures_is_the_one_table_in_it_or_all_its_parquet_files(tmp_path):
+    write_pictures(tmp_path / "p", 1)
+    folder = tmp_path / "tables"
+    folder.mkdir()
+    write_table(folder / "a.csv", [str(tmp_path / "p" / "0.jpg")])
+    assert planned(folder).origin.startswith("tables/a.csv (")
+    write_table(folder / "b.csv", [str(tmp_path / "p" / "0.jpg")])
+    with pytest.raises(UserError, match="no picture. It holds tables, .*a.csv, .*b.csv"):
+        planned(folder)
+
+
+def test_links_that_lead_in_circles_end(tmp_path):
+    write_table(tmp_path / "metadata.csv", write_pictures(tmp_path, 1))
+    (tmp_path / "again").symlink_to(tmp_path)
+    assert planned(tmp_path).origin.count("metadata") == 1
+
+
+@pytest.mark.parametrize(
+    ("pattern", "names"),
+    [
+        ("a-{00008..00010}.tar", ["a-00008.tar", "a-00009.tar", "a-00010.tar"]),
+        ("{8..10}", ["8", "9", "10"]),
+        ("{2..0}", ["2", "1", "0"]),
+        ("{00..10..5}", ["00", "05", "10"]),
+        ("{a,b}/{0..1}.tar", ["a/0.tar", "a/1.tar", "b/0.tar", "b/1.tar"]),
+        ("x{}y{one}.tar", ["x{}y{one}.tar"]),
+        ("{one}{a,b}", ["{one}a", "{one}b"]),
+    ],
+)
+def test_braces_stand_for_what_a_shell_has_them_stand_for(pattern, names):
+    assert braces(pattern) == names
+
+
+def test_braces_of_too_many_names_are_an_error():
+    for pattern in ("{0..99999999999}", "{0..9999}{0..9999}"):
+        with pytest.raises(UserError, match=f"over {MOST:,} names"):
+            braces(pattern)
+
+
+def test_braces_name_sources_and_the_tars_of_a_config(tmp_path):
+    for n in range(3):
+        write_tar(tmp_path / f"s-{n:05d}.tar", [(f"{n}.jpg", noise(n)), (f"{n}.txt", f"of {n}")])
+    pattern = f"{tmp_path}/s-{{00000..00002}}.tar"
+    assert planned(pattern).origin == "3 tars"
+    assert [path.name for path in tars.find([pattern])["train"]] == [
+        "s-00000.tar", "s-00001.tar", "s-00002.tar",
+    ]  # fmt: skip
+    with pytest.raises(UserError, match=r"Of the 4 names .* 1 match nothing.*s-00003.tar"):
+        planned(f"{tmp_path}/s-{{00000..00003}}.tar")
+    with pytest.raises(UserError, match="There is nothing at"):
+        planned(f"{tmp_path}/t-{{00000..00003}}.tar")
+    with pytest.raises(SourceMissing):
+        tars.find([f"{tmp_path}/t-{{00000..00003}}.tar"])
+
+
+def test_what_a_source_cannot_use_is_refused_by_name(tmp_path):
+    tar = write_tar(tmp_path / "a.tar", [("a.jpg", noise()), ("a.txt", "x")])
+    with pytest.raises(UserError, match="--root, --delimiter are not for tars, such as a.tar"):
+        planned(tar, root=tmp_path, delimiter=";")
+    table = write_table(tmp_path / "t.csv", write_pictures(tmp_path, 1))
+    with pytest.raises(UserError, match="--key is not for tables, such as t.csv"):
+        planned(table, key="last-dot")
+    with pytest.raises(UserError, match="key='no-dot': one of first-dot, last-dot"):
+        Reading(key="no-dot")
