@@ -163,7 +163,7 @@ def _make(options: argparse.Namespace, console: rich.console.Console) -> None:
 
 def _print_next(options: argparse.Namespace, console: rich.console.Console) -> None:
     """Prints the commands that train on the set; sets of pictures to evaluate on have none."""
-    if options.layout and options.layout not in configs.names():
+    if not options.captions or (options.layout and options.layout not in configs.names()):
         return
     config = options.layout or "pairs"
     words = ["--config", config, f"--config.data.name={options.name}"]

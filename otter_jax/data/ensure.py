@@ -1,6 +1,7 @@
 """Makes a data set if it is missing: plans it from what the user names, then builds it."""
 
 import contextlib
+import dataclasses
 import fcntl
 import pathlib
 from collections.abc import Callable, Iterator, Sequence
@@ -9,7 +10,7 @@ import rich.console
 import rich.progress
 
 from otter_jax.data.build.builder import Prepared, check_same, prepare
-from otter_jax.data.build.plan import Options, Plan, SourceMissing
+from otter_jax.data.build.plan import NO_CAPTION, UNCAPTIONED, Options, Plan, SourceMissing
 from otter_jax.data.build.report import read_report, table
 from otter_jax.data.formats import class_folders, kinds
 from otter_jax.data.formats import tars as web_dataset
@@ -20,7 +21,9 @@ from otter_jax.data.source import parse_mixture, version_folder
 from otter_jax.errors import UserError
 
 
-def ensure(dataset: str, data_dir: str, tars: Tars = (), folder: str = "") -> None:
+def ensure(
+    dataset: str, data_dir: str, tars: Tars = (), folder: str = "", *, captions: bool = True
+) -> None:
     """Makes the set if it is missing; other processes wait meanwhile.
 
     If the set exists and its source does not any more, the set is taken as it is.
@@ -32,10 +35,11 @@ def ensure(dataset: str, data_dir: str, tars: Tars = (), folder: str = "") -> No
       tars: paths or globs of web-dataset tars, for a set of your own; they are its split "train",
         or {split: tars}.
       folder: a folder with a folder of pictures per class, for a labelled set of your own.
+      captions: whether every picture must have a caption; one to evaluate on need not.
 
     Raises:
-      UserError: the set is missing and cannot be made, was made of something else, or both tars
-        and folder are given.
+      UserError: the set is missing and cannot be made, was made of something else, has pictures
+        without the captions that it must have, or both tars and folder are given.
     """
     sets = pathlib.Path(data_dir).expanduser()
     mixed = [name for name, _ in parse_mixture(dataset)]
@@ -43,21 +47,25 @@ def ensure(dataset: str, data_dir: str, tars: Tars = (), folder: str = "") -> No
         if tars or folder:
             raise UserError(f"{dataset} is of several sets: make each by itself before.")
         for name in mixed:
-            ensure(name, data_dir)
+            ensure(name, data_dir, captions=captions)
         return
     home = _home(sets, dataset)
     if dataset == openmoji.NAME and home.exists() and not (tars or folder):
         return  # its packages may be gone; and other versions of them would draw differently
     try:
-        plan = _plan_of_config(dataset, sets, tars, folder)
+        plan = _plan_of_config(dataset, sets, tars, folder, Reading(captions=captions))
     except SourceMissing:
         if not home.exists():
             raise
-        return
+        plan = None
     if plan is None:
         version_folder(sets, dataset, "To build it, give the tars or the folder it is made of.")
-        return
-    make(plan, data_dir)
+    else:
+        if home.exists():  # a set made for either use serves both, unless captions are missing
+            details = {what: it for what, it in plan.details.items() if what != "captions"}
+            plan = dataclasses.replace(plan, details=details)
+        make(plan, data_dir)
+    _check_captions(home, dataset, captions)
 
 
 def plan_of(
@@ -119,7 +127,28 @@ def _home(sets: pathlib.Path, dataset: str) -> pathlib.Path:
     return sets / dataset / str(Prepared.VERSION)
 
 
-def _plan_of_config(dataset: str, sets: pathlib.Path, given: Tars, folder: str) -> Plan | None:
+def _check_captions(home: pathlib.Path, dataset: str, captions: bool) -> None:
+    """Raises UserError if captions are needed and missing; says if some pictures went for that."""
+    without = left_out = 0
+    for about in read_report(home).values():
+        without += about["changed"].get(UNCAPTIONED, {"count": 0})["count"]
+        left_out += sum(about["dropped"].get(why, {"count": 0})["count"] for why in NO_CAPTION)
+    if captions and without:
+        raise UserError(
+            f"{without:,} pictures of the data set {dataset} have no caption: it was made to be "
+            f"evaluated on. To train, give the data another name, or remove {home} to make it "
+            "again without them."
+        )
+    if not captions and left_out:
+        print(
+            f"{dataset}: {left_out:,} records without caption were left out when it was made; "
+            f"remove {home} to evaluate on them, too."
+        )
+
+
+def _plan_of_config(
+    dataset: str, sets: pathlib.Path, given: Tars, folder: str, reading: Reading
+) -> Plan | None:
     """Plans the set that a config names; None if the config names no source for it."""
     if given and folder:
         raise UserError(
@@ -132,7 +161,7 @@ def _plan_of_config(dataset: str, sets: pathlib.Path, given: Tars, folder: str) 
             raise UserError(f"The name openmoji is taken: give the data of your {kind} another.")
         return openmoji.plan(Options())
     if given:
-        return web_dataset.plan(dataset, given, Options())
+        return web_dataset.plan(dataset, given, Options(), reading)
     if not folder:
         return None
     root = pathlib.Path(folder).expanduser().resolve()

@@ -57,10 +57,12 @@ def evaluation(
     )
 
 
-def ensure_once(dataset: str, data_dir: str, tars: Tars = (), folder: str = "") -> None:
+def ensure_once(
+    dataset: str, data_dir: str, tars: Tars = (), folder: str = "", *, captions: bool = True
+) -> None:
     """Makes the set if it is missing: the first process makes it, the others wait."""
     with cluster.first_before_others():
-        ensure(dataset, data_dir, tars, folder)
+        ensure(dataset, data_dir, tars, folder, captions=captions)
 
 
 def over_all(

@@ -55,7 +55,7 @@ class EvalSet:
         """
         key = f"eval.sets.{name}"
         templates = templates_of(spec.templates, f"{key}.templates")
-        ensure_once(spec.data, data_dir, spec.tars)
+        ensure_once(spec.data, data_dir, spec.tars, captions=spec.label == "caption")
         source = open_dataset(data_dir, spec.data, spec.split)
         values = read_labels(source, spec.label, f"{key}.label")
         no_label = sum(not row for row in values)

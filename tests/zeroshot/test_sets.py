@@ -28,7 +28,7 @@ def opened(monkeypatch, tmp_path):
             values = [json.dumps(v) if name == "json" else v for v in values]
         records = [{name: v, "key": f"p{i}".encode()} for i, v in enumerate(values)]
         source = Source("zoo:train", records, features)
-        monkeypatch.setattr(sets, "ensure_once", lambda *_: None)
+        monkeypatch.setattr(sets, "ensure_once", lambda *_, **__: None)
         monkeypatch.setattr(sets, "open_dataset", lambda *_: source)
         path = ""
         if names is not None:
@@ -223,3 +223,16 @@ def test_templates_are_taken_as_clip_benchmark_writes_them_too(tmp_path):
 def test_templates_without_a_place_for_the_name_are_an_error(given):
     with pytest.raises(UserError, match="each needs {}"):
         templates_of(given, "templates")
+
+
+@pytest.mark.parametrize(("label", "needed"), [("json.species", False), ("caption", True)])
+def test_only_a_set_whose_labels_are_captions_needs_them(monkeypatch, label, needed):
+    class Asked(Exception):
+        pass
+
+    def ask(*_, captions):
+        raise Asked(captions)
+
+    monkeypatch.setattr(sets, "ensure_once", ask)
+    with pytest.raises(Asked, match=str(needed)):
+        sets.EvalSet.open("animals", evaluation("animals", label=label), "")

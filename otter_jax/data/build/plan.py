@@ -28,6 +28,7 @@ WINDOW = 64  # records of a unit held at once
 ROWS = 256  # records of a part written and read at once
 PARTS = 2  # the version of what `parts` writes: parts of another are not used
 
+NO_CAPTION = ("image without caption", "missing caption", "empty caption")  # why one is dropped
 UNCAPTIONED = "picture without caption, kept"  # counted in the report of a set that allows them
 
 

@@ -220,6 +220,26 @@ def test_a_set_is_found_again_and_other_tars_need_another_name(tmp_path, capsys)
     ensure("mine", str(tmp_path), (tar,))  # built, and the tars cleaned away
 
 
+def test_a_set_to_evaluate_on_needs_no_captions_and_is_not_trained_on(tmp_path, capsys):
+    tar = write_tar(tmp_path / "a.tar", [*pairs(range(2)), ("x.jpg", noise()), ("x.cls", "7")])
+    ensure("seen", str(tmp_path), (tar,), captions=False)
+    kept = records(tmp_path, "seen")
+    assert (kept["x"]["caption"], kept["x"]["json"]) == ("", '{"cls": 7}')
+    assert kept["0000"]["caption"] == "picture number 0"
+    ensure("seen", str(tmp_path), captions=False)
+    for source in ((), (tar,)):
+        with pytest.raises(UserError, match=r"1 pictures of the data set seen have no caption"):
+            ensure("seen", str(tmp_path), source)
+    ensure("trained", str(tmp_path), (tar,))
+    assert len(records(tmp_path, "trained")) == 2
+    capsys.readouterr()
+    ensure("trained", str(tmp_path), (tar,), captions=False)
+    assert "trained: 1 records without caption were left out" in capsys.readouterr().out
+    full = write_tar(tmp_path / "b.tar", pairs(range(2)))
+    ensure("both", str(tmp_path), (full,), captions=False)
+    ensure("both", str(tmp_path), (full,))  # no caption is missing
+
+
 def test_an_interrupted_build_leaves_no_set_and_starts_over(tmp_path, monkeypatch):
     tar = write_tar(tmp_path / "a.tar", pairs(range(3)))
 
