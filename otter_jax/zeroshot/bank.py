@@ -2,6 +2,7 @@
 
 import collections
 import pathlib
+import re
 import unicodedata
 from collections.abc import Callable, Sequence
 
@@ -60,6 +61,10 @@ def read_names(path: str) -> list[str]:
             f"{path}: {blank} blank lines and {counts.total() - len(counts)} repeated names are "
             f"left out{such}."
         )
+    if all(re.match(r"\d+\W", name) for name in counts):
+        print(
+            f"{path}: each name begins with a number, as {next(iter(counts))!r}; prompts do, too."
+        )
     return list(counts)
 
 
@@ -70,8 +75,8 @@ def templates_of(given: str | Sequence[str], key: str) -> tuple[str, ...]:
     of the config. Raises UserError if one has no such place, or the file cannot be read.
     """
     if isinstance(given, str):
-        is_file = not any(slot in given for slot in SLOTS)
-        given = filter(None, read_lines(given, "templates")) if is_file and given else (given,)
+        is_file = pathlib.Path(given).expanduser().is_file()
+        given = filter(None, read_lines(given, "templates")) if is_file else (given,)
     templates = tuple(str(template) for template in given)
     wrong = [t for t in templates if not any(slot in t for slot in SLOTS)]
     if wrong or not templates:

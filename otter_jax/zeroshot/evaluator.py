@@ -153,6 +153,12 @@ class Evaluator:
         above, level, own, finite = placed.T
         what = f"eval.sets.{s.name}: embeddings of images ({weights})"
         check_finite((finite > 0) | ~valid, s.source.key, what)
+        tied = int((level > own)[counted].sum())
+        if tied:
+            self._console.print(
+                f"{s.name}, {weights}: in {tied:,} of {counted.sum():,} images other classes have "
+                "exactly the score of the best label; their hits are those expected over the order."
+            )
         labels, classes = s.labels[counted], len(s.names)
         ks = [k for k in KS if k <= classes]
         hits = expected_hit(above[counted], level[counted], own[counted], ks)

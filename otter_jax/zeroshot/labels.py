@@ -15,6 +15,7 @@ from otter_jax.errors import UserError
 from otter_jax.zeroshot.bank import spelled
 
 FIELDS = 12  # that a message lists
+SAMPLE = 100  # records that are searched for a field
 
 
 def read_labels(source: Source, label: str, key: str) -> list[list[Any]]:
@@ -27,10 +28,7 @@ def read_labels(source: Source, label: str, key: str) -> list[list[Any]]:
     """
     feature, _, field = label.partition(".")
     if feature not in source.features:
-        raise UserError(
-            f"{key}={label!r}: {source.name} has no feature {feature!r}; it has "
-            f"{', '.join(source.features)}.{_meant(feature, source.features)}"
-        )
+        _refuse_feature(source, label, key)
     if isinstance(source.features[feature], tfds.features.Image):
         raise UserError(f"{key}={label!r}: that is the picture itself, and no label.")
     path = field.split(".") if field else []
@@ -106,6 +104,16 @@ def _fields(value: Any, before: str = "") -> Iterator[str]:
         for name, inner in value.items():
             yield f"{before}{name}"
             yield from _fields(inner, f"{before}{name}.")
+
+
+def _refuse_feature(source: Source, label: str, key: str) -> None:
+    feature, _, _ = label.partition(".")
+    inside = {f for i in source.sample(SAMPLE) for f in _fields(_parsed(source[i].get("json")))}
+    meant = f" Did you mean json.{label}?" if label in inside else _meant(feature, source.features)
+    raise UserError(
+        f"{key}={label!r}: {source.name} has no feature {feature!r}; it has "
+        f"{', '.join(source.features)}.{meant}"
+    )
 
 
 def _refuse_objects(source: Source, number: int, label: str, key: str) -> None:

@@ -77,6 +77,8 @@ class EvalSet:
             if own:
                 values = [[spelled(own[v]) for v in row] for row in values]
             counts = collections.Counter(v for row in values for v in dict.fromkeys(row))
+            if spec.names:
+                _refuse_marks(values, read_lines(spec.names, "class names"), f"{key}.label")
             names, number = _classes(spec.names, counts, key, source.name)
             rows = [[number[v] for v in row if v in number] for row in values]
             unknown = {v: count for v, count in sorted(counts.items()) if v not in number}
@@ -111,17 +113,19 @@ def _classes(
     if all(map(_is_number, counts)) and not number.keys() & counts.keys():
         lines = read_lines(path, "class names")
         _check_lines(lines, path, counts, key, source)
-        first = ", ".join(f"{n} is {lines[int(n)]}" for n in sorted(counts, key=int)[:EXAMPLES])
-        print(f"{source}: the labels are read as line numbers of {path}, from 0: {first}.")
+        first = ", ".join(f"{n} is {lines[int(n)]!r}" for n in sorted(counts, key=int)[:EXAMPLES])
+        zero = "" if "0" in counts else " (which no picture has)"
+        print(f"{source}: the labels are read as line numbers of {path}, from 0{zero}: {first}.")
         return names, {label: number[lines[int(label)]] for label in counts}
     unknown = sorted(counts.keys() - number.keys())
     file = pathlib.Path(path).name
     alike = [(label, close_to(label, names)) for label in unknown[:EXAMPLES]]
-    some = ", ".join(f"{label} (there is {name})" if name else label for label, name in alike)
+    some = ", ".join(f"{a!r} (there is {b!r})" if b else repr(a) for a, b in alike)
     if len(unknown) == len(counts):
         raise UserError(
             f"{key}: no label of {source} is among the {len(names)} names in {path}. Labels: "
-            f"{some}. Names: {_some(names)}. A label belongs to the name that is spelled the same."
+            f"{some}. Names: {_some(map(repr, names))}. A label belongs to the name that is "
+            "spelled the same."
         )
     if unknown:
         print(
@@ -138,10 +142,25 @@ def _check_lines(
     wrong = sorted(n for n in map(int, counts) if not 0 <= n < len(lines) or not lines[n])
     if wrong:
         pictures = sum(counts[str(n)] for n in wrong)
+        from_1 = "0" not in counts and wrong == [len(lines)]
+        more = " If they count from 1, put an empty line before the first name." if from_1 else ""
         raise UserError(
             f"{key}: the labels of {source} are whole numbers, read as line numbers of {path} from "
             f"0 to {len(lines) - 1}; there is no name for {_some(map(str, wrong), NUMBERS)}, which "
             f"{pictures:,} pictures have. Mend the file, or write null where there is no label."
+            f"{more}"
+        )
+
+
+def _refuse_marks(values: Sequence[Sequence[str]], lines: Sequence[str], key: str) -> None:
+    """Raises UserError if each picture has a 0 or 1 for each class instead of its labels."""
+    if len(lines) > 1 and all(
+        len(row) in (0, len(lines)) and {*row} <= {"0", "1"} for row in values
+    ):
+        raise UserError(
+            f"{key}: each picture has {len(lines)} numbers that are all 0 or 1, as many as there "
+            "are class names. Give the labels themselves, names or class numbers, not a mark for "
+            "each class."
         )
 
 

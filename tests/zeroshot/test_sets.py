@@ -20,7 +20,7 @@ E_ONE, E_TWO = "caf\u00e9", "cafe\u0301"  # NFC and NFD of the same word
 def opened(monkeypatch, tmp_path):
     """Opens a set of records with these values of a feature; `names` are the bytes of a file."""
 
-    def call(values, feature=None, label="json.species", names=None, **more):
+    def call(values, feature=None, label="json.species", names=None, spec="", **more):
         name = label.partition(".")[0]
         text = tfds.features.Text()
         features = tfds.features.FeaturesDict({name: feature or text, "key": text})
@@ -36,7 +36,9 @@ def opened(monkeypatch, tmp_path):
             (tmp_path / "names.txt").write_bytes(
                 names if isinstance(names, bytes) else names.encode()
             )
-        return sets.EvalSet.open("zoo", evaluation("zoo", label=label, names=path, **more), "")
+        return sets.EvalSet.open(
+            "zoo", evaluation("zoo", label=spec or label, names=path, **more), ""
+        )
 
     return call
 
@@ -125,6 +127,20 @@ def test_line_numbers_stay_right_after_blank_and_repeated_names(opened):
     assert found.names == ["lion", "cat", "owl"]
 
 
+def test_numbers_that_may_count_from_1_are_an_error_or_said(opened, capsys):
+    with pytest.raises(UserError, match="from 1, put an empty line before the first name"):
+        opened(species(1, 2), names="lion\ncat")
+    assert classes(opened(species(1, 2), names="\nlion\ncat")) == [["lion"], ["cat"]]
+    opened(species(1, 1), names="lion\ncat")
+    assert "from 0 (which no picture has): 1 is 'cat'." in capsys.readouterr().out
+
+
+def test_a_mark_for_each_class_is_no_list_of_class_numbers(opened):
+    with pytest.raises(UserError, match="3 numbers that are all 0 or 1"):
+        opened(species([0, 1, 0], [1, 0, 0]), names="lion\ncat\nowl")
+    assert classes(opened(species([0, 1], [0]), names="lion\ncat")) == [["lion", "cat"], ["lion"]]
+
+
 @pytest.mark.parametrize("number", [3, -1, 1])
 def test_numbers_without_a_line_are_an_error_that_names_them(opened, number):
     with pytest.raises(UserError, match=f"no name for {number}, which 2 pictures have"):
@@ -147,11 +163,11 @@ def test_labels_that_are_no_class_are_counted_and_named_with_what_is_alike(opene
     assert found.unknown == {"Cat": 2, "yeti": 1}
     assert found.no_label == 0
     assert "2 labels are not among the 2 class names" in (out := capsys.readouterr().out)
-    assert "such as Cat (there is cat), yeti." in out
+    assert "such as 'Cat' (there is 'cat'), 'yeti'." in out
 
 
 def test_labels_and_names_with_nothing_in_common_are_both_shown(opened):
-    with pytest.raises(UserError, match=r"Labels: lion .*\. Names: lion,cat\."):
+    with pytest.raises(UserError, match=r"Labels: 'lion' .*\. Names: 'lion,cat'\."):
         opened(species(LION), names="lion,cat\n")
 
 
@@ -204,6 +220,18 @@ def test_names_in_another_encoding_are_an_error_that_says_so(tmp_path, content):
         read_names(str(tmp_path / "names.txt"))
 
 
+def test_names_that_bring_their_numbers_are_said(tmp_path, capsys):
+    (tmp_path / "names.txt").write_text("0 cat\n1: lion\n")
+    read_names(str(tmp_path / "names.txt"))
+    assert "each name begins with a number, as '0 cat'" in capsys.readouterr().out
+
+
+def test_a_field_without_its_feature_is_an_error_that_says_both(opened):
+    feature = tfds.features.Text()
+    with pytest.raises(UserError, match=r"Did you mean json\.species\?"):
+        opened([json.dumps({"species": LION})], feature, spec="species")
+
+
 def test_repeated_names_are_named(tmp_path, capsys):
     (tmp_path / "names.txt").write_text("cat\nlion\ncat\n")
     assert read_names(str(tmp_path / "names.txt")) == ["cat", "lion"]
@@ -219,7 +247,7 @@ def test_templates_are_taken_as_clip_benchmark_writes_them_too(tmp_path):
     assert templates_of("a photo of {}.", "templates") == expected[:1]
 
 
-@pytest.mark.parametrize("given", [("a photo",), (), "", ("a {}", "a {name}")])
+@pytest.mark.parametrize("given", [("a photo",), (), "", "a photo", ("a {}", "a {name}")])
 def test_templates_without_a_place_for_the_name_are_an_error(given):
     with pytest.raises(UserError, match="each needs {}"):
         templates_of(given, "templates")
