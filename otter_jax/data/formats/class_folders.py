@@ -7,21 +7,27 @@ so are files beside the class folders that are no pictures.
 
 A picture that cannot be read stops nothing: it is counted and named in report.json beside the
 records. A class with fewer than two pictures stops the build, since none could be held out.
+
+The order of a split is stratified: the pictures of each class are spread evenly over it, with one
+at the beginning and one at the end. So a slice from either end that has at least as many pictures
+as there are classes has all classes, train[:20%] as well as train[20%:].
 """
 
 import collections
 import dataclasses
 import functools
 import hashlib
+import itertools
 import os
 import pathlib
 import re
-from collections.abc import Iterable, Iterator, Mapping
+import unicodedata
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import tensorflow_datasets as tfds
 
-from otter_jax.data.build.plan import Options, Plan, Record, SourceMissing
+from otter_jax.data.build.plan import Options, Plan, Record, SourceMissing, fingerprint
 from otter_jax.data.build.report import Tally
 from otter_jax.data.captions import clean
 from otter_jax.data.images import SUFFIXES
@@ -30,6 +36,7 @@ from otter_jax.errors import UserError
 LEAST = 2  # pictures of a class: one to learn from, one to be tested on
 NAMED_CLASSES = 10  # that have too few, in the message
 SLICE = 1_000  # files of a unit
+NEAR = 1e-6  # of the distance of a class's pictures in the set; places so near are the same
 LAYOUTS = "ROOT/CLASS/picture or ROOT/SPLIT/CLASS/picture"
 
 
@@ -49,7 +56,7 @@ class Slice:
     """Reads some files of class folders, each with the label of its class."""
 
     root: pathlib.Path
-    files: tuple[tuple[str, File], ...]  # label, file
+    files: tuple[tuple[str, File, float], ...]  # label, file, place in the set
 
     @property
     def size(self) -> int:
@@ -58,14 +65,12 @@ class Slice:
 
     def read(self, tally: Tally) -> Iterator[Record]:
         """Yields the pictures in the order of the files."""
-        for label, file in self.files:
+        for label, file, place in self.files:
             key = clean(file.path)
             if not file.is_picture:
                 tally.dropped("not a picture", key)
                 continue
-            # The hash of the path orders the set, so that classes are mixed in it.
-            order = os.fsencode(file.path)
-            yield Record(key, self.root / file.path, {"label": label, "key": key}, order)
+            yield Record(key, self.root / file.path, {"label": label, "key": key}, place)
 
 
 def plan(name: str, root: str | os.PathLike, options: Options) -> Plan:
@@ -80,16 +85,20 @@ def plan(name: str, root: str | os.PathLike, options: Options) -> Plan:
     splits = find(root)
     labels = _labels(root, splits)
     files = {
-        split: [(labels[folder], file) for folder in classes for file in classes[folder]]
+        split: [
+            (labels[folder], file, place)
+            for folder in classes
+            for file, place in placed(classes[folder])
+        ]
         for split, classes in splits.items()
     }
-    check = functools.partial(check_enough, root, sorted(labels.values()))
-    every = (pair for of_split in files.values() for pair in of_split)
-    check(collections.Counter(label for label, file in every if file.is_picture))
+    check = functools.partial(check_enough, root, sorted(set(labels.values())))
+    every = itertools.chain.from_iterable(files.values())
+    check(collections.Counter(label for label, file, _ in every if file.is_picture))
     return Plan(
         name=name,
         features={
-            "label": tfds.features.ClassLabel(names=sorted(labels.values())),
+            "label": tfds.features.ClassLabel(names=sorted(set(labels.values()))),
             "key": tfds.features.Text(),
         },
         units={
@@ -102,6 +111,21 @@ def plan(name: str, root: str | os.PathLike, options: Options) -> Plan:
         options=options,
         check_classes=check,
     )
+
+
+def placed(files: Sequence[File]) -> list[tuple[File, float]]:
+    """Returns the files of a class with their places in the set: its pictures spread from 0 to 1.
+
+    Which picture comes where, and before those of other classes at the same place, is chosen by a
+    hash of the paths alone.
+    """
+    chance = {file: (fingerprint(os.fsencode(file.path)) + 2**63) / 2**64 for file in files}
+    pictures = sorted((file for file in files if file.is_picture), key=chance.__getitem__)
+    places = {
+        file: (i + NEAR * chance[file]) / (len(pictures) - 1 + NEAR)
+        for i, file in enumerate(pictures)
+    }
+    return [(file, places.get(file, 0.0)) for file in files]
 
 
 def check_enough(root: pathlib.Path, names: Iterable[str], count: Mapping[str, int]) -> None:
@@ -186,22 +210,29 @@ def _list(root: pathlib.Path, folder: str) -> tuple[list[str], list[File]]:
 
 
 def _labels(root: pathlib.Path, splits: dict[str, Classes]) -> dict[str, str]:
-    """Returns the class name of each folder of all splits: its name, cleaned.
+    """Returns the class name of each folder of all splits: its name, cleaned and composed (NFC).
 
     Raises:
-      UserError: two folders have the same name then, or one has none.
+      UserError: two folders have the same name then, or one has none. In different splits they may
+        have it, if they are the same but for how Unicode composes them.
     """
-    folders: dict[str, str] = {}
-    for folder in sorted({folder for classes in splits.values() for folder in classes}):
-        name = clean(folder)
-        if not name or name in folders:
-            other = f" apart from {folders[name]!r}" if name else ""
-            raise UserError(
-                f"The class folder {folder!r} in {root} cannot be told{other} once spaces around "
-                "a name, control characters and what is no UTF-8 are cleaned away. Rename it."
-            )
-        folders[name] = folder
-    return {folder: name for name, folder in folders.items()}
+    folders: dict[str, str] = {}  # name -> folder that has it, composed
+    names: dict[str, str] = {}
+    for classes in splits.values():
+        here: dict[str, str] = {}
+        for folder in sorted(classes):
+            composed = unicodedata.normalize("NFC", folder)
+            name = clean(composed)
+            other = here.get(name, folders.setdefault(name, composed))
+            if not name or name in here or other != composed:
+                apart = f" apart from {other!r}" if name else ""
+                raise UserError(
+                    f"The class folder {folder!r} in {root} cannot be told{apart} once spaces "
+                    "around a name, control characters and what is no UTF-8 are cleaned away, and "
+                    "accents are composed with their letters (NFC). Rename it."
+                )
+            here[name], names[folder] = folder, name
+    return names
 
 
 def _extent(split: str, classes: Classes) -> dict[str, Any]:

@@ -4,13 +4,11 @@ import pathlib
 from collections.abc import Sequence
 
 from otter_jax.data.build.plan import Options, Plan
-from otter_jax.data.formats import sidecars, tables, tars
+from otter_jax.data.formats import archive, sidecars, tables, tars
 from otter_jax.data.formats.folders import tables_of
 from otter_jax.data.formats.patterns import matches_of
 from otter_jax.data.formats.reading import OF_FILES, OF_TABLES, USUAL, Reading
 from otter_jax.errors import UserError
-
-TARS = (".tar", ".tar.gz", ".tgz")
 
 
 def plan_of(
@@ -56,7 +54,7 @@ def _paths(source: str, reading: Reading) -> list[tuple[str, pathlib.Path]]:
         if not match.is_dir():
             found.append((_kind(match), match))
             continue
-        inside = [path for path in _listing(match) if path.name.lower().endswith(TARS)]
+        inside = [path for path in _listing(match) if path.name.lower().endswith(archive.SUFFIXES)]
         inside = inside or tables_of(match, reading)
         found += [(_kind(path), path) for path in inside] or [("pictures", match)]
     return found
@@ -73,11 +71,11 @@ def _listing(folder: pathlib.Path) -> list[pathlib.Path]:
 def _kind(path: pathlib.Path) -> str:
     """Returns "tars" or "tables". Raises UserError for a file that is neither by its name."""
     name = path.name.lower()
-    if name.endswith(TARS):
+    if name.endswith(archive.SUFFIXES):
         return "tars"
     if name.endswith(tables.SUFFIXES):
         return "tables"
     raise UserError(
-        f"What is {path}? A source is a folder, a tar ({', '.join(TARS)}) or a table "
+        f"What is {path}? A source is a folder, a tar ({', '.join(archive.SUFFIXES)}) or a table "
         f"({', '.join(tables.SUFFIXES)})."
     )

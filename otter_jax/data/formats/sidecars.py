@@ -1,7 +1,8 @@
-"""Image-caption pairs from a folder: NAME.jpg (.jpeg, .png, .webp) and its caption in NAME.txt.
+"""Image-caption pairs from a folder: NAME.jpg (or another of images.SUFFIXES), and NAME.txt.
 
-Folders in it are read too. NAME.json may take the place of NAME.txt, or stand beside it, as in a
-web-dataset. Hidden files (with a leading dot) are ignored, and so are files of other kinds.
+Folders in it are read too. NAME goes up to the last dot; what else may belong to it is as in a
+web-dataset, `members` describes it. Hidden files (with a leading dot) are passed over, and so are
+files of other kinds with no caption beside them.
 """
 
 import dataclasses
@@ -11,11 +12,12 @@ import os
 import pathlib
 from collections.abc import Iterator
 
-from otter_jax.data.build.plan import Options, Plan, Record, Span, pair_features
+from otter_jax.data.build.plan import MAX_BYTES, Options, Plan, Record, Span, pair_features
 from otter_jax.data.build.report import Tally
 from otter_jax.data.captions import clean
-from otter_jax.data.formats import tars
+from otter_jax.data.formats.members import details, is_known, kind_of, records
 from otter_jax.data.formats.reading import USUAL, Reading
+from otter_jax.data.images import SUFFIXES
 from otter_jax.errors import UserError
 
 FILES = 20_000  # of a unit
@@ -30,6 +32,7 @@ class Files(Span):
 
     root: pathlib.Path
     folder: str
+    reading: Reading = USUAL
 
     def read(self, tally: Tally) -> Iterator[Record]:
         """Yields the pairs in the order of their names."""
@@ -40,24 +43,29 @@ class Files(Span):
             files, first = list(files), following
             following += len(files)
             if self.start <= first < self.stop:
-                found = self._record(stem, files, tally)
-                if found:
-                    yield found
+                yield from self._records(stem, files, tally)
 
-    def _record(self, stem: str, files: list[str], tally: Tally) -> Record | None:
+    def _records(self, stem: str, files: list[str], tally: Tally) -> Iterator[Record]:
         key = os.path.join(self.folder, stem)
         name, members = clean(key), {}
         for file in files:
             path = self.root / self.folder / file
-            kind = tars.KINDS[_suffix(file)]
+            kind = kind_of(_suffix(file))
             if kind in members:
-                tally.dropped("second image or caption of a name", clean(str(path.name)))
+                tally.dropped("second image or caption of a name", clean(file))
+                continue
+            if kind == "image" or kind.startswith("."):
+                members[kind] = path
                 continue
             try:
-                members[kind] = path if kind == "image" else path.read_bytes()
+                if path.stat().st_size > MAX_BYTES:
+                    tally.dropped("file over 64 MiB", clean(file))
+                    return
+                members[kind] = path.read_bytes()
             except OSError as error:
-                return tally.dropped("unreadable file", f"{clean(file)} ({error})")
-        return tars.record(key, members, name, tally) if members else None
+                tally.dropped("unreadable file", f"{clean(file)} ({error.strerror})")
+                return
+        yield from records(key, members, name, tally, self.reading)
 
 
 def plan(name: str, root: pathlib.Path, options: Options, reading: Reading = USUAL) -> Plan:
@@ -84,12 +92,14 @@ def plan(name: str, root: pathlib.Path, options: Options, reading: Reading = USU
         size += sum(os.path.getsize(path) for path in paths if os.path.exists(path))  # a dead link
         files = len(paths)
         relative = os.path.relpath(folder, root) if folder != str(root) else ""
-        units += [Files(i, min(i + FILES, files), root, relative) for i in range(0, files, FILES)]
+        units += [
+            Files(i, min(i + FILES, files), root, relative, reading) for i in range(0, files, FILES)
+        ]
         number += files
     if not number:
         raise UserError(
-            f"There are no pictures with captions in {root}: NAME.jpg, .jpeg, .png or .webp with "
-            "NAME.txt. (Tables are given by their own path.)"
+            f"There are no pictures with captions in {root}: NAME.txt or NAME.json beside NAME and "
+            f"{', '.join(SUFFIXES)}. (Tables are given by their own path.)"
         )
     return Plan(
         name=name,
@@ -98,16 +108,29 @@ def plan(name: str, root: pathlib.Path, options: Options, reading: Reading = USU
         files={"train": [{"name": clean(root.name), "size": size}]},
         origin=f"{number:,} files in {clean(root.name)}",
         options=options,
+        details=details(reading),
     )
 
 
 @functools.lru_cache(maxsize=1)  # the units of a large folder follow each other
 def _files_in(folder: str) -> tuple[str, ...]:
-    """Lists the pictures and captions in a folder, sorted so that those of a name are together."""
+    """Lists the files in a folder that belong to pictures or captions, those of a name together."""
     with os.scandir(folder) as entries:
-        names = [entry.name for entry in entries if not entry.name.startswith(".")]
-    known = (name for name in names if _suffix(name) in tars.KINDS)
-    return tuple(sorted(known, key=lambda name: (_stem(name), name)))
+        names = [entry.name for entry in entries if _is_file(entry)]
+    names.sort(key=lambda name: (_stem(name), name))
+    found: list[str] = []
+    for _, files in itertools.groupby(names, key=_stem):
+        files = list(files)
+        if any(is_known(_suffix(file)) for file in files):
+            found += files
+    return tuple(found)
+
+
+def _is_file(entry: os.DirEntry) -> bool:
+    """Tells whether an entry is a file, or a link to none, and not hidden."""
+    if entry.name.startswith("."):
+        return False
+    return entry.is_file() or (entry.is_symlink() and not os.path.exists(entry.path))
 
 
 def _stem(name: str) -> str:
@@ -115,4 +138,4 @@ def _stem(name: str) -> str:
 
 
 def _suffix(name: str) -> str:
-    return os.path.splitext(name)[1].lower()[1:]
+    return os.path.splitext(name)[1]

@@ -1,6 +1,5 @@
 """A folder with a folder per class becomes a labelled set; what cannot be one says why."""
 
-import hashlib
 import json
 import os
 import shutil
@@ -105,9 +104,30 @@ def test_the_order_in_the_set_follows_from_the_paths_alone(tmp_path, monkeypatch
     ensure("mine", str(tmp_path / "y"), folder=str(tmp_path / "x" / "tree"))
     files = [next((tmp_path / f / "mine" / "1.0.0").glob("*array_record*")) for f in ("x", "y")]
     assert files[0].read_bytes() == files[1].read_bytes()
-    keys = open_dataset(str(tmp_path / "y"), "mine", "train")
-    hashed = [hashlib.md5(b"train" + keys[i]["key"].encode()).digest() for i in range(40)]
-    assert hashed == sorted(hashed)
+    there = open_dataset(str(tmp_path / "y"), "mine", "train")
+    keys = [there[i]["key"] for i in range(40)]
+    of_a = class_folders.find(tmp_path / "x" / "tree")["train"]["a"]
+    places = {file.path: place for file, place in class_folders.placed(of_a)}
+    found = [places[key] for key in keys if key[0] == "a"]
+    assert found == sorted(found) == pytest.approx([i / 19 for i in range(20)], abs=1e-6)
+
+
+@pytest.mark.parametrize("sizes", [(2, 2, 2, 14), (5, 5, 5, 5), (2, 3, 50, 4)])
+def test_a_slice_with_as_many_pictures_as_classes_has_all_classes_and_so_has_the_rest(
+    tmp_path, sizes
+):
+    files = [f"{c}/{n}.jpg" for c, size in zip("abcd", sizes, strict=True) for n in range(size)]
+    build(tmp_path, files)
+    for slices in (("train[:20%]", "train[20%:]"), ("train[80%:]", "train[:80%]")):
+        for split in slices:
+            assert set(labels(tmp_path, split).values()) == set("abcd"), split
+
+
+def test_a_slice_has_each_class_in_its_share(tmp_path):
+    build(tmp_path, [f"{c}/{n}.jpg" for c, size in (("a", 30), ("b", 10)) for n in range(size)])
+    for split in ("train[:50%]", "train[50%:]", "train[25%:75%]"):
+        found = list(labels(tmp_path, split).values())
+        assert abs(found.count("a") - 15) <= 1, split
 
 
 def test_every_picture_left_out_is_counted_and_named_and_stops_nothing(
@@ -362,6 +382,17 @@ def test_classes_with_fewer_than_two_readable_pictures_are_listed_with_what_was_
 def test_a_class_with_one_picture_in_each_of_two_splits_is_enough(tmp_path):
     build(tmp_path, ["train/a/1.jpg", "test/a/1.jpg"])
     assert labels(tmp_path, "test") == {"test/a/1.jpg": "a"}
+
+
+def test_folders_of_two_splits_are_one_class_however_unicode_composes_their_name(tmp_path):
+    build(tmp_path, ["train/caf\u00e9/1.jpg", "test/cafe\u0301/1.jpg"])
+    assert labels(tmp_path) == {"train/caf\u00e9/1.jpg": "caf\u00e9"}
+    assert labels(tmp_path, "test") == {"test/cafe\u0301/1.jpg": "caf\u00e9"}
+
+
+def test_folders_of_one_split_that_look_the_same_are_refused(tmp_path):
+    two = [f"{name}/{n}.jpg" for name in ("caf\u00e9", "cafe\u0301") for n in (1, 2)]
+    refused(tmp_path, two, "cannot be told apart .*accents are composed")
 
 
 def test_class_folders_with_one_name_once_cleaned_are_refused(tmp_path):

@@ -15,7 +15,7 @@ from otter_jax.data.build.parts import image_to_store
 from otter_jax.data.build.plan import WINDOW, Options
 from otter_jax.data.build.report import Tally
 from otter_jax.data.ensure import ensure
-from otter_jax.data.formats import kinds, tars
+from otter_jax.data.formats import keys, kinds, tars
 from otter_jax.data.source import open_dataset
 from otter_jax.errors import UserError
 
@@ -146,26 +146,35 @@ def test_a_shard_cut_in_the_middle_keeps_what_came_before(tmp_path, compression)
     no_tar = tmp_path / "zz.tar"
     no_tar.write_bytes(b"what is this")
     ensure("mine", str(tmp_path), (str(cut), str(no_tar), rest))
-    keys = sorted(records(tmp_path, "mine"))
-    before = [key for key in keys if key < "0100"]
+    found = sorted(records(tmp_path, "mine"))
+    before = [key for key in found if key < "0100"]
     assert before == [f"{n:04}" for n in range(len(before))]
     assert 5 <= len(before) < 20
-    assert keys[len(before) :] == [f"{n:04}" for n in range(100, 105)]
-    broken = report(tmp_path, "mine")["dropped"]["rest of a broken tar"]
-    assert broken["count"] == 2
-    assert [name.split(":")[0] for name in broken["first"]] == ["cut.tar", "zz.tar"]
+    assert found[len(before) :] == [f"{n:04}" for n in range(100, 105)]
+    dropped = report(tmp_path, "mine")["dropped"]
+    assert dropped["rest of a broken tar"]["first"][0].startswith("cut.tar: ")
+    assert dropped["file that is no tar"]["first"] == ["zz.tar: text (truncated header)"]
 
 
-def test_members_may_be_out_of_order_within_the_window(tmp_path):
-    far = list(pairs(range(WINDOW)))
-    kept, found = build(tmp_path, sorted(far, key=lambda member: member[0].endswith("txt")))
-    assert len(kept) == WINDOW
-    assert found == {}
-    too_far = list(pairs(range(WINDOW + 3)))
-    too_far.sort(key=lambda member: member[0].endswith("txt"))
-    kept, found = build(tmp_path, too_far, name="other")
-    assert len(kept) == WINDOW
-    assert found == {"image without caption": 3, "duplicate key": 3}
+def test_members_of_a_plain_tar_may_be_in_any_order(tmp_path):
+    far = [(f"{n}.{kind}", content) for kind, content in (("jpg", noise()), ("json", "{}"),
+           ("txt", "said last")) for n in range(WINDOW + 3)]  # fmt: skip
+    kept, found = build(tmp_path, far)
+    assert len(kept) == WINDOW + 3
+    assert {row["caption"] for row in kept.values()} == {"said last"}
+    assert found == {"duplicate, kept": WINDOW + 2}
+
+
+def test_members_of_a_packed_tar_may_be_out_of_order_within_the_window(tmp_path):
+    for number, dropped in ((WINDOW, {}), (WINDOW + 3, {keys.FAR: 3})):
+        far = sorted(pairs(range(number)), key=lambda member: member[0].endswith("txt"))
+        tar = pathlib.Path(write_tar(tmp_path / f"{number}.tar", far))
+        tar.write_bytes(gzip.compress(tar.read_bytes()))
+        tally = Tally()
+        (unit,) = kinds.plan_of([str(tar)], "mine", Options()).units["train"]
+        assert len(list(unit.read(tally))) == WINDOW
+        found = {why: entry["count"] for why, entry in tally.found["dropped"].items()}
+        assert found == dropped
 
 
 def test_a_key_names_a_pair_within_its_tar(tmp_path):
@@ -247,7 +256,7 @@ def test_an_interrupted_build_leaves_no_set_and_starts_over(tmp_path, monkeypatc
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(tars, "record", interrupt)
+        patch.setattr(tars, "records", interrupt)
         with pytest.raises(KeyboardInterrupt):
             ensure("mine", str(tmp_path), (tar,))
     killed = tmp_path / "mine" / "incomplete.ABCDEF_1.0.0"

@@ -1,0 +1,215 @@
+"""Reads the members of a tar, plain or compressed, in their order.
+
+A tar is read to the end of its file, past end markers: tars joined by `cat` are one. What tarfile
+takes for the end, a damaged header or the end of a file that was cut, is an error here, and so are
+sizes that no file has: a header can claim 2^60 bytes. Of a compressed tar the content of a member
+can be read only while it is the current one; of a plain tar at any time, by its place.
+"""
+
+import bz2
+import contextlib
+import gzip
+import lzma
+import os
+import pathlib
+import posixpath
+import tarfile
+import zlib
+from collections.abc import Collection, Iterator, Mapping
+from typing import Any, NamedTuple
+
+import pyarrow as pa
+
+from otter_jax.data import headers
+
+# Of names, and by content.
+SUFFIXES = (
+    ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz", ".tbz2", ".tar.xz", ".txz", ".tar.zst", ".tzst",
+)  # fmt: skip
+_PACKINGS = (
+    (b"\x1f\x8b", "gzip"),
+    (b"BZh", "bzip2"),
+    (b"\xfd7zXZ", "xz"),
+    (b"\x5d\0\0\x80", "xz"),
+    (b"\x28\xb5\x2f\xfd", "zstd"),
+)
+# Whatever a broken tar can raise: tarfile's parsers let some of these out.
+ERRORS = (
+    tarfile.TarError, OSError, EOFError, ValueError, IndexError, OverflowError, RecursionError,
+    zlib.error, lzma.LZMAError, pa.ArrowException,
+)  # fmt: skip
+_EXTENDED = (
+    tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE, tarfile.GNUTYPE_LONGNAME,
+    tarfile.GNUTYPE_LONGLINK,
+)  # fmt: skip
+MAX_EXTENDED = 1 << 16  # bytes of the long names and attributes of a member
+MAX_LINKS = 40  # from one to the next; the limit that systems have, too
+
+
+class Place(NamedTuple):
+    """Says where the content of a member is: its first byte in the unpacked tar, and its size."""
+
+    offset: int
+    size: int
+
+
+class NoTar(tarfile.ReadError):
+    """Raised for a file that does not begin as a tar does."""
+
+
+class _Header(tarfile.TarInfo):
+    """Raises an error at a cut or damaged header, which tarfile takes for the end of the tar."""
+
+    @classmethod
+    def frombuf(cls, buf: bytes, encoding: str, errors: str) -> "_Header":
+        header = super().frombuf(buf, encoding, errors)
+        if header.type in _EXTENDED and header.size > MAX_EXTENDED:  # it would be read at once
+            raise tarfile.InvalidHeaderError(f"a name or attributes of {header.size:,} bytes")
+        return header
+
+    @classmethod
+    def fromtarfile(cls, archive: "_Tar") -> "_Header":
+        begin = archive.offset
+        where = f"after {begin:,} bytes{', an end marker' if archive.ended else ''}"
+        try:
+            header = super().fromtarfile(archive)
+        except tarfile.EOFHeaderError:
+            archive.ended = True
+            raise
+        except tarfile.EmptyHeaderError as error:
+            if archive.ended:
+                raise  # the end of the file follows the end of the tar
+            if not begin:
+                raise NoTar("the file is empty") from error
+            raise tarfile.ReadError(f"{where}: the file ends, without an end marker") from error
+        except tarfile.HeaderError as error:
+            if not begin:
+                raise NoTar(str(error)) from error
+            raise tarfile.ReadError(f"{where}: {error}") from error
+        if header.size < 0 or archive.offset <= begin:
+            raise tarfile.ReadError(f"{where}: a member of {header.size:,} bytes")
+        archive.ended = False
+        return header
+
+
+class _Tar(tarfile.TarFile):
+    """Goes through the headers of a tar that is open.
+
+    Attributes:
+      ended: whether the block before was an end marker.
+    """
+
+    tarinfo = _Header
+    ended = False
+
+
+class _Forward:
+    """Reads an unpacked stream as a file in which one can only go forwards."""
+
+    def __init__(self, stream: Any):
+        self._stream, self._place = stream, 0
+
+    def tell(self) -> int:
+        return self._place
+
+    def read(self, size: int) -> bytes:
+        content = self._stream.read(size)
+        self._place += len(content)
+        return content
+
+    def seek(self, place: int) -> None:
+        while self._place < place and self.read(min(place - self._place, 1 << 20)):
+            pass
+
+
+class Archive(contextlib.AbstractContextManager):
+    """A tar that is open.
+
+    Attributes:
+      packing: "gzip", "bzip2", "xz" or "zstd"; "" for a plain tar.
+    """
+
+    def __init__(self, path: pathlib.Path):
+        """Raises OSError if there is no such file, or it cannot be read."""
+        self._file = open(path, "rb")  # noqa: SIM115 - closed by __exit__
+        self._size = os.fstat(self._file.fileno()).st_size
+        self._head = self._file.read(1 << 10)
+        self.packing = next((name for mark, name in _PACKINGS if self._head.startswith(mark)), "")
+        self._stream: Any = self._file
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+
+    def members(self) -> Iterator[tarfile.TarInfo]:
+        """Yields the members in their order, from the beginning of the tar.
+
+        Raises NoTar, which says what the file is instead, or another of ERRORS where it is broken.
+        """
+        self._file.seek(0)
+        self._stream = _Forward(self._unpacked()) if self.packing else self._file
+        try:
+            tar = _Tar(fileobj=self._stream, ignore_zeros=True)
+        except NoTar as error:
+            if self.packing:
+                raise NoTar(f"a {self.packing} file, but no tar is in it ({error})") from error
+            what = headers.format_of(self._head) or headers.contents(self._head)
+            raise NoTar(f"{what} ({error})") from error
+        while (member := tar.next()) is not None:
+            tar.members.clear()  # tarfile remembers every header it has seen
+            size = member.size if member.isreg() and not member.issparse() else 0
+            if not self.packing and member.offset_data + size > self._size:
+                raise tarfile.ReadError(
+                    f"after {member.offset:,} bytes: the file ends within the next member, of "
+                    f"{size:,} bytes"
+                )
+            yield member
+
+    def content(self, place: Place) -> bytes:
+        """Returns the content of a member; in a compressed tar it must be the current one.
+
+        Raises one of ERRORS if it cannot be read.
+        """
+        if self.packing:
+            content = self._stream.read(place.size)
+        else:
+            content = os.pread(self._file.fileno(), place.size, place.offset)
+        if len(content) < place.size:
+            raise tarfile.ReadError(f"after {place.offset:,} bytes: the file ends within a member")
+        return content
+
+    def places(self, names: Collection[str]) -> dict[str, Place]:
+        """Finds the places of those of these names that are members of a plain tar."""
+        found: dict[str, Place] = {}
+        with contextlib.suppress(*ERRORS):  # they have been met before
+            for member in self.members():
+                name = posixpath.normpath(member.name)
+                if name in names and member.isreg() and not member.issparse():
+                    found.setdefault(name, Place(member.offset_data, member.size))
+        return found
+
+    def _unpacked(self) -> Any:
+        if self.packing == "gzip":
+            return gzip.GzipFile(fileobj=self._file)
+        if self.packing == "bzip2":
+            return bz2.BZ2File(self._file)
+        if self.packing == "xz":
+            return lzma.LZMAFile(self._file)
+        return pa.CompressedInputStream(pa.PythonFile(self._file, "r"), "zstd")
+
+
+def target_of(member: tarfile.TarInfo) -> str:
+    """Returns the name that a link leads to; a file only if a member of the tar has that name."""
+    folder = "" if member.islnk() else posixpath.dirname(member.name)
+    return posixpath.normpath(posixpath.join(folder, member.linkname))
+
+
+def end_of(target: str, links: Mapping[str, str]) -> str:
+    """Returns the name that is no link to which links lead, "" if they lead nowhere.
+
+    `links` holds the target of every link of a tar, by name.
+    """
+    for _ in range(MAX_LINKS):
+        if target not in links:
+            return target
+        target = links[target]
+    return ""
