@@ -56,6 +56,7 @@ def get_config(method: str = "otter") -> ConfigDict:
                 flip=False,
                 min_area=0.0,  # > 0: crop a random part with at least this share of the area
                 jitter=0.0,  # of brightness, contrast and saturation, 0 to 1
+                exif="apply",  # turn pictures upright by EXIF; "ignore": as released
                 max_tokens=60,  # L, special tokens included
                 packed=False,  # several captions per row of tokens: the same embeddings, faster
                 num_workers=0,  # processes that decode; 0: threads
@@ -109,6 +110,7 @@ def as_released(config: ConfigDict, num_processes: int = 8) -> ConfigDict:
     objective = config.objective
     config.model.dtype = "float32"
     config.optim.schedule = "epoch"
+    config.data.exif = "ignore"
     objective.negatives_gradient = False
     objective.smoothing = 0.0  # its scripts pass none
     if objective.teacher == "softmax":

@@ -69,6 +69,7 @@ def get_config(variant: str = "filter") -> ConfigDict:
                 flip=True,
                 min_area=0.0,  # > 0: crop a random part with at least this share of the area
                 jitter=0.0,  # of brightness, contrast and saturation, 0 to 1
+                exif="apply",  # turn pictures upright by EXIF; "ignore": as released
                 num_workers=0,  # processes that decode; 0: threads
             ),
             train=dict(

@@ -67,6 +67,11 @@ FLAGS = {
         help="of resized images: jpeg or webp; from 1 to 100 [jpeg, 90]",
     ),
     "--quality": dict(default=90, metavar="Q", beside="--format"),
+    "--exif": dict(
+        default="apply",
+        metavar="HOW",
+        help="what EXIF says of the orientation: apply or ignore it [%(default)s]",
+    ),
     "--min_size": dict(default=0, metavar="PIXELS", help="drop images whose shorter side is less"),
     "--keep_duplicates": dict(action="store_true", help="do not drop pairs that are equal"),
     "--tokenizer": dict(
@@ -138,6 +143,7 @@ def _make(options: argparse.Namespace, console: rich.console.Console) -> None:
             format=options.format,
             quality=options.quality,
             min_size=options.min_size,
+            exif=options.exif,
             keep_duplicates=options.keep_duplicates,
         ),
         Reading(

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 import rich.console
 import rich.progress
 
-from otter_jax.data.build.builder import Prepared, check_same, prepare
+from otter_jax.data.build.builder import Prepared, check_exif, check_same, prepare
 from otter_jax.data.build.plan import NO_CAPTION, UNCAPTIONED, Options, Plan, SourceMissing
 from otter_jax.data.build.report import read_report, table
 from otter_jax.data.formats import class_folders, kinds
@@ -22,7 +22,13 @@ from otter_jax.errors import UserError
 
 
 def ensure(
-    dataset: str, data_dir: str, tars: Tars = (), folder: str = "", *, captions: bool = True
+    dataset: str,
+    data_dir: str,
+    tars: Tars = (),
+    folder: str = "",
+    *,
+    captions: bool = True,
+    exif: str = "apply",
 ) -> None:
     """Makes the set if it is missing; other processes wait meanwhile.
 
@@ -36,10 +42,12 @@ def ensure(
         or {split: tars}.
       folder: a folder with a folder of pictures per class, for a labelled set of your own.
       captions: whether every picture must have a caption; one to evaluate on need not.
+      exif: "apply" or "ignore", as pictures are to be read.
 
     Raises:
       UserError: the set is missing and cannot be made, was made of something else, has pictures
-        without the captions that it must have, or both tars and folder are given.
+        without the captions that it must have, or turned otherwise than `exif` says, or both tars
+        and folder are given.
     """
     sets = pathlib.Path(data_dir).expanduser()
     mixed = [name for name, _ in parse_mixture(dataset)]
@@ -47,24 +55,27 @@ def ensure(
         if tars or folder:
             raise UserError(f"{dataset} is of several sets: make each by itself before.")
         for name in mixed:
-            ensure(name, data_dir, captions=captions)
+            ensure(name, data_dir, captions=captions, exif=exif)
         return
     home = _home(sets, dataset)
     if dataset == openmoji.NAME and home.exists() and not (tars or folder):
         return  # its packages may be gone; and other versions of them would draw differently
     try:
-        plan = _plan_of_config(dataset, sets, tars, folder, Reading(captions=captions))
+        reading, options = Reading(captions=captions), Options(exif=exif)
+        plan = _plan_of_config(dataset, sets, tars, folder, reading, options)
     except SourceMissing:
         if not home.exists():
             raise
         plan = None
     if plan is None:
-        version_folder(sets, dataset, "To build it, give the tars or the folder it is made of.")
+        remedy = "To build it, give the tars or the folder it is made of."
+        found, prepared = version_folder(sets, dataset, remedy), not (tars or folder)
     else:
         if home.exists():  # a set made for either use serves both, unless captions are missing
             details = {what: it for what, it in plan.details.items() if what != "captions"}
             plan = dataclasses.replace(plan, details=details)
-        make(plan, data_dir)
+        found, prepared = make(plan, data_dir), False
+    check_exif(found, exif, prepared=prepared)
     _check_captions(home, dataset, captions)
 
 
@@ -147,7 +158,12 @@ def _check_captions(home: pathlib.Path, dataset: str, captions: bool) -> None:
 
 
 def _plan_of_config(
-    dataset: str, sets: pathlib.Path, given: Tars, folder: str, reading: Reading
+    dataset: str,
+    sets: pathlib.Path,
+    given: Tars,
+    folder: str,
+    reading: Reading,
+    options: Options,
 ) -> Plan | None:
     """Plans the set that a config names; None if the config names no source for it."""
     if given and folder:
@@ -159,9 +175,9 @@ def _plan_of_config(
         if given or folder:
             kind = "tars" if given else "folder"
             raise UserError(f"The name openmoji is taken: give the data of your {kind} another.")
-        return openmoji.plan(Options())
+        return openmoji.plan(options)
     if given:
-        return web_dataset.plan(dataset, given, Options(), reading)
+        return web_dataset.plan(dataset, given, options, reading)
     if not folder:
         return None
     root = pathlib.Path(folder).expanduser().resolve()
@@ -170,7 +186,7 @@ def _plan_of_config(
             f"The data set {dataset} would be built in the folder that holds its pictures, "
             f"{root}: give it another name or another folder of data sets."
         )
-    return class_folders.plan(dataset, folder, Options())
+    return class_folders.plan(dataset, folder, options)
 
 
 @contextlib.contextmanager

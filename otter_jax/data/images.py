@@ -10,11 +10,19 @@ import contextlib
 import io
 import math
 from collections.abc import Iterator
+from typing import Any, NamedTuple
 
 import numpy as np
 import simplejpeg
 from jaxtyping import UInt8
-from PIL import Image, ImageEnhance, UnidentifiedImageError, features
+from PIL import (
+    ExifTags,
+    Image,
+    ImageEnhance,
+    JpegImagePlugin,
+    UnidentifiedImageError,
+    features,
+)
 from PIL.TiffImagePlugin import TiffImageFile
 
 from otter_jax.data import headers
@@ -31,7 +39,13 @@ Pixels = UInt8[np.ndarray, "H W 3"]
 FEATURES = {"WEBP": "webp", "AVIF": "avif"}  # formats that a Pillow may be built without
 BROKEN = "unreadable image"
 ENCODERS = {"jpeg": "JPEG", "webp": "WEBP"}  # what resized images are stored as
+EXIF = ("apply", "ignore")  # what is done with an orientation by EXIF
+TURNED = "turned upright, as its EXIF orientation says"
+IGNORED = "EXIF orientation ignored"
+FIRST = "only the first of its frames or pages is read"
 
+# By orientation: steps down and across, after the sides are exchanged from 5 on (EXIF 2.32, 4.6.4).
+_FLIPS = {2: (1, -1), 3: (-1, -1), 4: (-1, 1), 5: (1, 1), 6: (1, -1), 7: (-1, -1), 8: (-1, 1)}
 _WORTH = 1.25  # the crop alone is resized where an image shrinks by this factor or more,
 _LONG = 4  # or where its longer side is at least this many times the shorter
 _SUPPORT = 2  # pixels of the resized image on either side that a bicubic filter reads
@@ -49,48 +63,84 @@ class UnreadableImage(ValueError):
         self.kind = kind or text
 
 
-def decode(data: bytes) -> Pixels:
+class Stored(NamedTuple):
+    """Holds an image as a set stores it.
+
+    Attributes:
+      size: width and height as it came, in pixels, turned upright.
+      content: its file.
+      resized: whether it was resized.
+      notes: what else was changed or left out, for the report.
+    """
+
+    size: tuple[int, int]
+    content: bytes
+    resized: bool
+    notes: tuple[str, ...]
+
+
+def decode(data: bytes, *, exif: str = "apply") -> Pixels:
     """Returns the pixels of an image as RGB.
 
-    Transparency becomes white; grey, palette, CMYK and 16-bit pictures are converted; of an
-    animation the first frame is taken. The EXIF orientation is ignored, as torchvision ignores it.
+    Transparency becomes white; grey, palette, CMYK, LAB and 16-bit pictures are converted; of
+    several frames or pages the first is taken. `exif` "apply" turns a JPEG, PNG or WebP upright by
+    its EXIF orientation; "ignore" leaves its pixels as they are stored, as torchvision does. What a
+    TIFF or an AVIF says of its orientation is part of the format, and always applied.
 
     Raises:
-      UnreadableImage: not an image, truncated, or more than MAX_PIXELS; the last is known from the
-        header, before any pixel is decoded.
+      UnreadableImage: not an image, truncated, more than MAX_PIXELS, or a JPEG of more than
+        MAX_SCANS; the last two are known before any pixel is decoded.
     """
     with _unreadable(data):
-        _orientation(data)
+        tag = _orientation(data)
         pixels = _jpeg(data)
-        return np.asarray(_rgb(_open(data))) if pixels is None else pixels
+        if pixels is None:
+            img = _open(data)
+            pixels = _turned(np.asarray(_rgb(img)), _own_orientation(img))
+        return _turned(pixels, tag.value) if tag and exif == "apply" else pixels
 
 
-def shrink(data: bytes, size: int, *, format: str, quality: int) -> tuple[tuple[int, int], bytes]:
-    """Returns an image's width and height, and its bytes with a shorter side of at most `size`.
+def shrink(data: bytes, size: int, *, format: str, quality: int, exif: str = "apply") -> Stored:
+    """Returns an image as it is to be stored, with a shorter side of at most `size` pixels.
 
-    `size` is in pixels. An image whose shorter side is longer is resized (bicubic, antialiased) and
-    encoded again in `format`, a key of ENCODERS, at `quality`, 1 to 100; all others come back as
-    the same bytes, after a test that they can be decoded. `size` 0 resizes none. A JPEG is decoded
-    at an eighth, quarter or half of its size where that is twice `size` or more: that is six times
-    as fast, and hardly visible.
+    An image whose shorter side is longer is resized (bicubic, antialiased) and encoded again in
+    `format`, a key of ENCODERS, at `quality`, 1 to 100; all others come back as the same bytes,
+    after a test that they can be decoded. `size` 0 resizes none. A JPEG is decoded at an eighth,
+    quarter or half of its size where that is twice `size` or more: that is six times as fast, and
+    hardly visible.
+
+    No stored image has an EXIF orientation, so that all readers see the same pixels. With `exif`
+    "apply" it is turned upright; if it need not be resized, it is encoded again in its own format,
+    PNG and lossless WebP without a loss, others at quality 95. With "ignore" its pixels stay as
+    they are, and the tag in its bytes becomes 1.
 
     Raises UnreadableImage as `decode` does.
     """
     with _unreadable(data):
-        _orientation(data)
+        tag = _orientation(data)
         img = _open(data)
-        shape = img.size
-        if not size or min(shape) <= size:
-            _rgb(img)
-            return shape, data
-        img.draft(img.mode, (2 * size, 2 * size))
-        small = _rgb(img).resize(_resized(shape, size), Image.Resampling.BICUBIC)
-        encoded = io.BytesIO()
-        try:
-            small.save(encoded, ENCODERS[format], quality=quality)
-        except (OSError, ValueError):  # WebP ends at 16,383 pixels
-            return shape, data
-        return shape, encoded.getvalue()
+        notes = (FIRST,) if _has_more_frames(img, data) else ()
+        turn = _own_orientation(img)
+        if tag:
+            turn = tag.value if exif == "apply" else 1
+            notes += (TURNED if exif == "apply" else IGNORED,)
+        shape = img.size if turn < 5 else img.size[::-1]
+        if size and min(shape) > size:
+            new = _resized(img.size, size)
+            img.draft(img.mode, (2 * size, 2 * size))
+            small = _rgb(img).resize(new, Image.Resampling.BICUBIC)
+            with contextlib.suppress(OSError, ValueError):  # WebP ends at 16,383 pixels
+                content = _encoded(small, turn, ENCODERS[format], quality=quality)
+                return Stored(shape, content, True, notes)
+            img = _open(data)
+        whole = _rgb(img)
+        if not tag:
+            content = data
+        elif exif == "ignore":
+            content = headers.upright(data, tag)
+        else:
+            content = _encoded(whole, turn, img.format, **_alike(img, data))
+        return Stored(shape, content, False, notes)
 
 
 def center_crop(pixels: Pixels, resize: int, size: int) -> UInt8[np.ndarray, "S S 3"]:
@@ -222,6 +272,53 @@ def _reason(data: bytes, error: Exception) -> UnreadableImage:
     if isinstance(error, UnidentifiedImageError):  # its text names an address in memory
         return UnreadableImage(f"{format}: its header is broken or of a rare kind", BROKEN)
     return UnreadableImage(f"{format}: {error or type(error).__name__}", BROKEN)
+
+
+def _own_orientation(img: Image.Image) -> int:
+    """Returns the orientation that is part of an AVIF, 1 to 8; Pillow gives it as if by EXIF."""
+    exif = Image.Exif()
+    if img.format == "AVIF":
+        exif.load(img.info.get("exif", b""))
+    return exif.get(ExifTags.Base.Orientation, 1)
+
+
+def _turned(pixels: Pixels, orientation: int) -> UInt8[np.ndarray, "_ _ 3"]:
+    """Turns and mirrors pixels so that they stand as the orientation, 1 to 8, wants them seen."""
+    if orientation == 1:
+        return pixels
+    if orientation >= 5:
+        pixels = pixels.transpose(1, 0, 2)
+    down, across = _FLIPS[orientation]
+    return np.ascontiguousarray(pixels[::down, ::across])
+
+
+def _has_more_frames(img: Image.Image, data: bytes) -> bool:
+    """Tells whether there are more frames or pages than the first, as far as Pillow can tell."""
+    if img.format in ("PNG", "WEBP", "AVIF"):
+        return img.n_frames > 1
+    if img.format not in ("GIF", "TIFF"):
+        return False
+    try:
+        _open(data).seek(1)
+    except Exception:  # there is none, or it is broken
+        return False
+    return True
+
+
+def _encoded(img: Image.Image, orientation: int, format: str, **options: Any) -> bytes:
+    """Returns the file of an image that is turned upright before."""
+    file = io.BytesIO()
+    Image.fromarray(_turned(np.asarray(img), orientation)).save(file, format, **options)
+    return file.getvalue()
+
+
+def _alike(img: Image.Image, data: bytes) -> dict[str, Any]:
+    """Returns the options by which a JPEG, PNG or WebP is encoded again with least loss."""
+    if img.format == "WEBP":
+        return {"quality": 95, "lossless": b"VP8L" in data[:64]}
+    if img.format == "PNG":
+        return {}
+    return {"quality": 95, "subsampling": 2 if JpegImagePlugin.get_sampling(img) == 2 else 0}
 
 
 def _orientation(data: bytes) -> headers.Tag | None:

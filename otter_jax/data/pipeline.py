@@ -77,6 +77,7 @@ def train_batches(
     flip: bool,
     min_area: float = 0.0,
     jitter: float = 0.0,
+    exif: str = "apply",
     start_step: int,
     process: int = 0,
     num_processes: int = 1,
@@ -102,6 +103,7 @@ def train_batches(
       min_area: 0 takes a window of the resized image; more takes a part of the image as it is, of
         at least this share of its area, and resizes that (`images.random_resized_crop`).
       jitter: strength of changes of brightness, contrast and saturation, 0 to 1 (`images.jitter`).
+      exif: "apply" turns pictures upright by their EXIF orientation, "ignore" leaves them.
       start_step: number of the first global batch; skipping those before costs nothing.
       process: which of them this is, from 0.
       num_processes: processes that share a global batch.
@@ -112,7 +114,7 @@ def train_batches(
       UserError: no captions or labels, sizes that do not fit, or 100 unreadable images in a row.
     """
     source.check_has(annotation.feature)
-    rows = _rows_per_process(source, batch_size, num_processes, image_size, resize)
+    rows = _rows_per_process(source, batch_size, num_processes, image_size, resize, exif)
     if batch_size > len(source):
         raise UserError(
             f"batch_size={batch_size} is more than {source.name} has records, {len(source)}: a "
@@ -120,7 +122,7 @@ def train_batches(
         )
     if not (0 <= min_area <= 1 and 0 <= jitter <= 1):
         raise UserError(f"min_area={min_area}, jitter={jitter}: each from 0 to 1.")
-    load = _TrainRow(source, annotation, image_size, resize, flip, min_area, jitter)
+    load = _TrainRow(source, annotation, image_size, resize, flip, min_area, jitter, exif)
     ds = source.order(seed).random_map(load).batch(rows, drop_remainder=True)
     ds = ds.map(annotation.collate)
     return _run(ds[process::num_processes][start_step:], rows * image_size**2 * 3, num_workers)
@@ -132,6 +134,7 @@ def eval_batches(
     batch_size: int,
     image_size: int,
     resize: int,
+    exif: str = "apply",
     process: int = 0,
     num_processes: int = 1,
 ) -> Iterator[Batch]:
@@ -139,13 +142,14 @@ def eval_batches(
 
     A batch is image uint8 [b, S, S, 3], index int32 [b] and valid bool [b], b = batch_size /
     num_processes. Every process gets equally many batches: rows past the end have index -1 and are
-    not valid. An image that cannot be read is not valid either. The pixels of both are 0.
+    not valid. An image that cannot be read is not valid either. The pixels of both are 0. `exif` is
+    that of `train_batches`.
 
     Raises UserError for sizes that do not fit, or a source without images.
     """
-    rows = _rows_per_process(source, batch_size, num_processes, image_size, resize)
+    rows = _rows_per_process(source, batch_size, num_processes, image_size, resize, exif)
     steps = -(-len(source) // batch_size)
-    ds = grain.MapDataset.range(steps * batch_size).map(_EvalRow(source, image_size, resize))
+    ds = grain.MapDataset.range(steps * batch_size).map(_EvalRow(source, image_size, resize, exif))
     return _run(ds.batch(rows)[process::num_processes], rows * image_size**2 * 3, num_workers=0)
 
 
@@ -160,12 +164,13 @@ class _TrainRow(grain.transforms.RandomMap):
     flip: bool
     min_area: float
     jitter: float
+    exif: str
 
     def random_map(self, index: int, rng: np.random.Generator) -> dict[str, Any]:
         for number in range(index, index + _PATIENCE):
             record = self.source[number % len(self.source)]
             try:
-                decoded = images.decode(record["image"])
+                decoded = images.decode(record["image"], exif=self.exif)
                 break
             except images.UnreadableImage as error:
                 reason = error
@@ -194,6 +199,7 @@ class _EvalRow(grain.transforms.Map):
     source: Source
     image_size: int
     resize: int
+    exif: str
 
     def map(self, index: int) -> dict[str, Any]:
         row = {
@@ -205,7 +211,7 @@ class _EvalRow(grain.transforms.Map):
             return row
         row["index"] = np.int32(index)
         try:
-            decoded = images.decode(self.source[index]["image"])
+            decoded = images.decode(self.source[index]["image"], exif=self.exif)
         except images.UnreadableImage:
             return row
         return {
@@ -216,9 +222,9 @@ class _EvalRow(grain.transforms.Map):
 
 
 def _rows_per_process(
-    source: Source, batch_size: int, num_processes: int, image_size: int, resize: int
+    source: Source, batch_size: int, num_processes: int, image_size: int, resize: int, exif: str
 ) -> int:
-    """Returns the rows of a batch for each process. Raises UserError for sizes that do not fit."""
+    """Returns the rows of a batch for each process. Raises UserError for values that do not fit."""
     source.check_has("image")
     if batch_size < 1 or batch_size % num_processes:
         raise UserError(f"batch_size={batch_size} does not divide over {num_processes} processes.")
@@ -226,6 +232,8 @@ def _rows_per_process(
         raise UserError(
             f"resize={resize} is less than image_size={image_size}: there is nothing to crop from."
         )
+    if exif not in images.EXIF:
+        raise UserError(f"data.exif={exif!r}: one of {', '.join(images.EXIF)}.")
     return batch_size // num_processes
 
 

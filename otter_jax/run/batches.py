@@ -33,6 +33,7 @@ def training(
         flip=data.flip,
         min_area=data.min_area,
         jitter=data.jitter,
+        exif=data.exif,
         start_step=start,
         process=jax.process_index(),
         num_processes=jax.process_count(),
@@ -52,17 +53,24 @@ def evaluation(
         batch_size=config.eval.batch_size,
         image_size=config.data.image_size,
         resize=config.data.resize,
+        exif=config.data.exif,
         process=jax.process_index() if shared else 0,
         num_processes=jax.process_count() if shared else 1,
     )
 
 
 def ensure_once(
-    dataset: str, data_dir: str, tars: Tars = (), folder: str = "", *, captions: bool = True
+    dataset: str,
+    data_dir: str,
+    tars: Tars = (),
+    folder: str = "",
+    *,
+    captions: bool = True,
+    exif: str = "apply",
 ) -> None:
     """Makes the set if it is missing: the first process makes it, the others wait."""
     with cluster.first_before_others():
-        ensure(dataset, data_dir, tars, folder, captions=captions)
+        ensure(dataset, data_dir, tars, folder, captions=captions, exif=exif)
 
 
 def over_all(

@@ -72,8 +72,11 @@ def read_config(workdir: pathlib.Path) -> ConfigDict:
     path = workdir / "config.json"
     if not path.is_file():
         raise UserError(f"There is no {path}: is {workdir} the directory of a run?")
-    no_gates = {"gates": {"shape": "", "penalty": "", "strength": 0.0}}  # runs older than gates
-    return ConfigDict(no_gates | json.loads(path.read_text()))
+    found = {"gates": {"shape": "", "penalty": "", "strength": 0.0}}  # runs older than gates
+    found |= json.loads(path.read_text())
+    if isinstance(found.get("data"), dict):
+        found["data"] = {"exif": "ignore"} | found["data"]  # runs older than this key
+    return ConfigDict(found)
 
 
 def write_json(path: pathlib.Path, value: Any) -> None:

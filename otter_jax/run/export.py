@@ -59,7 +59,11 @@ def run(
         "weights": which,
         "step": found.step,
         "scale": {name: min(max(scale, 1.0), 100.0) for name, scale in scales.items()},
-        "image": {"resize": config.data.resize, "size": config.data.image_size},
+        "image": {
+            "resize": config.data.resize,
+            "size": config.data.image_size,
+            "exif": config.data.exif,  # whether pictures are turned upright before
+        },
         "mean": list(model.mean),  # in 0..255
         "std": list(model.std),
         "max_tokens": config.data.max_tokens,

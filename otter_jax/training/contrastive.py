@@ -97,7 +97,9 @@ class Setup:
         """
         mesh = meshes.make_mesh()
         check_config(config, mesh.size)
-        batches.ensure_once(config.data.name, config.data.dir, config.data.tars)
+        batches.ensure_once(
+            config.data.name, config.data.dir, config.data.tars, exif=config.data.exif
+        )
         source = open_dataset(config.data.dir, config.data.name, config.data.split)
         source.check_has("image")
         source.check_has(Tokenizer.feature)

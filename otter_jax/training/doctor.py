@@ -60,7 +60,7 @@ def findings(config: ConfigDict, *, step: bool) -> Iterator[Finding]:
     yield from look_at_repeats(setup)
     yield from look_at_captions(setup)
     for name, spec in config.eval.sets.items():
-        yield look_at_labels(name, spec, config.data.dir)
+        yield look_at_labels(name, spec, config.data)
     try:
         supply = pipeline_rate(setup)
     except UserError as error:
@@ -73,12 +73,12 @@ def findings(config: ConfigDict, *, step: bool) -> Iterator[Finding]:
 
 def look_at_images(setup: Setup) -> Iterator[Finding]:
     """Checks whether images can be read, and whether they are larger than they need be."""
-    source, resize = setup.source, setup.config.data.resize
+    source, resize, exif = setup.source, setup.config.data.resize, setup.config.data.exif
     some = source.sample(LOOKED_AT)
 
     def read(number):
         try:
-            return images.decode(source[number]["image"]).shape[:2]
+            return images.decode(source[number]["image"], exif=exif).shape[:2]
         except images.UnreadableImage as error:
             return f"{source.key(number)} ({error})"
 
@@ -123,10 +123,10 @@ def look_at_captions(setup: Setup) -> Iterator[Finding]:
         yield Finding("warning", "captions", text)
 
 
-def look_at_labels(name: str, spec: ConfigDict, data_dir: str) -> Finding:
+def look_at_labels(name: str, spec: ConfigDict, data: ConfigDict) -> Finding:
     """Checks whether a set can be evaluated on."""
     try:
-        found = EvalSet.open(name, spec, data_dir)
+        found = EvalSet.open(name, spec, data.dir, exif=data.exif)
     except UserError as error:
         return Finding("error", f"eval {name}", str(error))
     without = int((found.labels < 0).all(axis=1).sum())

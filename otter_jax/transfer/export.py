@@ -101,5 +101,6 @@ def write(
         mean=config.model.mean,
         std=config.model.std,
         label_names=label_names,
+        exif=config.data.exif,
         **more,
     )

@@ -62,7 +62,7 @@ def open_splits(config: ConfigDict) -> tuple[Labelled, Labelled]:
             "data.name is missing: the name of a set, for a folder of your own a new one with "
             "--config.data.folder=DIR."
         )
-    ensure_once(data.name, data.dir, folder=data.folder)
+    ensure_once(data.name, data.dir, folder=data.folder, exif=data.exif)
     train, validation = Labelled.open(config, "train"), Labelled.open(config, "validation")
     both = in_both(data.dir, data.name, data.train, data.validation)
     if both:

@@ -55,7 +55,8 @@ class Evaluator:
         meshes.check_divides("eval.batch_size", config.eval.batch_size, mesh.size)
         self._embedder = Embedder(model, tokenizer, mesh, batch_size=config.eval.batch_size)
         self.sets = [
-            EvalSet.open(name, spec, config.data.dir) for name, spec in config.eval.sets.items()
+            EvalSet.open(name, spec, config.data.dir, exif=config.data.exif)
+            for name, spec in config.eval.sets.items()
         ]
         known = [
             f"{s.name}/{w}/FH@{k}"

@@ -42,7 +42,7 @@ class EvalSet:
     unknown: Mapping[str, int] = dataclasses.field(default_factory=dict)
 
     @classmethod
-    def open(cls, name: str, spec: ConfigDict, data_dir: str) -> "EvalSet":
+    def open(cls, name: str, spec: ConfigDict, data_dir: str, *, exif: str = "apply") -> "EvalSet":
         """Opens config.eval.sets[name]; prints what has no label, or one that is not a class.
 
         `spec.label` is a feature of the set ("label", "caption") or a field of its JSON
@@ -55,7 +55,8 @@ class EvalSet:
         """
         key = f"eval.sets.{name}"
         templates = templates_of(spec.templates, f"{key}.templates")
-        ensure_once(spec.data, data_dir, spec.tars, captions=spec.label == "caption")
+        captions = spec.label == "caption"
+        ensure_once(spec.data, data_dir, spec.tars, captions=captions, exif=exif)
         source = open_dataset(data_dir, spec.data, spec.split)
         values = read_labels(source, spec.label, f"{key}.label")
         no_label = sum(not row for row in values)

@@ -101,10 +101,12 @@ def test_an_animation_is_its_first_frame(format):
     assert (images.decode(data) == (255, 0, 0)).all()
 
 
-def test_the_exif_orientation_is_not_applied():
+def test_the_exif_orientation_is_applied_unless_it_is_to_be_ignored():
     exif = Image.Exif()
     exif[0x0112] = 6  # turn by 90 degrees
-    assert images.decode(encoded(gradient(40, 30), "JPEG", exif=exif)).shape == (30, 40, 3)
+    data = encoded(gradient(40, 30), "JPEG", exif=exif)
+    assert images.decode(data).shape == (40, 30, 3)
+    assert images.decode(data, exif="ignore").shape == (30, 40, 3)
 
 
 def png_header(width, height):

@@ -75,7 +75,7 @@ def test_images_that_cannot_be_read_or_are_too_large_are_told(config, tmp_path, 
     assert level == "warning"
     assert "prepare --resize 36" in text
 
-    def broken(data):
+    def broken(data, exif):
         raise doctor.images.UnreadableImage("broken")
 
     monkeypatch.setattr(doctor.images, "decode", broken)

@@ -258,7 +258,7 @@ def test_only_a_set_whose_labels_are_captions_needs_them(monkeypatch, label, nee
     class Asked(Exception):
         pass
 
-    def ask(*_, captions):
+    def ask(*_, captions, exif):
         raise Asked(captions)
 
     monkeypatch.setattr(sets, "ensure_once", ask)

@@ -24,6 +24,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 from jaxtyping import Int
 
+from otter_jax.data import images
 from otter_jax.data.build.parts import make_parts, part_names
 from otter_jax.data.build.pieces import (
     Piece,
@@ -128,6 +129,24 @@ def check_options(home: pathlib.Path, options: Options) -> None:
         if other:
             was = ", ".join(f"{key}={value!r}" for key, value in other.items())
             raise UserError(f"The data set in {home} was made with {was}. {REMEDY}")
+
+
+def check_exif(home: pathlib.Path, exif: str, *, prepared: bool) -> None:
+    """Raises UserError if pictures of the set in `home` were turned otherwise than `exif` says.
+
+    Those that were turned upright cannot be turned back. Those whose orientation was ignored are as
+    wanted if the set was `prepared` so by hand.
+    """
+    changed = [about.get("changed", {}) for about in read_report(home).values()]
+    done = images.TURNED if exif == "ignore" else images.IGNORED
+    count = sum(reasons[done]["count"] for reasons in changed if done in reasons)
+    if count and (exif == "ignore" or not prepared):
+        other = "apply" if exif == "ignore" else "ignore"
+        raise UserError(
+            f"{count:,} pictures of the data set in {home} were stored with this note: {done}. "
+            f"data.exif={exif} cannot undo that: say --config.data.exif={other}, or make the set "
+            f"again (otter-jax prepare --exif {exif}). {REMEDY}"
+        )
 
 
 def _inspect(

@@ -154,6 +154,8 @@ def make_part(unit: Unit, path: pathlib.Path, *, options: Options) -> int:
             if stored.why:
                 tally.dropped(stored.why, record.name + stored.detail)
                 continue
+            for note in stored.notes:
+                tally.changed(note, record.name)
             if stored.resized:
                 tally.changed(f"image resized to {options.resize} pixels", record.name)
             fields = json.dumps(record.fields)
@@ -197,6 +199,7 @@ class StoredImage(NamedTuple):
     image: bytes = b""
     size: tuple[int, int] = (0, 0)  # width and height before resizing
     resized: bool = False
+    notes: tuple[str, ...] = ()  # what else was changed
     digest: int = 0  # of the source's bytes, and the caption, label or labels
     picture: int = 0  # of the source's bytes alone
 
@@ -220,8 +223,12 @@ def image_to_store(record: Record, options: Options) -> StoredImage:
     # Duplicates have the same image and these fields; key and JSON may differ.
     said = [record.fields.get(name) for name in SAID]
     try:
-        size, stored = images.shrink(
-            content, options.resize, format=options.format, quality=options.quality
+        size, stored, resized, notes = images.shrink(
+            content,
+            options.resize,
+            format=options.format,
+            quality=options.quality,
+            exif=options.exif,
         )
     except images.UnreadableImage as error:
         return StoredImage(error.kind, f" ({error})" if str(error) != error.kind else "")
@@ -231,7 +238,8 @@ def image_to_store(record: Record, options: Options) -> StoredImage:
     return StoredImage(
         image=stored,
         size=size,
-        resized=stored is not content,
+        resized=resized,
+        notes=notes,
         digest=digest,
         picture=fingerprint(content),
     )

@@ -93,6 +93,8 @@ class Options:
       min_size: pixels; images whose shorter side is shorter are dropped.
       keep_duplicates: whether a record is kept if an earlier one has the same image bytes and the
         same caption, label or labels.
+      exif: "apply" stores pictures turned upright, as their EXIF orientation says; "ignore" stores
+        them as their pixels lie. No stored picture has an orientation any more.
     """
 
     resize: int = 0
@@ -100,6 +102,7 @@ class Options:
     quality: int = 90
     min_size: int = 0
     keep_duplicates: bool = True
+    exif: str = "apply"
 
     def __post_init__(self):
         if self.resize < 0 or self.min_size < 0:
@@ -108,6 +111,8 @@ class Options:
             raise UserError(f"format={self.format!r}: one of {', '.join(images.ENCODERS)}.")
         if not 1 <= self.quality <= 100:
             raise UserError(f"quality={self.quality}: from 1 to 100.")
+        if self.exif not in images.EXIF:
+            raise UserError(f"exif={self.exif!r}: one of {', '.join(images.EXIF)}.")
 
 
 @dataclasses.dataclass(frozen=True)
