@@ -19,6 +19,12 @@ SUFFIXES = (*(f".{kind}{packed}" for packed in ("", ".gz") for kind in KINDS), "
 IMAGE = ("image", "image_path", "path", "filepath", "file_path", "filename", "file_name", "file")
 CAPTION = ("caption", "captions", "text", "title", "description")
 KEY = ("key", "id", "image_id", "uid")
+OTHERS = {  # than tables, by how they begin
+    b"version https://git-lfs": "a pointer of Git LFS, not the file itself: git lfs pull gets that",
+    b"PK\x03\x04": "a zip archive, or a workbook of Excel: unpack it, or save it as CSV",
+    b"PAR1": "Parquet: its name must end in .parquet",
+    b"ARROW1": "Arrow: write it as Parquet",
+}
 LOOKED_AT = 100  # rows of JSON whose keys are the columns
 NAMES = {"\t": "tab", " ": "space"}  # of delimiters, for people
 
@@ -65,6 +71,7 @@ def layout_of(table: pathlib.Path, reading: Reading) -> Layout:
     Raises UserError if it does not begin with names of columns; and what reading it raises.
     """
     kind = kind_of(table)
+    _check_beginning(table, kind)
     if kind in ("csv", "tsv"):
         return _of_fields(table, kind, reading)
     if reading.delimiter:
@@ -110,6 +117,17 @@ def columns_of(table: pathlib.Path, layout: Layout, reading: Reading) -> Columns
     if layout.kind == "parquet":
         parquet.check_types(table, image, caption)
     return Columns(image, caption, key if key not in (image, caption) else "")
+
+
+def _check_beginning(table: pathlib.Path, kind: str) -> None:
+    """Raises UserError for a file that begins as another kind of file does."""
+    with open(table, "rb") as file:
+        raw = file.read(200)
+    what = next((what for magic, what in OTHERS.items() if raw.startswith(magic)), "")
+    if raw.lstrip().lower().startswith((b"<!doctype", b"<html", b"<?xml")):
+        what = "a web page, as of a download that failed"
+    if what and not (kind == "parquet" and raw.startswith(b"PAR1")):
+        raise UserError(f"The table {table} is {what}.")
 
 
 def _of_fields(table: pathlib.Path, kind: str, reading: Reading) -> Layout:
@@ -186,7 +204,9 @@ def _found(given: str, usual: Sequence[str], names: Sequence[str]) -> str:
     """Returns the column that a name, or one of the usual ones, means; "" if there is none."""
     if given in names and given:
         return given
-    there = {name.strip().lower(): name for name in reversed(names)}
+    there = {name.strip().lower(): name for name in reversed(names)} | {
+        name: name for name in names
+    }
     wanted = [given.strip().lower()] if given else usual
     return next((there[name] for name in wanted if name in there), "")
 
@@ -204,6 +224,8 @@ def _choose(
             shown += f", divided at {shown_delimiter(layout.delimiter)} (--delimiter C: at C)"
         unnamed = "; if they are no names, put a first line that has names" * bool(layout.start)
         said = "Its first line names the columns" if layout.start else "Its columns are"
+        if what == "image" and any("url" in name.lower() for name in names):
+            unnamed += ". URLs are not downloaded: img2dataset does that, and its tars are read"
         raise UserError(
             f"The table {table} has no {wanted}. {said}: {shown}. Give "
             f"--{what} one of them{unnamed}."

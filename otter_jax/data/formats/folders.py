@@ -22,11 +22,13 @@ class Contents(NamedTuple):
     Attributes:
       pictures: whether there is any.
       captioned: whether any has a caption beside it.
+      arrow: whether there is a file of Arrow.
       tables: all of them, sorted.
     """
 
     pictures: bool
     captioned: bool
+    arrow: bool
     tables: list[pathlib.Path]
 
 
@@ -35,7 +37,7 @@ def contents_of(root: pathlib.Path) -> Contents:
 
     Raises UserError for a folder that cannot be read.
     """
-    pictures, captioned, tables, seen = False, False, [], set()
+    pictures, captioned, arrow, tables, seen = False, False, False, [], set()
     for folder, inner, names in os.walk(root, followlinks=True, onerror=_refuse):
         seen.add(os.path.realpath(folder))
         inner[:] = sorted(
@@ -52,11 +54,12 @@ def contents_of(root: pathlib.Path) -> Contents:
                 kind = "picture" if suffix.lower() in PICTURES else "caption"
                 # By the first dot too, as in a web-dataset.
                 stems.setdefault(kind, set()).update((stem, name.partition(".")[0]))
+            arrow |= suffix.lower() == ".arrow"
             if name.lower().endswith(TABLES):
                 tables.append(pathlib.Path(folder, name))
         pictures |= "picture" in stems
         captioned |= bool(stems.get("picture", set()) & stems.get("caption", set()))
-    return Contents(pictures, captioned, sorted(tables))
+    return Contents(pictures, captioned, arrow, sorted(tables))
 
 
 def tables_of(root: pathlib.Path, reading: Reading) -> list[pathlib.Path]:
@@ -75,6 +78,12 @@ def tables_of(root: pathlib.Path, reading: Reading) -> list[pathlib.Path]:
     elif found.captioned or not reading.captions:
         return []
     if not found.tables:
+        if found.arrow:
+            raise UserError(
+                f"The folder {root} holds Arrow files, as Hugging Face's save_to_disk writes them. "
+                "Make them Parquet: datasets.load_from_disk(FOLDER)['train'].to_parquet(FILE), "
+                "without ['train'] if there are no splits."
+            )
         return []
     shown = ", ".join(clean(str(table)) for table in found.tables[:NAMED])
     more = f" and {len(found.tables) - NAMED:,} more" * (len(found.tables) > NAMED)

@@ -10,6 +10,15 @@ from otter_jax.data.formats.patterns import matches_of
 from otter_jax.data.formats.reading import OF_FILES, OF_TABLES, USUAL, Reading
 from otter_jax.errors import UserError
 
+HINTS = {  # by suffixes that people try
+    ".txt": " If it is a table, call it .csv.",
+    ".xlsx": " Save the workbook as .csv.",
+    ".xls": " Save the workbook as .csv.",
+    ".arrow": " Write it as .parquet.",
+    ".feather": " Write it as .parquet.",
+    ".zip": " Unpack it.",
+}
+
 
 def plan_of(
     sources: Sequence[str],
@@ -75,7 +84,8 @@ def _kind(path: pathlib.Path) -> str:
         return "tars"
     if name.endswith(tables.SUFFIXES):
         return "tables"
+    hint = next((hint for suffix, hint in HINTS.items() if name.endswith(suffix)), "")
     raise UserError(
         f"What is {path}? A source is a folder, a tar ({', '.join(archive.SUFFIXES)}) or a table "
-        f"({', '.join(tables.SUFFIXES)})."
+        f"({', '.join(tables.SUFFIXES)}).{hint}"
     )

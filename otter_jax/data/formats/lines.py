@@ -36,7 +36,7 @@ def lines_in(path: pathlib.Path, start: int = 0, stop: int = -1) -> Iterator[tup
 
 
 def open_text(path: pathlib.Path) -> io.BufferedIOBase:
-    """Opens a text to read its bytes: unpacked if its name ends in .gz, UTF-16 as UTF-8."""
+    """Opens a text to read its bytes: unpacked if it is gzipped, UTF-16 as UTF-8."""
     file = gzip.open(path) if is_packed(path) else open(path, "rb")  # noqa: SIM115 - the caller's
     if file.read(2) in _UTF_16:
         return io.BufferedReader(_Recoded(file), RANGE)
@@ -45,8 +45,9 @@ def open_text(path: pathlib.Path) -> io.BufferedIOBase:
 
 
 def is_packed(path: pathlib.Path) -> bool:
-    """Tells whether a file is gzipped, by its name."""
-    return path.name.lower().endswith(".gz")
+    """Tells whether a file is gzipped, by its content: some unpack .gz and keep the name."""
+    with open(path, "rb") as file:
+        return file.read(2) == b"\x1f\x8b"
 
 
 def is_cut_freely(path: pathlib.Path) -> bool:

@@ -1,4 +1,4 @@
-"""Looks whether any image of a table is there, before time is spent on all of them."""
+"""Looks whether any pair of a table is there, before time is spent on all of them."""
 
 import pathlib
 import shlex
@@ -6,35 +6,44 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from otter_jax.data.captions import clean
-from otter_jax.data.formats.cells import image_of, short
+from otter_jax.data.formats.cells import captions_of, image_of, short
 from otter_jax.data.images import SUFFIXES
 from otter_jax.errors import UserError
 
 NEARBY = 100  # folders beside a table that are tried as root
 
 
-def has_images(table: pathlib.Path, cells: Iterable[Any], root: pathlib.Path) -> bool:
-    """Looks for the first image that is there; returns False if there are no cells.
+def has_pairs(
+    table: pathlib.Path, cells: Iterable[tuple[Any, Any]], root: pathlib.Path, captions: bool
+) -> bool:
+    """Looks for the first image that is there, with a caption; returns False without rows.
 
     Args:
       table: for the message.
-      cells: what the column of images holds, row by row.
+      cells: what the columns of images and captions hold, row by row.
       root: of relative paths.
+      captions: whether an image needs one.
 
-    Raises UserError if there are cells, and no image of theirs; it names the first.
+    Raises UserError if there are rows, and no such pair; it names the first image or caption.
     """
-    number, missing, why, what = 0, None, "", ""
-    for cell in cells:
+    number, missing, why, what, of_caption = 0, None, "", "", ""
+    for cell, caption in cells:
         number += 1
         found = image_of(cell, root)
-        if isinstance(found.image, bytes):
-            return True
-        if found.image is not None:
-            if _is_file(found.image):
-                return True
+        if found.image is None:
+            why, what = why or found.why, what or found.path
+        elif isinstance(found.image, pathlib.Path) and not _is_file(found.image):
             missing = missing or (found.path, found.image)
-        elif not why:
-            why, what = found.why, found.path
+        else:
+            texts, reason, _ = captions_of(caption)
+            if not captions or any(map(clean, texts)):
+                return True
+            of_caption = of_caption or reason or "empty caption"
+    if of_caption:
+        raise UserError(
+            f"{_counted(table, number)} no image with a caption. The first: {of_caption}. Is "
+            "another column meant? --caption names it."
+        )
     if missing:
         raise UserError(_nothing_at(table, number, *missing, root))
     if why:

@@ -44,7 +44,7 @@ from otter_jax.data.formats.lines import (
     open_text,
     placed,
 )
-from otter_jax.data.formats.presence import has_images
+from otter_jax.data.formats.presence import has_pairs
 from otter_jax.data.formats.reading import USUAL, Reading
 from otter_jax.data.formats.rows import rows_of
 from otter_jax.errors import UserError
@@ -206,7 +206,7 @@ def plan(
                 captions=reading.captions,
             )  # fmt: skip
             of_table = list(_units(whole))
-            filled |= has_images(table, _images(of_table, unread), whole.root)
+            filled |= has_pairs(table, _cells(of_table, unread), whole.root, reading.captions)
         except UserError:
             raise
         except (
@@ -229,14 +229,15 @@ def plan(
     )
 
 
-def _images(units: Sequence[Rows], tally: Tally) -> Iterator[Any]:
-    """Yields what the column of images holds, row by row, as cheaply as a table allows."""
+def _cells(units: Sequence[Rows], tally: Tally) -> Iterator[tuple[Any, Any]]:
+    """Yields what the columns of images and captions hold, as cheaply as a table allows."""
     for unit in units:
         if unit.layout.kind == "parquet":
-            rows = parquet.firsts_in(unit.path, unit.group, (unit.columns.image,), FIRST)
+            rows = parquet.firsts_in(unit.path, unit.group, unit.needed, FIRST)
         else:
             rows = (row for _, row in unit.rows(tally))
-        yield from (row.get(unit.columns.image) for row in rows)
+        for row in rows:
+            yield row.get(unit.columns.image), row.get(unit.columns.caption)
 
 
 def _origin(tables: Sequence[pathlib.Path], units: Sequence[Rows]) -> str:

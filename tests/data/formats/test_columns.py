@@ -88,11 +88,38 @@ def test_utf_16_is_read_by_its_mark(tmp_path, encoding, packed):
         ("t.json", '{"0.jpg": {"caption": "a"}}', "Its columns are: '0.jpg'. Give --image one"),
         ("t.json", '{\n"info": 3, "licenses": []}', "an object with 'info', 'licenses'. A table"),
         ("t.json", "[1, 2]", "no such array"),
+        ("t.csv", "version https://git-lfs.github.com/spec/v1\n", "git lfs pull"),
+        ("t.csv", "\n<!DOCTYPE html>\n<html>", "a web page"),
+        ("t.csv", b"PK\3\4...", "a zip archive, or a workbook of Excel"),
+        ("t.csv", b"PAR1...", "must end in .parquet"),
+        ("t.parquet", b"PAR1...", "t.parquet cannot be read"),
+        ("t.csv", "url,caption\nhttp://there/0.jpg,a\n", "img2dataset does that"),
+        ("t.csv", "image,caption\n0.jpg,\n1.jpg,\n", "2 rows and no image with a caption.*empty"),
+        ("t.jsonl", '{"image": "0.jpg", "caption": {"en": "a"}}', "caption that is an object"),
+        ("t.txt", "image,caption\n0.jpg,a\n", "call it .csv"),
+        ("t.xlsx", "", "Save the workbook as .csv"),
     ],
 )
 def test_a_table_that_cannot_be_right_is_one_paragraph(tmp_path, name, content, words):
     with pytest.raises(UserError, match=words):
         planned(tmp_path, name, content)
+
+
+@pytest.mark.parametrize("name", ["t.csv", "t.csv.gz", "t.json"])
+@pytest.mark.parametrize("packed", [False, True])
+def test_what_is_gzipped_is_known_by_its_content(tmp_path, name, packed):
+    text = (
+        '[{"image": "0.jpg", "caption": "a"}]' if name == "t.json" else "image,caption\n0.jpg,a\n"
+    )
+    content = gzip.compress(text.encode()) if packed else text.encode()
+    assert captions(tmp_path, name, content) == {"0.jpg": "a"}
+
+
+def test_of_names_that_differ_in_capitals_the_usual_one_is_taken(tmp_path):
+    content = "Image,image,Caption,caption\n1.jpg,0.jpg,A,b\n"
+    assert captions(tmp_path, "t.csv", content) == {"0.jpg": "b"}
+    plan = planned(tmp_path, "t.jsonl", '{"Image ": "0.jpg", "CAPTION": "a"}', caption="caption")
+    assert plan.details["caption"] == "CAPTION"
 
 
 def test_a_name_that_other_columns_have_twice_stops_nothing_and_loses_nothing(tmp_path):

@@ -69,6 +69,12 @@ def test_a_folder_without_pictures_is_the_one_table_in_it_or_all_its_parquet_fil
         planned(folder)
 
 
+def test_a_folder_of_arrow_files_is_named(tmp_path):
+    (tmp_path / "data-00000-of-00001.arrow").write_bytes(b"")
+    with pytest.raises(UserError, match=r"save_to_disk.*to_parquet"):
+        planned(tmp_path)
+
+
 def test_links_that_lead_in_circles_end(tmp_path):
     write_table(tmp_path / "metadata.csv", write_pictures(tmp_path, 1))
     (tmp_path / "again").symlink_to(tmp_path)
