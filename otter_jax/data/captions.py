@@ -3,6 +3,7 @@
 import os
 import pathlib
 import re
+import unicodedata
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,17 +11,35 @@ import numpy as np
 import tokenizers
 from jaxtyping import Bool, Int32
 
-from otter_jax.data.tokenizer_files import read_tokenizer
+from otter_jax.data import tokenizer_files
 from otter_jax.errors import UserError
 
-MAX_CHARS = 2_000  # of a caption that is tokenised; 60 tokens are some 300 characters
+MAX_CHARS = 10_000  # of a caption, stored or tokenised
+_PER_TOKEN = 8  # characters; in texts of all languages that were tried, tokens have fewer
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]+")
+# Characters that show nothing, beside those that Unicode calls spaces, controls and formats:
+# joiners, fillers of Hangul, variation selectors, an empty pattern of Braille.
+_UNSEEN = re.compile(
+    "[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u2800\u3164\ufe00-\ufe0f\uffa0"
+    "\U000e0000-\U000e0fff]"
+)
+_UNSEEN_KINDS = {"Cc", "Cf", "Zs", "Zl", "Zp"}  # of unicodedata.category
 _SURROGATE = re.compile("[\ud800-\udfff]")  # half a UTF-16 pair: no UTF-8, refused by tokenizers
 
 
 def clean(text: str) -> str:
     """Puts a text on one line: control characters become spaces, lone surrogates U+FFFD."""
     return _SURROGATE.sub("\ufffd", _CONTROL.sub(" ", text)).strip()
+
+
+def visible(text: str) -> bool:
+    """Tells whether a text holds anything that a reader sees.
+
+    Spaces, zero-width characters, byte order marks, variation selectors and the like are nothing.
+    """
+    return any(
+        unicodedata.category(char) not in _UNSEEN_KINDS and not _UNSEEN.match(char) for char in text
+    )
 
 
 class Tokenizer:
@@ -44,7 +63,7 @@ class Tokenizer:
         Raises:
           UserError: no such folder, no tokenizer in it, or no room for the special tokens.
         """
-        backend, pad_token = read_tokenizer(pathlib.Path(folder).expanduser())
+        backend, pad_token = tokenizer_files.read_tokenizer(pathlib.Path(folder).expanduser())
         pad_id = backend.token_to_id(pad_token)
         special = backend.num_special_tokens_to_add(is_pair=False)
         if max_tokens <= special:
@@ -78,22 +97,39 @@ class Tokenizer:
     ) -> tuple[Int32[np.ndarray, "B L"], Bool[np.ndarray, "B L"]]:
         """Returns token ids, and a mask: True at text, False at padding.
 
-        A caption is cut at 2,000 characters, cleaned, then cut at `max_tokens` (the closing special
-        token stays). An empty one gives the special tokens alone.
+        A caption is cleaned, and cut at `max_tokens` (the closing special token stays), before that
+        only at 10,000 characters. An empty one gives the special tokens alone.
         """
-        rows = self._rows(self._backend, captions)
+        texts = [clean(text[:MAX_CHARS]) for text in captions]
+        heads = list(map(self._head, texts))
+        rows = self._backend.encode_batch(heads)
+        for number, (text, head) in enumerate(zip(texts, heads, strict=True)):
+            if len(head) < len(text) and not all(rows[number].attention_mask):
+                rows[number] = self._backend.encode(text)
         shape = (len(rows), self.max_tokens)
         ids = np.array([row.ids for row in rows], np.int32).reshape(shape)
         return ids, np.array([row.attention_mask for row in rows], bool).reshape(shape)
 
     def lengths(self, captions: Sequence[str]) -> Int32[np.ndarray, " B"]:
         """Counts the tokens of each caption before `encode` cuts it to `max_tokens`."""
-        uncut = tokenizers.Tokenizer.from_str(self._backend.to_str())
-        uncut.no_truncation()
-        uncut.no_padding()
-        return np.array([len(row.ids) for row in self._rows(uncut, captions)], np.int32)
+        return np.array([len(row.ids) for row in self._uncut(captions)], np.int32)
 
-    @staticmethod
-    def _rows(backend: tokenizers.Tokenizer, captions: Sequence[str]) -> list[tokenizers.Encoding]:
-        # Cut before cleaning: it would be a waste to clean a megabyte and keep 2,000 characters.
+    def known(self, captions: Sequence[str]) -> Int32[np.ndarray, " B"]:
+        """Counts the tokens of each caption, uncut, that are neither special nor unknown."""
+        special = tokenizer_files.special_of(self._backend)
+        rows = self._uncut(captions)
+        return np.array([sum(i not in special for i in row.ids) for row in rows], np.int32)
+
+    def _head(self, text: str) -> str:
+        """Returns the words of a text that fill a row as a rule; others need not be tokenised.
+
+        Tokens end where words end, so those of the head are the first of the whole text.
+        """
+        most = _PER_TOKEN * self.max_tokens
+        return text[:most].rpartition(" ")[0] or text if len(text) > most else text
+
+    def _uncut(self, captions: Sequence[str]) -> list[tokenizers.Encoding]:
+        backend = tokenizers.Tokenizer.from_str(self._backend.to_str())
+        backend.no_truncation()
+        backend.no_padding()
         return backend.encode_batch([clean(text[:MAX_CHARS]) for text in captions])

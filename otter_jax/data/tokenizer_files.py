@@ -58,6 +58,15 @@ def read_tokenizer(folder: pathlib.Path) -> tuple[tokenizers.Tokenizer, str]:
     return found or transformers_tokenizer(folder)
 
 
+def special_of(tokenizer: tokenizers.Tokenizer) -> set[int]:
+    """Returns the ids of special tokens, and of the token for what is unknown."""
+    added = tokenizer.get_added_tokens_decoder().items()
+    unknown = tokenizer.token_to_id(getattr(tokenizer.model, "unk_token", None) or "")
+    if isinstance(tokenizer.model, models.Unigram):
+        unknown = json.loads(tokenizer.to_str())["model"]["unk_id"]
+    return {i for i, token in added if token.special} | ({unknown} - {None})
+
+
 def bert_tokenizer(folder: pathlib.Path) -> tuple[tokenizers.Tokenizer, str] | None:
     """Makes a BERT tokenizer from a vocabulary; None if transformers might build a different one.
 

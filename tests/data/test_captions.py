@@ -48,6 +48,50 @@ def test_lengths_count_the_tokens_before_the_cut(tokenizer):
     np.testing.assert_array_equal(tokenizer.lengths(["", "cat", "cat " * 50]), [2, 3, 52])
 
 
+def test_lengths_are_those_of_whole_captions(tokenizer):
+    long = "photographs " * 700  # 8,400 characters
+    np.testing.assert_array_equal(tokenizer.lengths(["cat " * 2000, long]), [2002, 702])
+
+
+def test_a_long_caption_is_cut_by_tokens_alone(folder):
+    """Words of many characters, many spaces, and words that a cut would change."""
+    texts = [
+        "photo" + " " * 700 + "cat dogs " * 9,
+        "x" * 5000 + " a cat",
+        "dogs " * 2000,
+        "cat" * 900,
+    ]
+    texts += [" ".join(["photographically", "dogs"] * 300), "\u3000".join(["red"] * 900)]
+    for most in (8, 64, 512):
+        tokenizer = captions.Tokenizer(folder, most)
+        ids, mask = tokenizer.encode(texts)
+        for text, row, filled in zip(texts, ids, mask, strict=True):
+            (whole,) = tokenizer._uncut([text])
+            expected = whole.ids if len(whole.ids) <= most else [*whole.ids[: most - 1], SEP]
+            assert row[filled].tolist() == expected
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", " ", "\u200b", "\u200d\ufeff\u2060", "\ufe0f", "\u3000\xa0", "\u2028", "\x00\x7f\x85",
+     "\u00ad", "\u3164\u115f", "\u2800", "\u202e\u2066", "\U000e0061", "\U000e0100", "\u034f"],
+    ids=ascii,
+)  # fmt: skip
+def test_what_shows_nothing_is_not_visible(text):
+    assert not captions.visible(text)
+    assert captions.visible(text + "a" + text)
+
+
+@pytest.mark.parametrize("text", [".", "猫", "❤️", "👩‍🚀", "\u0301", "\ufffd", "\ue000", "ـ"])
+def test_what_a_reader_sees_is_visible(text):
+    assert captions.visible(text)
+
+
+def test_tokens_that_are_neither_special_nor_unknown_are_counted(tokenizer):
+    texts = ["", "猫", "xyz xyz", "[UNK] [SEP]", "cat", "a xyz cat"]
+    np.testing.assert_array_equal(tokenizer.known(texts), [0, 0, 0, 0, 1, 2])
+
+
 @pytest.mark.parametrize("text", ["", "   ", "\n\t", "\x00\x1b"])
 def test_an_empty_caption_is_the_special_tokens(tokenizer, text):
     ids, mask = tokenizer.encode([text])

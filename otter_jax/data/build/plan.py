@@ -19,10 +19,9 @@ import tensorflow_datasets as tfds
 
 from otter_jax.data import images
 from otter_jax.data.build.report import Tally
-from otter_jax.data.captions import clean
+from otter_jax.data.captions import MAX_CHARS, clean, visible
 from otter_jax.errors import UserError
 
-MAX_CHARS = 10_000  # of a stored caption
 MAX_BYTES = 64 << 20  # of an image's file
 WINDOW = 64  # records of a unit held at once
 ROWS = 256  # records of a part written and read at once
@@ -164,8 +163,9 @@ def pair(
 ) -> Record | None:  # fmt: skip
     """Makes the record of an image and its caption, or tallies what is missing and returns None.
 
-    A number is a caption, too. Control characters are removed, and a long caption is cut. With
-    captions=False a picture that has none is kept, with caption "".
+    A number is a caption, too; what shows nothing, such as zero-width characters, is none. Control
+    characters are removed, and a long caption is cut. With captions=False a picture that has none
+    is kept, with caption "".
     """
     name = clean(name)
     if image is None:
@@ -173,11 +173,11 @@ def pair(
     if isinstance(caption, int | float | decimal.Decimal) and not isinstance(caption, bool):
         caption = str(caption) if math.isfinite(caption) else None
     cleaned = clean(caption) if isinstance(caption, str) else ""
-    if not cleaned:
+    if not visible(cleaned):
         if captions:
             why = "empty caption" if isinstance(caption, str) else "missing caption"
             return tally.dropped(why, name)
-        caption = ""
+        caption = cleaned = ""
         tally.changed(UNCAPTIONED, name)
     if cleaned != caption.strip():
         tally.changed("caption cleaned of control characters", name)
