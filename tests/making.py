@@ -4,6 +4,7 @@ import json
 
 from pictures import noise
 
+from otter_jax.data.build.report import Tally
 from otter_jax.data.ensure import make
 from otter_jax.data.source import open_dataset
 
@@ -28,3 +29,9 @@ def write_pictures(folder, number=6):
     for n in range(number):
         (folder / f"{n}.jpg").write_bytes(noise(n))
     return [f"{n}.jpg" for n in range(number)]
+
+
+def pairs_of(plan):
+    """(key, caption) of every pair that a plan's units read, in their order."""
+    records = (record for unit in plan.units["train"] for record in unit.read(Tally()))
+    return [(record.fields["key"], record.fields["caption"]) for record in records]

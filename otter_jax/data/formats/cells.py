@@ -97,11 +97,6 @@ def captions_of(value: Any) -> tuple[list[str], str, str]:
     return [str(value)], "", "caption that is a number, taken as text"
 
 
-def keys_of(key: str, number: int) -> list[str]:
-    """Returns the keys of the `number` pairs of one picture: KEY, or KEY#0, KEY#1 and so on."""
-    return [key] if number == 1 else [f"{key}#{n}" for n in range(number)]
-
-
 def kind_of(value: Any) -> str:
     """Returns what a value is, in words."""
     if isinstance(value, bool | np.bool_):

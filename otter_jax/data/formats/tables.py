@@ -1,8 +1,8 @@
 """Image-caption pairs from tables: CSV, TSV, JSON lines, JSON and Parquet.
 
-A row has an image and a caption, or several captions: a pair each, with the keys KEY#0, KEY#1 and
-so on. The image is the path of a file, relative to the table's folder unless another root is given,
-or its bytes (see `cells`). All other columns are kept as one JSON object.
+A row has an image and a caption, or several captions: a pair each, all with the row's key. The
+image is the path of a file, relative to the table's folder unless another root is given, or its
+bytes (see `cells`). All other columns are kept as one JSON object.
 
 CSV is read as `rows` says. In TSV a row is a line, and a field is quoted only if it begins and ends
 with a quote, since captions with one stray quote are common. Words such as NA or null are text like
@@ -26,7 +26,7 @@ from otter_jax.data.build.plan import Options, Plan, Record, listed, pair, pair_
 from otter_jax.data.build.report import Tally
 from otter_jax.data.captions import clean
 from otter_jax.data.formats import arrays, parquet
-from otter_jax.data.formats.cells import captions_of, image_of, keys_of, short
+from otter_jax.data.formats.cells import captions_of, image_of, short
 from otter_jax.data.formats.columns import (
     SUFFIXES,
     Columns,
@@ -153,19 +153,21 @@ class Rows:
         captions, why, note = captions_of(row.get(columns.caption) if columns.caption else None)
         if note:
             tally.changed(note, name)
-        if not captions and not self.captions:
-            captions = [""]  # which `pair` counts
-        elif why:
+        if why and (captions or self.captions):
             tally.dropped(why, name)
+        if not self.captions:  # a set to evaluate on has every picture once
+            if len(captions) > 1:
+                tally.changed("further captions of a picture, left out by --nocaptions", name)
+            captions = captions[:1] or [""]  # which `pair` counts
         used = (columns.image, columns.caption)
         rest = {column: value for column, value in row.items() if column not in used}
         sidecar = json.dumps(rest, default=_as_text)
-        for of_one, caption in zip(keys_of(key, len(captions)), captions, strict=True):
+        for number, caption in enumerate(captions, start=1):
             record = pair(
-                short(f"{self.path.name}: {of_one}"),
+                name if len(captions) == 1 else f"{name} (caption {number})",
                 image=image.image,
                 caption=caption,
-                key=of_one,
+                key=key,
                 sidecar=sidecar,
                 captions=self.captions,
                 tally=tally,

@@ -6,7 +6,7 @@ import json
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from making import counts, made, write_pictures
+from making import counts, made, pairs_of, write_pictures
 
 from otter_jax.data.build.plan import Options
 from otter_jax.data.formats import kinds
@@ -149,10 +149,8 @@ COCO = {
 @pytest.mark.parametrize("indent", [None, 1])
 def test_coco_gives_a_pair_per_annotation(tmp_path, indent):
     plan = planned(tmp_path, "t.json", json.dumps(COCO, indent=indent))
-    kept, part = made(tmp_path, plan)
-    assert {key: row["caption"] for key, row in kept.items()} == {
-        "7#0": "one", "7#1": "two", "8": "other",
-    }  # fmt: skip
+    assert pairs_of(plan) == [("7", "one"), ("7", "two"), ("8", "other")]
+    _, part = made(tmp_path, plan)
     assert counts(part) == {"caption without image": 1}
 
 
@@ -164,9 +162,9 @@ def test_an_array_of_objects_is_a_table(tmp_path, monkeypatch, name, indent):
     rows = [{"image": "0.jpg", "caption": "a"}, {"caption": ["b", "c"], "image": "1.jpg"}]
     content = json.dumps(rows, indent=indent).encode()
     content = gzip.compress(content) if name.endswith(".gz") else content
-    expected = {"0.jpg": "a", "1.jpg#0": "b", "1.jpg#1": "c"}
-    assert captions(tmp_path, name, content) == expected
-    assert len(planned(tmp_path, name, content).units["train"]) == 2
+    plan = planned(tmp_path, name, content)
+    assert pairs_of(plan) == [("0.jpg", "a"), ("1.jpg", "b"), ("1.jpg", "c")]
+    assert len(plan.units["train"]) == 2
 
 
 def test_lines_of_json_may_be_called_json_and_lack_a_key_in_the_first(tmp_path):
@@ -186,3 +184,7 @@ def test_a_table_for_evaluation_needs_no_captions(tmp_path):
         "otter", "bear",
     ]  # fmt: skip
     assert {row["caption"] for row in kept.values()} == {""}
+    rows = '{"image": "0.jpg", "caption": ["a", "b"]}\n{"image": "1.jpg"}'
+    assert pairs_of(planned(tmp_path, "t.jsonl", rows)) == [("0.jpg", "a"), ("0.jpg", "b")]
+    plan = planned(tmp_path, "t.jsonl", rows, captions=False)
+    assert pairs_of(plan) == [("0.jpg", "a"), ("1.jpg", "")]
