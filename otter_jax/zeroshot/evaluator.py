@@ -157,8 +157,8 @@ class Evaluator:
         tied = int((level > own)[counted].sum())
         if tied:
             self._console.print(
-                f"{s.name}, {weights}: in {tied:,} of {counted.sum():,} images other classes have "
-                "exactly the score of the best label; their hits are those expected over the order."
+                f"{s.name}, {weights}: {tied:,} of {counted.sum():,} images have ties with their "
+                "label; hits are expected values."
             )
         labels, classes = s.labels[counted], len(s.names)
         ks = [k for k in KS if k <= classes]

@@ -255,7 +255,7 @@ MISTAKES = [
     (["--config.data.name=third", "--config.data.tars=('/no/such-*.tar',)"], "/no/such-*.tar"),
     (["--config.data.resize=20"], "resize=20"),
     (["--config.eval.best=colours/student/FH@3"], "colours/student/FH@2"),
-    (["--config.eval.sets.colours.label=json.color"], "no label of squares"),
+    (["--config.eval.sets.colours.label=json.color"], "Did you mean json.colour?"),
     (["--config.eval.sets.colours.names=/no/names.txt"], "/no/names.txt"),
     (["--config.eval.sets.colours.templates=('a photo',)"], "where the name of the class goes"),
     (["--config.optim.schedule=weekly"], "optim.schedule='weekly'"),
