@@ -1,9 +1,10 @@
 """Makes a data set of your own image-caption pairs, or of a public set, checked and resized once.
 
-SOURCE is a table of paths (or bytes) and captions (.csv, .tsv, .jsonl, .parquet, the first three
-also with .gz), web-dataset tars, a folder of them or of Parquet files, or a folder of pictures with
-NAME.txt beside NAME.jpg. Several of a kind make one set. With --layout it is the folder of a public
-set, such as cc3m or open_images; the files in otter_jax/data/public/ say what it must hold.
+SOURCE is a table of paths (or bytes) and captions (.csv, .tsv, .jsonl, .json, .parquet; all but the
+last also with .gz), web-dataset tars, a folder of them or of Parquet files, an image folder of
+Hugging Face, or a folder of pictures with NAME.txt beside NAME.jpg. Several of a kind make one set.
+With --layout it is the folder of a public set, such as cc3m or open_images; the files in
+otter_jax/data/public/ say what it must hold.
 
 The set is written to DATA_DIR/NAME, with report.json and report.html: what was kept, what was
 dropped and why, sizes of images, lengths of captions.
