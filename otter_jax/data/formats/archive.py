@@ -33,11 +33,9 @@ _PACKINGS = (
     (b"\x5d\0\0\x80", "xz"),
     (b"\x28\xb5\x2f\xfd", "zstd"),
 )
-# Whatever a broken tar can raise: tarfile's parsers let some of these out.
-ERRORS = (
-    tarfile.TarError, OSError, EOFError, ValueError, IndexError, OverflowError, RecursionError,
-    zlib.error, lzma.LZMAError, pa.ArrowException,
-)  # fmt: skip
+# What tarfile's parsers let out at a broken header, and what unpacking raises.
+_HEADER = (ValueError, IndexError, KeyError, OverflowError, RecursionError)
+_PACKED = (OSError, EOFError, zlib.error, lzma.LZMAError, pa.ArrowException)
 _EXTENDED = (
     tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE, tarfile.GNUTYPE_LONGNAME,
     tarfile.GNUTYPE_LONGLINK,
@@ -70,7 +68,6 @@ class _Header(tarfile.TarInfo):
     @classmethod
     def fromtarfile(cls, archive: "_Tar") -> "_Header":
         begin = archive.offset
-        where = f"after {begin:,} bytes{', an end marker' if archive.ended else ''}"
         try:
             header = super().fromtarfile(archive)
         except tarfile.EOFHeaderError:
@@ -81,13 +78,14 @@ class _Header(tarfile.TarInfo):
                 raise  # the end of the file follows the end of the tar
             if not begin:
                 raise NoTar("the file is empty") from error
-            raise tarfile.ReadError(f"{where}: the file ends, without an end marker") from error
+            raise tarfile.ReadError("the file ends, without an end marker") from error
         except tarfile.HeaderError as error:
             if not begin:
                 raise NoTar(str(error)) from error
-            raise tarfile.ReadError(f"{where}: {error}") from error
+            raise tarfile.ReadError(str(error)) from error
         if header.size < 0 or archive.offset <= begin:
-            raise tarfile.ReadError(f"{where}: a member of {header.size:,} bytes")
+            raise tarfile.ReadError(f"a member of {header.size:,} bytes")
+        archive.part += archive.ended
         archive.ended = False
         return header
 
@@ -97,10 +95,12 @@ class _Tar(tarfile.TarFile):
 
     Attributes:
       ended: whether the block before was an end marker.
+      part: the number of end markers that files came after.
     """
 
     tarinfo = _Header
     ended = False
+    part = 0
 
 
 class _Forward:
@@ -127,6 +127,7 @@ class Archive(contextlib.AbstractContextManager):
 
     Attributes:
       packing: "gzip", "bzip2", "xz" or "zstd"; "" for a plain tar.
+      part: the number of the current member's tar, of those that are joined.
     """
 
     def __init__(self, path: pathlib.Path):
@@ -136,6 +137,7 @@ class Archive(contextlib.AbstractContextManager):
         self._head = self._file.read(1 << 10)
         self.packing = next((name for mark, name in _PACKINGS if self._head.startswith(mark)), "")
         self._stream: Any = self._file
+        self.part = 0
 
     def __exit__(self, *_: object) -> None:
         self._file.close()
@@ -143,36 +145,43 @@ class Archive(contextlib.AbstractContextManager):
     def members(self) -> Iterator[tarfile.TarInfo]:
         """Yields the members in their order, from the beginning of the tar.
 
-        Raises NoTar, which says what the file is instead, or another of ERRORS where it is broken.
+        Raises NoTar, which says what the file is instead, or another ReadError where it is broken.
         """
         self._file.seek(0)
         self._stream = _Forward(self._unpacked()) if self.packing else self._file
+        tar = None
         try:
             tar = _Tar(fileobj=self._stream, ignore_zeros=True)
+            while (member := tar.next()) is not None:
+                tar.members.clear()  # tarfile remembers every header it has seen
+                size = member.size if member.isreg() and not member.issparse() else 0
+                if not self.packing and member.offset_data + size > self._size:
+                    tar.offset = member.offset
+                    raise tarfile.ReadError(f"the file ends within a member of {size:,} bytes")
+                self.part = tar.part
+                yield member
         except NoTar as error:
-            if self.packing:
-                raise NoTar(f"a {self.packing} file, but no tar is in it ({error})") from error
             what = headers.format_of(self._head) or headers.contents(self._head)
+            if self.packing:
+                what = f"a {self.packing} file, but no tar is in it"
             raise NoTar(f"{what} ({error})") from error
-        while (member := tar.next()) is not None:
-            tar.members.clear()  # tarfile remembers every header it has seen
-            size = member.size if member.isreg() and not member.issparse() else 0
-            if not self.packing and member.offset_data + size > self._size:
-                raise tarfile.ReadError(
-                    f"after {member.offset:,} bytes: the file ends within the next member, of "
-                    f"{size:,} bytes"
-                )
-            yield member
+        except (*_HEADER, *_PACKED, tarfile.TarError) as error:
+            why = "its header cannot be read" if isinstance(error, _HEADER) else error
+            place = min(tar.offset, self._stream.tell()) if tar else 0  # sizes may be untrue
+            raise tarfile.ReadError(f"after {place:,} bytes: {why}") from error
 
     def content(self, place: Place) -> bytes:
         """Returns the content of a member; in a compressed tar it must be the current one.
 
-        Raises one of ERRORS if it cannot be read.
+        Raises ReadError if it cannot be read.
         """
-        if self.packing:
-            content = self._stream.read(place.size)
-        else:
-            content = os.pread(self._file.fileno(), place.size, place.offset)
+        try:
+            if self.packing:
+                content = self._stream.read(place.size)
+            else:
+                content = os.pread(self._file.fileno(), place.size, place.offset)
+        except _PACKED as error:
+            raise tarfile.ReadError(f"after {place.offset:,} bytes: {error}") from error
         if len(content) < place.size:
             raise tarfile.ReadError(f"after {place.offset:,} bytes: the file ends within a member")
         return content
@@ -180,7 +189,7 @@ class Archive(contextlib.AbstractContextManager):
     def places(self, names: Collection[str]) -> dict[str, Place]:
         """Finds the places of those of these names that are members of a plain tar."""
         found: dict[str, Place] = {}
-        with contextlib.suppress(*ERRORS):  # they have been met before
+        with contextlib.suppress(tarfile.ReadError):  # they have been met before
             for member in self.members():
                 name = posixpath.normpath(member.name)
                 if name in names and member.isreg() and not member.issparse():

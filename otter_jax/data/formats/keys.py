@@ -7,25 +7,28 @@ waits for the end of the tar.
 Of a plain tar only the places of files are held, some 500 bytes per key that waits, so that files
 can be in any order, and links to files of the same tar be followed. The files of a compressed tar
 cannot be read again: their contents are held, at most HELD bytes of them, and let go for keys that
-wait for the end; those that turn out to be complete then are counted. Beside that some 150 bytes
-per key are kept to notice a second file of the same name.
+wait for the end; those that turn out to be complete then are counted. Beside that some 200 bytes
+per key are kept to notice a second file of the same name. In tars that are joined, end to end, a
+key may come again: it is another one if the first is complete.
 """
 
 import itertools
 import posixpath
 import sys
 import tarfile
+import unicodedata
 from collections.abc import Iterator, Mapping
 
 from otter_jax.data.build.plan import MAX_BYTES, WINDOW
 from otter_jax.data.build.report import Tally
-from otter_jax.data.formats.archive import ERRORS, Archive, NoTar, Place, end_of, target_of
+from otter_jax.data.formats.archive import Archive, NoTar, Place, end_of, target_of
 from otter_jax.data.formats.members import is_known, is_picture, kind_of
 from otter_jax.data.formats.reading import Reading
 
 HELD = 256 << 20  # bytes of a compressed tar
 OTHERS = 8  # files of unknown kinds per key
 
+DOUBLED = "duplicate key"
 DOTS = "dots in the name: a key ends at the first one (prepare --key last-dot: at the last)"
 FAR = "files of a pair too far apart in a compressed tar: unpack the tar"
 LATE = "file far behind the others of its key, left out"
@@ -35,6 +38,7 @@ PACKED = "link in a compressed tar: unpack the tar"
 # A file of a key: its content, its place, the name that a link leads to; None for a content that
 # was let go.
 Held = bytes | Place | str | None
+Key = tuple[str, int]  # and the part of joined tars where it began
 
 
 class Keys:
@@ -47,10 +51,11 @@ class Keys:
     def __init__(self, archive: Archive, name: str, reading: Reading, tally: Tally):
         """`name` is the tar's, for the tally."""
         self._archive, self._name, self._reading, self._tally = archive, name, reading, tally
-        self._waiting: dict[str, dict[str, Held]] = {}
-        self._apart: dict[str, dict[str, Held]] = {}  # keys that wait for the end
-        self._left: dict[str, str] = {}  # keys that are passed on, and the kinds of their files
-        self._told: set[str] = set()  # keys that are tallied for a file that was left out
+        self._waiting: dict[Key, dict[str, Held]] = {}
+        self._apart: dict[Key, dict[str, Held]] = {}  # keys that wait for the end
+        self._left: dict[Key, str] = {}  # keys that are passed on, and the kinds of their files
+        self._told: set[Key] = set()  # keys that are tallied for a file that was left out
+        self._parts: dict[str, int] = {}  # that the last key of a name is of, if not the first
         self._links: dict[str, str] = {}  # the targets of all links, by name
         self._held = 0  # bytes of contents
 
@@ -63,11 +68,11 @@ class Keys:
                 self._held -= sum(map(_size, files.values()))
                 if self._is_complete(files):
                     self._left[first] = sys.intern(" ".join(sorted(files)))
-                    yield from self._read(first, files, {})
+                    yield from self._read(first[0], files, {})
                 else:
                     self._apart[first] = {kind: _let_go(held) for kind, held in files.items()}
         places = self._archive.places(self._targets()) if self._links else {}
-        for key, files in itertools.chain(self._apart.items(), self._waiting.items()):
+        for (key, _), files in itertools.chain(self._apart.items(), self._waiting.items()):
             yield from self._read(key, files, places)
 
     def _files(self) -> Iterator[tuple[str, str, Held]]:
@@ -91,7 +96,7 @@ class Keys:
                     yield key, kind_of(suffix), target_of(member)
                 else:
                     yield from self._file(key, kind_of(suffix), member)
-        except ERRORS as error:
+        except tarfile.ReadError as error:
             why = "file that is no tar" if isinstance(error, NoTar) else "rest of a broken tar"
             self._tally.dropped(why, f"{self._name}: {error}")
             return
@@ -101,7 +106,8 @@ class Keys:
 
     def _parse(self, path: str) -> tuple[str, str]:
         """Returns the key of a file, and its suffix."""
-        folder, _, file = path.removeprefix("./").rpartition("/")
+        path = unicodedata.normalize("NFC", path.removeprefix("./"))
+        folder, _, file = path.rpartition("/")
         if self._reading.key == "last-dot":
             stem, suffix = posixpath.splitext(file)
         else:
@@ -129,24 +135,39 @@ class Keys:
         content = self._archive.content(place)
         yield key, kind, content if not other or is_picture(content) else b""
 
-    def _add(self, key: str, kind: str, held: Held) -> None:
+    def _add(self, name: str, kind: str, held: Held) -> None:
         """Takes in a file of a key, or tallies why not."""
-        apart, other = self._apart.get(key), kind.startswith(".")
-        files = None if key in self._left else apart
-        if files is None and key not in self._left:
-            files = self._waiting.setdefault(key, {})
-        there = self._left[key].split() if files is None else files
-        if files is not None and kind not in there:
-            if other and sum(k.startswith(".") for k in there) >= OTHERS:
-                return
-            files[kind] = held if apart is None else _let_go(held)
-            self._held += 0 if apart is not None else _size(held)
-        elif not other and key not in self._told:
-            self._told.add(key)
-            if kind in there:
-                self._tally.dropped("duplicate key", f"{self._name}: {key}")
-            else:
-                self._tally.changed(LATE, f"{self._name}: {key}")
+        other, key = kind.startswith("."), self._key(name, kind)
+        if key in self._left:
+            if not other and key not in self._told:
+                self._told.add(key)
+                twice = kind in self._left[key].split()
+                tally = self._tally.dropped if twice else self._tally.changed
+                tally(DOUBLED if twice else LATE, f"{self._name}: {name}")
+            return
+        apart = key in self._apart
+        files = self._apart[key] if apart else self._waiting.setdefault(key, {})
+        if kind in files:
+            if not other and key not in self._told:
+                self._told.add(key)
+                self._tally.dropped(DOUBLED, f"{self._name}: {name}")
+        elif not other or sum(kind.startswith(".") for kind in files) < OTHERS:
+            files[kind] = _let_go(held) if apart else held
+            self._held += 0 if apart else _size(held)
+
+    def _key(self, name: str, kind: str) -> Key:
+        """Returns the key that a file belongs to, the last of this name or a new one."""
+        last, part = (name, self._parts.get(name, 0)), self._archive.part
+        if part == last[1]:
+            return last
+        if last in self._left:
+            files = self._left[last].split()
+        else:
+            files = list(self._apart.get(last) or self._waiting.get(last) or ())
+        if not files or kind in files or ("image" in files and {"txt", "json"} & {*files}):
+            self._parts[name] = part
+            return name, part
+        return last
 
     def _is_complete(self, files: Mapping[str, Held]) -> bool:
         """Tells whether the files of a key are those of a pair, and can be read at once."""
@@ -182,7 +203,7 @@ class Keys:
                 return
             try:
                 contents[kind] = self._archive.content(held) if isinstance(held, Place) else held
-            except ERRORS as error:
+            except tarfile.ReadError as error:
                 self._tally.dropped("unreadable file", f"{name} ({error})")
                 return
         yield key, {kind: content or b"" for kind, content in contents.items()}

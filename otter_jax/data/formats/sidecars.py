@@ -10,6 +10,7 @@ import functools
 import itertools
 import os
 import pathlib
+import unicodedata
 from collections.abc import Iterator
 
 from otter_jax.data.build.plan import MAX_BYTES, Options, Plan, Record, Span, pair_features
@@ -134,7 +135,7 @@ def _is_file(entry: os.DirEntry) -> bool:
 
 
 def _stem(name: str) -> str:
-    return os.path.splitext(name)[0]
+    return unicodedata.normalize("NFC", os.path.splitext(name)[0])  # as macOS does not write it
 
 
 def _suffix(name: str) -> str:

@@ -53,6 +53,34 @@ def test_packed_tars_and_joined_ones_are_read_to_the_end_of_the_file(tmp_path, s
     assert told == {}
 
 
+def test_keys_of_joined_tars_are_those_of_each_or_of_all_together(tmp_path):
+    path = tmp_path / "a.tar"
+    whole = [("a.jpg", noise(1)), ("a.txt", "first"), ("b.jpg", noise(1)), ("b.txt", "first")]
+    other = [("a.txt", "second"), ("a.jpg", noise(2)), ("c.jpg", noise(2)), ("c.txt", "second")]
+    halves = [("d.jpg", noise(3))], [("d.txt", "third")], [("d.txt", "alone")]
+    joined = b""
+    for members in (whole, other, *halves):
+        write_tar(path, members)
+        joined += path.read_bytes()
+    path.write_bytes(joined)
+    tally = Tally()
+    records = list(tars.Tar(path, 0).read(tally))
+    found = sorted((r.fields["key"], r.fields["caption"], r.image == noise(2)) for r in records)
+    assert found == [
+        ("a", "first", False), ("a", "second", True), ("b", "first", False),
+        ("c", "second", True), ("d", "third", False),
+    ]  # fmt: skip
+    assert tally.found["dropped"] == {"caption without image": {"count": 1, "first": ["a.tar: d"]}}
+
+
+def test_names_are_the_same_however_unicode_composes_them(tmp_path):
+    path = tmp_path / "a.tar"
+    write_tar(path, [("e\u0301.jpg", noise()), ("\u00e9.txt", "x")])
+    found, told = read(path)
+    assert list(found) == ["\u00e9"]
+    assert told == {}
+
+
 def test_what_follows_an_end_marker_and_is_no_tar_is_named(tmp_path):
     path = tmp_path / "a.tar"
     write_tar(path, pairs(range(2)))
@@ -61,7 +89,7 @@ def test_what_follows_an_end_marker_and_is_no_tar_is_named(tmp_path):
     assert len(found) == 2
     ((why, names),) = told.items()
     assert why == "rest of a broken tar"
-    assert names[0].startswith("a.tar: after 10,240 bytes, an end marker: ")
+    assert names[0].startswith("a.tar: after 10,240 bytes: ")
 
 
 def test_a_damaged_header_and_a_missing_end_are_named_in_joined_tars(tmp_path):
