@@ -11,8 +11,9 @@ WIDTH = 100  # columns of printed lines
 
 def make_console() -> rich.console.Console:
     """Returns the console that programs print to."""
-    # Keys, paths and regular expressions are printed unchanged: no markup, no line breaks.
-    return rich.console.Console(markup=False, highlight=False, soft_wrap=True)
+    # Keys, paths and regular expressions are printed unchanged: no markup, no line breaks, and no
+    # pictures for words between colons, as in "birds:train: 3 images".
+    return rich.console.Console(markup=False, emoji=False, highlight=False, soft_wrap=True)
 
 
 def progress_bar(console: rich.console.Console) -> rich.progress.Progress:
