@@ -4,12 +4,13 @@ import contextlib
 import dataclasses
 import fcntl
 import pathlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
 import rich.console
 import rich.progress
 
-from otter_jax.data.build.builder import Prepared, check_exif, check_same, prepare
+from otter_jax.data.build.builder import Prepared, changes, check_exif, check_same, prepare
+from otter_jax.data.build.parts import Done
 from otter_jax.data.build.plan import NO_CAPTION, UNCAPTIONED, Options, Plan, SourceMissing
 from otter_jax.data.build.report import read_report, table
 from otter_jax.data.formats import class_folders, kinds
@@ -115,7 +116,7 @@ def make(
     *,
     workers: int = 1,
     beam: str = "",
-    done: Callable[[int, int], None] | None = None,
+    done: Done | None = None,
 ) -> pathlib.Path:
     """Makes the set that `plan` describes if it is missing, and returns its folder.
 
@@ -130,6 +131,8 @@ def make(
                 prepare(plan, home, workers=workers, beam=beam, done=call)
             print(table(read_report(home)), flush=True)
     check_same(home, plan)
+    if not missing and (changed := changes(home, plan)):
+        print(changed, flush=True)
     return home
 
 
@@ -190,7 +193,7 @@ def _plan_of_config(
 
 
 @contextlib.contextmanager
-def _progress(plan: Plan) -> Iterator[Callable[[int, int], None]]:
+def _progress(plan: Plan) -> Iterator[Done]:
     """Shows progress on a terminal; yields the function to call after each unit."""
     console = rich.console.Console(stderr=True)
     total = sum(unit.size for units in plan.units.values() for unit in units)
@@ -217,7 +220,11 @@ def _lock(folder: pathlib.Path) -> Iterator[None]:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         file = open(folder / ".lock", "w")  # noqa: SIM115 - closed below
-        fcntl.flock(file, fcntl.LOCK_EX)
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            print(f"Another process makes the data set in {folder}; waiting for it.", flush=True)
+            fcntl.flock(file, fcntl.LOCK_EX)
     except OSError as error:
         raise UserError(
             f"The data set cannot be written in {folder}: {error.strerror}. Mend data.dir or "

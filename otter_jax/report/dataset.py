@@ -68,21 +68,23 @@ class Progress:
         self._began = self._said = time.monotonic()
         self._found = self._read = self._count = 0
 
-    def __call__(self, size: int, records: int) -> None:
-        """Counts a unit of `size` with so many records; 0 records if its part was there before."""
-        if records:
+    def __call__(self, size: int, records: int | None) -> None:
+        """Counts so many records of `size`; None if an earlier start has made them."""
+        if records is not None:
             self._read, self._count = self._read + size, self._count + records
         else:
             self._found += size
         now = time.monotonic()
-        if now - self._said <= EVERY or not self._read:
+        if now - self._said <= EVERY or not self._count:
             return
         self._said, passed = now, now - self._began
-        left = passed * (self._total - self._found - self._read) / self._read
+        left = ""
+        if self._read:  # some units do not tell how far they are read
+            rest = self._total - self._found - self._read
+            left = f" | left {duration(passed * rest / self._read)}"
         self._console.print(
             f"{(self._found + self._read) / self._total:.0%} | "
-            f"{self._count:,} {self._records} checked, {self._count / passed:.0f}/s | "
-            f"left {duration(left)}"
+            f"{self._count:,} {self._records} checked, {self._count / passed:.0f}/s{left}"
         )
 
 

@@ -10,14 +10,13 @@ import contextlib
 import dataclasses
 import io
 import itertools
-import json
 import os
 import pathlib
 import shlex
 import shutil
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -25,7 +24,7 @@ import tensorflow_datasets as tfds
 from jaxtyping import Int
 
 from otter_jax.data import images
-from otter_jax.data.build.parts import make_parts, part_names
+from otter_jax.data.build.parts import Done, is_there, parts_of, read_about, silent, tallies
 from otter_jax.data.build.pieces import (
     Piece,
     column,
@@ -35,9 +34,11 @@ from otter_jax.data.build.pieces import (
     repeated_in,
 )
 from otter_jax.data.build.plan import Options, Plan
-from otter_jax.data.build.report import PICTURES, Tally, read_report, table, write_report
+from otter_jax.data.build.report import NAMED, PICTURES, Tally, read_report, table, write_report
+from otter_jax.data.build.work import make_parts, stems
 from otter_jax.errors import UserError
 
+ABSENT = 1_000  # missing files that are named, evenly over all
 REMEDY = "Give this data another name, or remove that folder to make it again."
 
 
@@ -51,7 +52,7 @@ def prepare(
     *,
     workers: int = 1,
     beam: str = "",
-    done: Callable[[int, int], None] = lambda size, records: None,
+    done: Done = silent,
 ) -> None:
     """Makes the set in the folder `home`; parts made earlier are used again.
 
@@ -62,8 +63,8 @@ def prepare(
       beam: options of Apache Beam, "--runner=FlinkRunner ...", which then makes the parts, and the
         set from them, wherever it runs; all of its workers must see `home` and the source under
         the same paths.
-      done: called for every part with its unit's size and its number of records, 0 for a part that
-        was there.
+      done: called every few records with how much of the units' sizes they are, as far as it is
+        known, and their number, None for what was there.
 
     Raises:
       UserError: no record remains, a class has too few, the disk is full, or a worker dies.
@@ -71,8 +72,13 @@ def prepare(
     parts = home.parent / f"parts.{plan.digest}"
     began = time.monotonic()
     try:
-        for other in home.parent.glob("parts.*"):  # left by a plan of other files or options
+        for other in home.parent.glob("parts.*"):
             if other != parts:
+                print(
+                    f"What an earlier start of {plan.name} checked is of no use: its source, its "
+                    "options or this program have changed since.",
+                    flush=True,
+                )
                 shutil.rmtree(other)
         parts.mkdir(parents=True, exist_ok=True)
         options = _beam_options(beam) if beam else None
@@ -94,7 +100,8 @@ def prepare(
 def check_same(home: pathlib.Path, plan: Plan) -> None:
     """Raises UserError if the set in `home` was made of other files or details than the plan's.
 
-    Files are compared by their names and sizes, or by what else the plan says of them.
+    Files are compared by their names and sizes, and by what else the plan says of them but their
+    times: `changes` says those.
     """
     report = read_report(home)
     built = {split: about.get("files") for split, about in report.items()}
@@ -103,7 +110,7 @@ def check_same(home: pathlib.Path, plan: Plan) -> None:
             f"The data set in {home} was not built from files of yours, or by an older version of "
             f"otter_jax. {REMEDY}"
         )
-    if built != {split: list(files) for split, files in plan.files.items()}:
+    if _timeless(built) != _timeless(plan.files):
         names = [file["name"] for files in built.values() for file in files]
         more = f" and {len(names) - 10:,} more" if len(names) > 10 else ""
         origin = next(iter(report.values()))["origin"]
@@ -119,6 +126,43 @@ def check_same(home: pathlib.Path, plan: Plan) -> None:
                     f"The data set in {home} was built with another {what}, {theirs!r}, not "
                     f"{ours!r}. {REMEDY}"
                 )
+
+
+def changes(home: pathlib.Path, plan: Plan) -> str:
+    """Returns how the source seems to have changed since the set in `home` was made, "" if not.
+
+    Noticed are other modification times of the plan's files, and files that were missing when the
+    set was made and are there now; of more than ABSENT missing ones, so many are looked for.
+    Pictures that a table names, and that were there, are not looked at again.
+    """
+    found = []
+    for split, about in read_report(home).items():
+        for built, now in zip(about["files"], plan.files.get(split, ()), strict=False):
+            if built.get("modified", now.get("modified")) != now.get("modified"):
+                found.append(f"{now['name']} was written to")
+        there = [path for path in about.get("absent", {}).get("files", ()) if is_there(path)]
+        if there:
+            count, looked = about["absent"]["count"], len(about["absent"]["files"])
+            some = f"{looked:,} of the {count:,}" if looked < count else f"{count:,}"
+            found.append(
+                f"of {some} files that could not be read, {len(there):,} can be, such as {there[0]}"
+            )
+    if not found:
+        return ""
+    more = f" (and {len(found) - NAMED:,} more)" if len(found) > NAMED else ""
+    return (
+        f"The set {plan.name} is used as it was made, but since then {'; '.join(found[:NAMED])}"
+        f"{more}. If that matters, remove the set, and the same command makes it again: "
+        f"rm -r {shlex.quote(str(home))}"
+    )
+
+
+def _timeless(files: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, Any]:
+    """Returns what identifies the files of each split: all but their times."""
+    return {
+        split: [{k: v for k, v in file.items() if k != "modified"} for file in of or ()]
+        for split, of in files.items()
+    }
 
 
 def check_options(home: pathlib.Path, options: Options) -> None:
@@ -158,8 +202,8 @@ def _inspect(
     too few of a class, remain.
     """
     report, pieces = {}, {}
-    for split, names in part_names(plan).items():
-        found, pieces[split] = _inspect_split(plan, split, [folder / name for name in names])
+    for split, units in stems(plan, folder).items():
+        found, pieces[split] = _inspect_split(plan, split, units)
         report[split] = found | about
         if not found["kept"]:
             raise TooFewRecords(
@@ -177,12 +221,16 @@ def _inspect(
 
 
 def _inspect_split(
-    plan: Plan, split: str, parts: Sequence[pathlib.Path]
+    plan: Plan, split: str, units: Sequence[pathlib.Path]
 ) -> tuple[dict[str, Any], list[Piece]]:
-    """Returns a split's report, and its parts with the records to be left out marked."""
+    """Returns a split's report, and its parts with the records to be left out marked.
+
+    `units` are the stems of the units' parts.
+    """
     tally = Tally()
-    for part in parts:
-        tally.add(json.loads(part.with_suffix(".json").read_text("utf-8")))
+    for found in itertools.chain.from_iterable(map(tallies, units)):
+        tally.add(found)
+    parts = list(itertools.chain.from_iterable(map(parts_of, units)))
     repeated = repeated_in(parts)
     if repeated.any():
         entry = {"count": int(repeated.sum()), "first": first_names(parts, repeated)}
@@ -190,6 +238,7 @@ def _inspect_split(
             tally.add({"changed": {"duplicate, kept": entry}})
         else:
             tally.add({"dropped": {"duplicate": entry}})
+    absent = [path for part in parts for path in read_about(part)["absent"]]
     left_out = repeated & (not plan.options.keep_duplicates)
     kept = int((~left_out).sum())
     sides = np.minimum(column(parts, "width"), column(parts, "height"))
@@ -213,6 +262,9 @@ def _inspect_split(
         "files": list(plan.files[split]),
         "options": dataclasses.asdict(plan.options),
     }
+    if absent:
+        some = np.linspace(0, len(absent) - 1, min(ABSENT, len(absent))).astype(int)
+        report["absent"] = {"count": len(absent), "files": [absent[i] for i in some]}
     return report, pieces
 
 

@@ -1,46 +1,50 @@
-"""Makes the parts of a set: one Parquet file per unit, with the unit's checked records.
+"""Makes the parts of a unit: Parquet files of its checked records, each of half a minute's work.
 
-A part is renamed into place when it is complete, so a preparation that was stopped goes on with the
-units that have no part yet. A bad record stops nothing: it is counted and named in a JSON file
-beside the part.
+A part is renamed into place when it is complete, so a preparation that was stopped goes on after
+the last one: the unit is read again from its beginning, but the records that have a part are passed
+over without decoding their images. A bad record stops nothing: it is counted and named in the part,
+or, if it cannot even be read, in a JSON file that is written when the unit has all parts.
 """
 
 import collections
-import concurrent.futures.process
+import concurrent.futures
+import contextlib
 import dataclasses
 import functools
+import hashlib
+import itertools
 import json
 import lzma
-import multiprocessing
 import os
 import pathlib
+import time
 import uuid
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple, TypeVar
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from otter_jax.data import images, worker
-from otter_jax.data.build.pieces import count_records
+from otter_jax.data import images
 from otter_jax.data.build.plan import (
     MAX_BYTES,
     ROWS,
     WINDOW,
     Options,
-    Plan,
     Record,
     Unit,
     fingerprint,
 )
-from otter_jax.data.build.report import Tally
-from otter_jax.errors import UserError
+from otter_jax.data.build.report import Tally, write_json
 
 THREADS = 16  # per process, at most
 
-# A record that was dropped for one of these reasons may be readable the next time.
-ABSENT = ("missing file", "unreadable file", "image not downloaded", "rest of a broken file")
+SECONDS = 30.0  # of work in a part, about: what a stop may cost
+ABOUT = "otter_jax"  # the key of what a part says about itself
+
+# What was dropped for one of these reasons may be readable the next time.
+ABSENT = ("missing file", "unreadable file", "rest of a broken file")
 
 _PART = pa.schema(
     [
@@ -62,113 +66,219 @@ _PART = pa.schema(
 SAID = ("caption", "label", "labels")  # fields that make two records of one image different
 
 Item, Result = TypeVar("Item"), TypeVar("Result")
+# Called with how much of the plan's size is done, and the number of its records, None if an earlier
+# start has made them.
+Done = Callable[[int, int | None], None]
 
 
-def part_names(plan: Plan) -> dict[str, list[str]]:
-    """Returns the file names of the parts of each split."""
-    return {
-        split: [f"{split}-{number:06}.parquet" for number in range(len(units))]
-        for split, units in plan.units.items()
-    }
+def silent(size: int, records: int | None) -> None:
+    """Says nothing of progress."""
 
 
-def make_parts(
-    plan: Plan,
-    folder: pathlib.Path,
-    workers: int,
-    beam_options: Any,
-    done: Callable[[int, int], None],
+def read_about(part: pathlib.Path) -> dict[str, Any]:
+    """Returns what a part says about itself.
+
+    `read` is the number of records that were read for it, `names` a digest of their names, `absent`
+    has the paths of files that were not there, and `tally` what was dropped and changed.
+    """
+    return json.loads(pq.read_metadata(part).metadata[ABOUT.encode()])
+
+
+def make_unit(
+    unit: Unit,
+    stem: pathlib.Path,
+    *,
+    options: Options,
+    seconds: float = SECONDS,
+    done: Done = silent,
 ) -> int:
-    """Makes the parts that are missing, and returns how many records these have.
+    """Reads a unit, and writes the parts that are missing; returns the records of these.
 
     Args:
-      plan: of the set.
-      folder: of its parts.
-      workers: processes that read units; 1 is this one.
-      beam_options: PipelineOptions of Apache Beam, which then reads them; None for no Beam.
-      done: called for every part with its unit's size and its number of records, 0 for a part that
-        was there.
-
-    Raises UserError if a worker dies.
+      unit: to be read.
+      stem: FOLDER/NAME of its parts, FOLDER/NAME-0000.parquet and so on.
+      options: for the images.
+      seconds: of work in a part, about. Parts of several makers at once must hold all records.
+      done: called every few records with how much of the unit's size they are, as far as it is
+        known, and their number; once in all for what an earlier start has made, with None.
     """
-    missing, made = [], 0
-    for split, names in part_names(plan).items():
-        for unit, name in zip(plan.units[split], names, strict=True):
-            if (folder / name).exists() and not _worth_again(folder / name):
-                done(unit.size, 0)
-            else:
-                missing.append((unit, folder / name))
-    make = functools.partial(make_part, options=plan.options)
-    if beam_options is not None:
-        import apache_beam
-
-        with apache_beam.Pipeline(options=beam_options) as pipeline:
-            units = pipeline | apache_beam.Create(missing, reshuffle=True)
-            _ = units | apache_beam.MapTuple(make)
-        return sum(count_records(path) for _, path in missing)
     try:
-        for unit, records in _run(make, missing, workers):
-            made += records
-            done(unit.size, records)
-    except concurrent.futures.process.BrokenProcessPool as error:
-        raise UserError(
-            f"A process that prepared {plan.name} was killed, perhaps for want of memory. What is "
-            "done is kept; the same command goes on from there, in less memory with fewer workers."
-        ) from error
-    return made
+        return _Writer(unit, stem, options, seconds, done).make()
+    except _SourceChanged:
+        drop_parts(stem)
+        return _Writer(unit, stem, options, seconds, done).make()
 
 
-def _run(
-    make: Callable[[Unit, pathlib.Path], int],
-    missing: Sequence[tuple[Unit, pathlib.Path]],
-    workers: int,
-) -> Iterator[tuple[Unit, int]]:
-    """Yields each unit when its part is made, with the part's number of records."""
-    if min(workers, len(missing)) <= 1:
-        for unit, path in missing:
-            yield unit, make(unit, path)
-        return
-    with concurrent.futures.ProcessPoolExecutor(
-        min(workers, len(missing)),
-        mp_context=multiprocessing.get_context("spawn"),
-        initializer=worker.begin,
-    ) as pool:
-        units = {pool.submit(make, unit, path): unit for unit, path in missing}
+class _SourceChanged(Exception):
+    """Raised when a unit's records are not those that its parts were made of."""
+
+
+class _Writer:
+    """Writes the parts of a unit, each of some seconds of work, and goes on after those there."""
+
+    def __init__(
+        self, unit: Unit, stem: pathlib.Path, options: Options, seconds: float, done: Done
+    ):
+        self._unit, self._stem, self._options = unit, stem, options
+        self._seconds, self._done = seconds, done
+        self._number = self._written = self._at = self._told = 0
+        self._rows: list[tuple] = []
+        self._begin()
+
+    def make(self) -> int:
+        tally = Tally()
+        records = _readable(self._unit, tally)
+        for part in parts_of(self._stem):
+            self._pass(records, read_about(part))
+        self._tell(None)
+        work = functools.partial(image_to_store, options=self._options)
         try:
-            for future in concurrent.futures.as_completed(units):
-                yield units[future], future.result()
-        except BaseException:  # end at once, without waiting for the units being read
-            pool.shutdown(wait=False, cancel_futures=True)
-            for child in multiprocessing.active_children():
-                child.kill()
-            raise
+            for record, stored in in_threads(work, records):
+                self._add(record, stored)
+                enough = time.monotonic() - self._began > self._seconds
+                if enough or len(self._rows) == ROWS:
+                    self._flush()
+                if enough:
+                    self._finish()
+            self._flush()
+            self._finish()
+        finally:
+            self._discard()
+        write_json(_whole(self._stem), tally.found)
+        self._at = self._unit.size
+        self._tell(0)
+        return self._written
+
+    def _begin(self) -> None:
+        """Begins a part, whose file is made once there is something to write."""
+        self._began, self._tally = time.monotonic(), Tally()
+        self._read, self._names, self._absent = 0, hashlib.blake2b(digest_size=8), []
+        self._file: pq.ParquetWriter | None = None
+
+    def _count(self, record: Record) -> None:
+        self._read += 1
+        self._names.update(record.name.encode("utf-8", "surrogatepass") + b"\n")
+        self._at = max(self._at, record.at)
+
+    def _pass(self, records: Iterator[Record], about: Mapping[str, Any]) -> None:
+        """Passes over the records of a part that is there. Raises _SourceChanged for others."""
+        for record in itertools.islice(records, about["read"]):
+            self._count(record)
+        if self._names.hexdigest() != about["names"]:
+            raise _SourceChanged
+        self._number += 1
+        self._begin()
+
+    def _add(self, record: Record, stored: "StoredImage") -> None:
+        self._count(record)
+        if stored.why:
+            self._tally.dropped(stored.why, record.name + stored.detail)
+            if stored.why in ABSENT:
+                self._absent.append(os.path.abspath(record.image))
+            return
+        for note in stored.notes:
+            self._tally.changed(note, record.name)
+        if stored.resized:
+            self._tally.changed(f"image resized to {self._options.resize} pixels", record.name)
+        fields = json.dumps(record.fields)
+        placed = isinstance(record.order, float)
+        order = (None, record.order) if placed else (record.order, None)
+        digests = (stored.digest, stored.picture)
+        self._rows.append((record.name, stored.image, *stored.size, *digests, fields, *order))
+
+    def _flush(self) -> None:
+        """Writes the rows, to a file that takes its place when the part is finished."""
+        if not self._read:
+            return
+        if self._file is None:  # a runner may try a unit twice at once
+            self._scratch = self._stem.with_name(f"{self._stem.name}.{uuid.uuid4().hex}.tmp")
+            self._file = pq.ParquetWriter(self._scratch, _PART, compression="none")
+        count = write_rows(self._file, self._rows)
+        self._written += count
+        self._tell(count)
+
+    def _finish(self) -> None:
+        """Renames the part into place, with what is to be known about it."""
+        if self._file is None:
+            return
+        about = {
+            "read": self._read,
+            "names": self._names.hexdigest(),
+            "absent": self._absent,
+            "tally": self._tally.found,
+        }
+        self._file.add_key_value_metadata({ABOUT: json.dumps(about)})
+        self._file.close()
+        self._file = None
+        self._scratch.replace(_part(self._stem, self._number))
+        self._number += 1
+        self._begin()
+
+    def _discard(self) -> None:
+        """Removes the file of a part that is not finished."""
+        if self._file is not None:
+            with contextlib.suppress(OSError):  # on a full disk
+                self._file.close()
+            self._scratch.unlink(missing_ok=True)
+
+    def _tell(self, count: int | None) -> None:
+        """Tells how far reading has come since the last time."""
+        at = min(self._at, self._unit.size)
+        if count or at > self._told:
+            self._done(at - self._told, count)
+            self._told = at
 
 
-def make_part(unit: Unit, path: pathlib.Path, *, options: Options) -> int:
-    """Writes the part of a unit, and its tally beside it; returns the number of records."""
-    tally, rows, written = Tally(), [], 0
-    scratch = path.with_suffix(f".{uuid.uuid4().hex}.tmp")  # a runner may try a unit twice at once
-    with pq.ParquetWriter(scratch, _PART, compression="none") as writer:
-        work = functools.partial(image_to_store, options=options)
-        for record, stored in in_threads(work, _readable(unit, tally)):
-            if stored.why:
-                tally.dropped(stored.why, record.name + stored.detail)
-                continue
-            for note in stored.notes:
-                tally.changed(note, record.name)
-            if stored.resized:
-                tally.changed(f"image resized to {options.resize} pixels", record.name)
-            fields = json.dumps(record.fields)
-            placed = isinstance(record.order, float)
-            order = (None, record.order) if placed else (record.order, None)
-            digests = (stored.digest, stored.picture)
-            rows.append((record.name, stored.image, *stored.size, *digests, fields, *order))
-            if len(rows) == ROWS:
-                written += _write(writer, rows)
-        written += _write(writer, rows)
-    path.with_suffix(".json").write_text(json.dumps(tally.found), encoding="utf-8")
-    scratch.replace(path)
-    return written
+def parts_of(stem: pathlib.Path) -> list[pathlib.Path]:
+    """Returns the parts of a unit that are there, in order."""
+    paths = (_part(stem, number) for number in itertools.count())
+    return list(itertools.takewhile(pathlib.Path.exists, paths))
+
+
+def is_made(stem: pathlib.Path) -> bool:
+    """Tells whether all parts of a unit are there; removes those that should be made again.
+
+    That are those from the first one on for which a file was missing that is there now. A unit
+    that could not be read to its end is read again, from there on.
+    """
+    for number, part in enumerate(parts_of(stem)):
+        if any(map(is_there, read_about(part)["absent"])):
+            drop_parts(stem, number)
+            break
+    if not _whole(stem).exists():
+        return False
+    return json.loads(_whole(stem).read_text("utf-8"))["dropped"].keys().isdisjoint(ABSENT)
+
+
+def drop_parts(stem: pathlib.Path, first: int = 0) -> None:
+    """Removes the parts of a unit from number `first` on."""
+    _whole(stem).unlink(missing_ok=True)
+    for part in reversed(parts_of(stem)[first:]):  # so that those left always follow each other
+        part.unlink()
+
+
+def tallies(stem: pathlib.Path) -> Iterator[dict[str, Any]]:
+    """Yields what was counted when a unit was read, and when its records were checked."""
+    yield json.loads(_whole(stem).read_text("utf-8"))
+    for part in parts_of(stem):
+        yield read_about(part)["tally"]
+
+
+def _part(stem: pathlib.Path, number: int) -> pathlib.Path:
+    return stem.with_name(f"{stem.name}-{number:04}.parquet")
+
+
+def _whole(stem: pathlib.Path) -> pathlib.Path:
+    """Returns the file that is there when a unit has all parts: what was counted when reading."""
+    return stem.with_name(f"{stem.name}.json")
+
+
+def is_there(path: str) -> bool:
+    """Tells whether a file can be read."""
+    try:
+        return os.path.isfile(path) and os.access(path, os.R_OK)
+    except ValueError:  # a NUL in the name
+        return False
 
 
 def _readable(unit: Unit, tally: Tally) -> Iterator[Record]:
@@ -183,12 +293,6 @@ def _first_path(unit: Unit) -> str:
     """Returns the name of the first file that a unit reads, for people."""
     paths = (v for v in dataclasses.asdict(unit).values() if isinstance(v, pathlib.Path))
     return next((path.name for path in paths), repr(unit))
-
-
-def _worth_again(part: pathlib.Path) -> bool:
-    """Tells whether a part should be made again, because files were missing when it was made."""
-    dropped = json.loads(part.with_suffix(".json").read_text("utf-8"))["dropped"]
-    return not dropped.keys().isdisjoint(ABSENT)
 
 
 class StoredImage(NamedTuple):
@@ -261,7 +365,8 @@ def in_threads(
             yield item, result.result()
 
 
-def _write(writer: pq.ParquetWriter, rows: list[tuple]) -> int:
+def write_rows(writer: pq.ParquetWriter, rows: list[tuple]) -> int:
+    """Writes rows into a part, and removes them from the list; returns their number."""
     columns = zip(*rows, strict=True) if rows else [[]] * len(_PART)
     arrays = [pa.array(list(c), f.type) for c, f in zip(columns, _PART, strict=True)]
     writer.write_batch(pa.record_batch(arrays, _PART))

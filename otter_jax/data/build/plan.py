@@ -1,7 +1,7 @@
 """Describes a set to be made: its records, the units they are read in, and the options.
 
 A unit is read in one go: a tar, a megabyte of a table, a folder. `parts` writes the checked records
-of each unit into a part, a file, and `builder` makes the set from all parts. Every data format
+of each unit into parts, files, and `builder` makes the set from all parts. Every data format
 gives a `Plan`, and every plan is carried out in this way.
 """
 
@@ -25,7 +25,7 @@ from otter_jax.errors import UserError
 MAX_BYTES = 64 << 20  # of an image's file
 WINDOW = 64  # records of a unit held at once
 ROWS = 256  # records of a part written and read at once
-PARTS = 2  # the version of what `parts` writes: parts of another are not used
+PARTS = 3  # the version of what `parts` writes: parts of another are not used
 
 NO_CAPTION = ("image without caption", "missing caption", "empty caption")  # why one is dropped
 UNCAPTIONED = "picture without caption, kept"  # counted in the report of a set that allows them
@@ -45,12 +45,14 @@ class Record(NamedTuple):
       order: bytes whose hash gives the record's place in the set, or the place itself, a float from
         0 to 1; None takes the hash of the image, so that records of one image follow each other.
         Of records with equal places the earlier in the source comes first.
+      at: how much of its unit's size had been read when it came; 0 where that is not known.
     """
 
     name: str
     image: bytes | pathlib.Path
     fields: dict[str, Any]
     order: bytes | float | None = None
+    at: int = 0
 
 
 @runtime_checkable
@@ -123,6 +125,7 @@ class Plan:
       features: TFDS features of the records, beside `image`.
       units: of each split.
       files: {"name", "size"} of each file that is read, by split; other files make another set.
+        {"modified": time or digest of times} beside them tells what may have changed.
       origin: the files in a few words, for people.
       records: the word for them: "pairs" or "pictures".
       options: how the records are treated.
@@ -220,8 +223,11 @@ def need_all(root: pathlib.Path, pattern: str, what: str) -> list[pathlib.Path]:
 
 
 def listed(files: Iterable[pathlib.Path]) -> list[dict[str, Any]]:
-    """Returns {"name", "size"} of each file, for `Plan.files`."""
-    return [{"name": clean(file.name), "size": file.stat().st_size} for file in files]
+    """Returns {"name", "size", "modified"} of each file, for `Plan.files`."""
+    return [
+        {"name": clean(file.name), "size": about.st_size, "modified": about.st_mtime_ns}
+        for file, about in ((file, file.stat()) for file in files)
+    ]
 
 
 def fingerprint(*pieces: bytes) -> int:

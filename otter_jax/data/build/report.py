@@ -49,9 +49,19 @@ class Tally:
 def write_report(folder: str | os.PathLike, report: Mapping[str, Any]) -> None:
     """Writes report.json of a set: per split the records kept and dropped, and the files read."""
     text = json.dumps(report, indent=2, ensure_ascii=False)
-    scratch = pathlib.Path(folder) / "report.json.tmp"
+    _write(pathlib.Path(folder) / "report.json", text)
+
+
+def write_json(path: pathlib.Path, value: Any) -> None:
+    """Writes a value as JSON."""
+    _write(path, json.dumps(value))
+
+
+def _write(path: pathlib.Path, text: str) -> None:
+    """Writes a file that a reader never sees half of."""
+    scratch = path.with_name(f"{path.name}.tmp")
     scratch.write_text(text, encoding="utf-8")
-    scratch.replace(scratch.with_suffix(""))  # so that a reader never sees half of it
+    scratch.replace(path)
 
 
 def read_report(folder: pathlib.Path) -> dict[str, Any]:

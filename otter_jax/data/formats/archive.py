@@ -142,6 +142,11 @@ class Archive(contextlib.AbstractContextManager):
     def __exit__(self, *_: object) -> None:
         self._file.close()
 
+    @property
+    def position(self) -> int:
+        """How many bytes of the file have been read."""
+        return self._file.tell()
+
     def members(self) -> Iterator[tarfile.TarInfo]:
         """Yields the members in their order, from the beginning of the tar.
 

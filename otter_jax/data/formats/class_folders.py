@@ -45,6 +45,7 @@ class File(NamedTuple):
 
     path: str  # relative to the root; with surrogates where it is no UTF-8
     size: int  # bytes
+    modified: int  # nanoseconds since 1970
     is_picture: bool  # by its suffix
 
 
@@ -200,8 +201,9 @@ def _list(root: pathlib.Path, folder: str) -> tuple[list[str], list[File]]:
                     folders.append(entry.name)
                     continue
                 picture = entry.name.lower().endswith(SUFFIXES) and entry.is_file()
-                size = entry.stat().st_size if picture else 0
-                files.append(File(os.path.join(folder, entry.name), size, picture))
+                about = entry.stat() if picture else None
+                size, modified = (about.st_size, about.st_mtime_ns) if about else (0, 0)
+                files.append(File(os.path.join(folder, entry.name), size, modified, picture))
     except OSError as error:
         raise UserError(
             f"The folder {clean(str(root / folder))} cannot be read: {error.strerror}."
@@ -242,8 +244,10 @@ def _extent(split: str, classes: Classes) -> dict[str, Any]:
     """
     pictures = [file for files in classes.values() for file in files if file.is_picture]
     lines = b"".join(os.fsencode(f"{file.path}\0{file.size}\n") for file in pictures)
+    times = b"".join(os.fsencode(f"{file.path}\0{file.modified}\n") for file in pictures)
     return {
         "name": f"{len(pictures):,} pictures in {split}",
         "size": sum(file.size for file in pictures),
         "digest": hashlib.sha256(lines).hexdigest()[:16],
+        "modified": hashlib.sha256(times).hexdigest()[:16],
     }

@@ -7,6 +7,7 @@ files of other kinds with no caption beside them.
 
 import dataclasses
 import functools
+import hashlib
 import itertools
 import os
 import pathlib
@@ -44,7 +45,8 @@ class Files(Span):
             files, first = list(files), following
             following += len(files)
             if self.start <= first < self.stop:
-                yield from self._records(stem, files, tally)
+                for record in self._records(stem, files, tally):
+                    yield record._replace(at=following - self.start)
 
     def _records(self, stem: str, files: list[str], tally: Tally) -> Iterator[Record]:
         key = os.path.join(self.folder, stem)
@@ -75,7 +77,7 @@ def plan(name: str, root: pathlib.Path, options: Options, reading: Reading = USU
     Raises UserError if there is no picture or no caption in it.
     """
     root = root.resolve()
-    units, number, size, seen = [], 0, 0, set()
+    units, number, size, seen, times = [], 0, 0, set(), hashlib.sha256()
 
     def refuse(error):
         raise UserError(
@@ -90,7 +92,10 @@ def plan(name: str, root: pathlib.Path, options: Options, reading: Reading = USU
             if not name.startswith(".") and os.path.realpath(os.path.join(folder, name)) not in seen
         )
         paths = [os.path.join(folder, name) for name in _files_in(folder)]
-        size += sum(os.path.getsize(path) for path in paths if os.path.exists(path))  # a dead link
+        for path in filter(os.path.exists, paths):  # not a dead link
+            about = os.stat(path)
+            size += about.st_size
+            times.update(os.fsencode(f"{path}\0{about.st_size}\0{about.st_mtime_ns}\n"))
         files = len(paths)
         relative = os.path.relpath(folder, root) if folder != str(root) else ""
         units += [
@@ -106,7 +111,9 @@ def plan(name: str, root: pathlib.Path, options: Options, reading: Reading = USU
         name=name,
         features=pair_features(),
         units={"train": units},
-        files={"train": [{"name": clean(root.name), "size": size}]},
+        files={
+            "train": [{"name": clean(root.name), "size": size, "modified": times.hexdigest()[:16]}]
+        },
         origin=f"{number:,} files in {clean(root.name)}",
         options=options,
         details=details(reading),

@@ -49,7 +49,8 @@ class Tar:
             return
         with archive:
             for key, members in Keys(archive, tar, self.reading, tally):
-                yield from records(key, members, f"{tar}: {clean(key)}", tally, self.reading)
+                for record in records(key, members, f"{tar}: {clean(key)}", tally, self.reading):
+                    yield record._replace(at=archive.position)
 
 
 def plan(name: str, tars: Tars, options: Options, reading: Reading = USUAL) -> Plan:

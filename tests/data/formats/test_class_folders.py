@@ -9,7 +9,7 @@ import tensorflow_datasets as tfds
 from pictures import noise
 from tars import pairs, write_tar
 
-from otter_jax.data.build import parts
+from otter_jax.data.build import parts, work
 from otter_jax.data.build.plan import Options
 from otter_jax.data.ensure import ensure, make
 from otter_jax.data.formats import class_folders
@@ -357,7 +357,7 @@ def test_a_split_without_pictures_is_refused_by_name(tmp_path):
 def test_classes_with_fewer_than_two_pictures_are_listed_before_anything_is_read(
     tmp_path, monkeypatch
 ):
-    monkeypatch.setattr(parts, "make_part", None)
+    monkeypatch.setattr(work, "make_unit", None)
     files = {f"{n:02}/1.jpg": noise() for n in range(12)} | {"00/x.txt": b"", "12/x.txt": b""}
     listed = ", ".join(rf"{n:02} \(1\)" for n in range(10))
     refused(
