@@ -28,6 +28,8 @@ def parser() -> start.Parser:
     made.flag("--mode", choices=[*MODES], default="train", help="[%(default)s]")
     flags.add_config(made, saved=True)
     flags.add_workdir(made)
+    flags.add_resuming(made)
+    flags.add_step(made)
     flags.add_processes(made)
     return made
 

@@ -40,6 +40,21 @@ def matrices(params: PyTree) -> PyTree[bool]:
     )
 
 
+def _clipped(tx: optax.GradientTransformation, norm: float) -> optax.GradientTransformation:
+    """Returns `tx` with the gradient clipped before it.
+
+    The state is that of `tx` alone, unlike that of a chain, so that clipping can be switched on in
+    the middle of a run.
+    """
+    clip = optax.clip_by_global_norm(norm)
+
+    def update(updates, state, params=None):
+        clipped, _ = clip.update(updates, optax.EmptyState(), params)
+        return tx.update(clipped, state, params)
+
+    return optax.GradientTransformation(tx.init, update)
+
+
 def make_optimizer(
     name: str,
     schedule: Schedule,
@@ -64,7 +79,7 @@ def make_optimizer(
     else:
         raise UserError(f'optim.name={name!r}: "sgd" or "adamw".')
     if clip_norm:
-        tx = optax.chain(optax.clip_by_global_norm(clip_norm), tx)
+        tx = _clipped(tx, clip_norm)
     if frozen is not None:
         partition = jax.tree.map(lambda x: "frozen" if x else "trained", frozen)
         tx = optax.partition({"trained": tx, "frozen": optax.set_to_zero()}, partition)

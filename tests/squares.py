@@ -46,8 +46,11 @@ def make_config(squares):
     return config
 
 
-def run(config, workdir):
-    """What the program prints. Two shares are pruned, and a step is compiled once for all runs."""
+def run(config, workdir, **how):
+    """What the program prints, when it goes on with a run as `how` says.
+
+    Two shares are pruned, and a step is compiled once for all runs.
+    """
     file = io.StringIO()
     console = rich.console.Console(file=file, width=200)
     sections = "".join(config[key].to_json() for key in ("model", "gates", "optim", "train"))
@@ -63,7 +66,7 @@ def run(config, workdir):
         mock.patch.object(task, "compiled", remembered),
         mock.patch.object(report, "SHARES", (0.2, 0.5)),
     ):
-        validation = task.run(config, workdir, console=console)
+        validation = task.run(config, workdir, console=console, **how)
         if config.report:
             report.write(config, workdir, validation, console=console)
     return file.getvalue()

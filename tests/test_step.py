@@ -241,6 +241,20 @@ def test_gradients_are_clipped_before_the_update():
     np.testing.assert_allclose(moved, 0.01 * 1e-3, rtol=1e-9)
 
 
+@pytest.mark.parametrize("name", ["sgd", "adamw"])
+def test_clipping_can_be_switched_on_in_the_middle_of_a_run(name):
+    params = {"kernel": jnp.ones((2, 3))}
+    plain, clipped = (
+        optimizer.make_optimizer(name, lambda _: 0.1, clip_norm=norm) for norm in (0.0, 1e-3)
+    )
+    state, other = plain.init(params), clipped.init(params)
+    assert jax.tree.structure(state) == jax.tree.structure(other)
+    large = {"kernel": 1e6 * jnp.ones((2, 3))}
+    moved, _ = clipped.update(large, state, params)
+    if name == "sgd":
+        np.testing.assert_allclose(optax.tree.norm(moved), 0.1 * 1e-3, rtol=1e-5)
+
+
 def test_bfloat16_encoders_leave_the_loss_in_float32():
     model = tiny.towers()
     model = model.clone(

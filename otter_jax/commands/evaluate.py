@@ -20,6 +20,7 @@ def parser() -> start.Parser:
     )
     flags.add_workdir(made)
     flags.add_config(made, saved=True)
+    flags.add_step(made)
     flags.add_processes(made)
     return made
 

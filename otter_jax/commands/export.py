@@ -9,6 +9,7 @@ from ml_collections import ConfigDict
 
 from otter_jax.commands import flags, start
 from otter_jax.errors import UserError
+from otter_jax.run import directory
 from otter_jax.run.console import make_console
 
 
@@ -40,6 +41,7 @@ def parser() -> start.Parser:
         help="with --share: how the filters to prune are ranked [attention]",
     )
     flags.add_config(made, saved=True)
+    flags.add_step(made)
     return made
 
 
@@ -47,7 +49,7 @@ def run(options: argparse.Namespace) -> None:
     """Exports as the flags say; the run's config shows which kind of run it is."""
     workdir, console = options.workdir, make_console()
     config = flags.any_config(options)
-    transfer = "phases" in config
+    transfer = directory.command_of(config) == "transfer"
     for name in ("weights",) if transfer else ("share", "by"):
         if getattr(options, name) is not None:
             one, other = ("two encoders", "a transfer")[:: -1 if transfer else 1]

@@ -22,7 +22,6 @@ MISSING = {
     "out": "a new folder, for example exported",
     "name": "a name for the set, of small letters, digits and _, for example mine",
 }
-PROGRAMS = {"objective": "train", "phases": "transfer"}  # key of a config: the command it is for
 
 
 def add_config(parser: Parser, *, saved: bool = False) -> None:
@@ -49,6 +48,32 @@ def add_workdir(parser: Parser) -> None:
         type=_path,
         metavar="DIR",
         help="directory of the run, with all that it needs to go on",
+    )
+
+
+def add_resuming(parser: Parser) -> None:
+    """Adds the flags that say how to go on with a run that is there already."""
+    parser.flag(
+        "--from",
+        type=int,
+        dest="from_step",
+        metavar="STEP",
+        help="go on from this checkpoint; later ones are set aside [the latest]",
+    )
+    parser.flag(
+        "--anyway",
+        action="store_true",
+        help="go on although data, model or method differ from the run's",
+    )
+
+
+def add_step(parser: Parser) -> None:
+    """Adds --step."""
+    parser.flag(
+        "--step",
+        type=int,
+        metavar="N",
+        help="the checkpoint to take [the best by eval.best, else the latest]",
     )
 
 
@@ -126,9 +151,9 @@ def config(options: argparse.Namespace, *, needs: str) -> ConfigDict:
     found = any_config(options)
     if needs not in found:
         of = options.config or options.workdir
-        whose = [f"; it is for {name!r}" for key, name in PROGRAMS.items() if key in found]
         raise UserError(
-            f"{of} is for another command: its config has no key {needs!r}{''.join(whose)}."
+            f"{of} is for another command: its config has no key {needs!r}; it is for "
+            f"{directory.command_of(found)!r}."
         )
     return found
 

@@ -20,6 +20,7 @@ def parser() -> start.Parser:
     )
     flags.add_config(made)
     flags.add_workdir(made)
+    flags.add_resuming(made)
     flags.add_processes(made)
     return made
 
@@ -34,8 +35,10 @@ def run(options: argparse.Namespace) -> None:
     from otter_jax.training import contrastive
 
     console, workdir = make_console(), options.workdir
-    directory.print_differences(workdir, config, console)
-    contrastive.run(config, workdir, console=console)
+    directory.check_run(workdir, config, anyway=options.anyway, console=console)
+    contrastive.run(
+        config, workdir, from_step=options.from_step, anyway=options.anyway, console=console
+    )
     console.print(f"Results are in {workdir / 'results'}, the log is {workdir / 'metrics.jsonl'}.")
     console.print(start.following(("eval", "--workdir", workdir), start.exported(workdir)))
 

@@ -21,6 +21,7 @@ def parser() -> start.Parser:
     )
     flags.add_config(made)
     flags.add_workdir(made)
+    flags.add_resuming(made)
     flags.add_processes(made)
     return made
 
@@ -36,8 +37,10 @@ def run(options: argparse.Namespace) -> None:
     from otter_jax.transfer import task
 
     console, workdir = make_console(), options.workdir
-    directory.print_differences(workdir, config, console)
-    validation = task.run(config, workdir, console=console)
+    directory.check_run(workdir, config, anyway=options.anyway, console=console)
+    validation = task.run(
+        config, workdir, from_step=options.from_step, anyway=options.anyway, console=console
+    )
     if config.report:
         report.write(config, workdir, validation, console=console)
     console.print(f"Results are in {workdir / 'results'}, the log is {workdir / 'metrics.jsonl'}.")

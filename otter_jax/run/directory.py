@@ -15,15 +15,27 @@ from ml_collections import ConfigDict
 
 from otter_jax.errors import UserError
 
+COMMANDS = {"objective": "train", "phases": "transfer"}  # key of a config: the command it is for
+# What may differ from start to start of one run; the config's other keys in these sections may not.
+FIXED = ("method", "objective", "model", "data", "gates", "teacher", "seed", "optim.name",
+         "optim.freeze", "train.stored_statistics")  # fmt: skip
+FREE = ("model.dtype", "data.dir", "data.num_workers", "data.tars", "data.folder")
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
 
 
 def describe(workdir: pathlib.Path, config: Mapping[str, Any]) -> None:
-    """Writes config.json, and adds an entry for this start to run.json."""
+    """Writes config.json, and adds an entry for this start to run.json.
+
+    A run.json that is damaged is set aside, as run.json.damaged.
+    """
     workdir.mkdir(parents=True, exist_ok=True)
     write_text(workdir / "config.json", json.dumps(config, indent=2, sort_keys=True))
     path = workdir / "run.json"
-    starts = json.loads(path.read_text()) if path.exists() else []
+    try:
+        starts = list(json.loads(path.read_text("utf-8"))) if path.exists() else []
+    except (ValueError, TypeError):
+        path.replace(path.with_name("run.json.damaged"))
+        starts = []
     here = pathlib.Path(__file__).parent.parent
     try:
         git = subprocess.run(
@@ -57,26 +69,42 @@ def versions() -> dict[str, Any]:
 
 
 def config_of(workdir: pathlib.Path, *, needs: str = "objective") -> ConfigDict:
-    """Returns the config of the latest start of a run.
+    """Returns the config of the latest start of a run that made steps.
 
     Raises UserError if there is none, or it has no key `needs`: another command made the run.
     """
     config = read_config(workdir)
     if needs not in config:
-        raise UserError(f"{workdir} is a run of another command: its config has no key {needs!r}.")
+        raise UserError(
+            f"{workdir} is a run of another command, {command_of(config)}: its config has no key "
+            f"{needs!r}."
+        )
     return config
 
 
 def read_config(workdir: pathlib.Path) -> ConfigDict:
-    """Returns the config of the latest start of any run. Raises UserError if there is none."""
+    """Returns the config of the latest start of any run that made steps.
+
+    Raises UserError if there is none, or it is damaged.
+    """
     path = workdir / "config.json"
     if not path.is_file():
         raise UserError(f"There is no {path}: is {workdir} the directory of a run?")
     found = {"gates": {"shape": "", "penalty": "", "strength": 0.0}}  # runs older than gates
-    found |= json.loads(path.read_text())
-    if isinstance(found.get("data"), dict):
+    try:
+        found |= json.loads(path.read_text("utf-8"))
         found["data"] = {"exif": "ignore"} | found["data"]  # runs older than this key
-    return ConfigDict(found)
+        return ConfigDict(found)
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise UserError(
+            f"{path} is damaged, it cannot be read ({error}): restore it, or give the config that "
+            "the run was trained with, --config NAME."
+        ) from error
+
+
+def command_of(config: ConfigDict) -> str:
+    """Returns the command that a config is for, "none" if it has no key of one."""
+    return next((name for key, name in COMMANDS.items() if key in config), "none")
 
 
 def write_json(path: pathlib.Path, value: Any) -> None:
@@ -97,21 +125,61 @@ def write_text(path: pathlib.Path, text: str) -> None:
     os.replace(scratch, path)
 
 
-def print_differences(
-    workdir: pathlib.Path, config: ConfigDict, console: rich.console.Console
+def check_run(
+    workdir: pathlib.Path, config: ConfigDict, *, anyway: bool, console: rich.console.Console
 ) -> None:
-    """Prints the config values that changed since the run's last start, if there was one."""
-    if (workdir / "config.json").exists():
-        for line in differences(read_config(workdir), config):
-            console.print(f"Changed since the last start: {line}")
+    """Raises UserError if `config` describes another run than the one in `workdir`.
+
+    Prints the values that changed since the run's last start; with `anyway` also those of other
+    data, another model or method, but not another batch size, since steps are counted in batches.
+    A run without a checkpoint is none yet.
+    """
+    if not any((workdir / "checkpoints").glob("[0-9]*")) or not (workdir / "config.json").exists():
+        return
+    try:
+        before = read_config(workdir)
+    except UserError as error:
+        console.print(f"The run's config was not compared with this one: {error}")
+        return
+    if command_of(before) != command_of(config):
+        raise UserError(
+            f"{workdir} is a run of {command_of(before)}, and this is {command_of(config)}: give "
+            "another --workdir."
+        )
+    was, now = before.train.batch_size, config.train.batch_size
+    if was != now:
+        raise UserError(
+            f"The run in {workdir} has batches of {was}, and train.batch_size is {now} here. A run "
+            f"counts its steps in batches, so it goes on with {was} alone: "
+            f"--config.train.batch_size={was}, or another --workdir."
+        )
+    changed = list(differences(before, config))
+    other = [line for key, line in changed if _is_fixed(key)]
+    if other and not anyway:
+        raise UserError(
+            f"The run in {workdir} is another one: {'; '.join(other[:8])}"
+            f"{f'; and {len(other) - 8} more' if len(other) > 8 else ''}. Give another --workdir; "
+            "or --anyway, if this run is meant to go on so."
+        )
+    for _, line in changed:
+        console.print(f"Changed since the last start: {line}")
 
 
-def differences(before: ConfigDict, after: ConfigDict) -> Iterator[str]:
-    """Yields `key: old -> new` for every value of two configs that differs."""
+def _is_fixed(key: str) -> bool:
+    """Tells whether another value of this key makes another run."""
+    within = [name for name in (*FIXED, *FREE) if key == name or key.startswith(f"{name}.")]
+    return bool(within) and not set(within) & set(FREE)
+
+
+def differences(before: ConfigDict, after: ConfigDict) -> Iterator[tuple[str, str]]:
+    """Yields each key whose values differ, with "key: old -> new".
+
+    Keys that only one of the two has are left out: versions of this program have other ones.
+    """
     old, new = flatten(json.loads(before.to_json())), flatten(json.loads(after.to_json()))
-    for key in sorted(old.keys() | new.keys()):
-        if old.get(key) != new.get(key):
-            yield f"{key}: {old.get(key)!r} -> {new.get(key)!r}"
+    for key in sorted(old.keys() & new.keys()):
+        if old[key] != new[key]:
+            yield key, f"{key}: {old[key]!r} -> {new[key]!r}"
 
 
 def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

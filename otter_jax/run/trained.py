@@ -48,9 +48,14 @@ def kept_weights(config: ConfigDict) -> tuple[str, ...]:
 
 
 def load(
-    config: ConfigDict, workdir: Path, sharding: Sharding, *, dtype: str | None = None
+    config: ConfigDict,
+    workdir: Path,
+    sharding: Sharding,
+    *,
+    dtype: str | None = None,
+    step: int | None = None,
 ) -> Trained:
-    """Restores the best checkpoint of a contrastive run by eval.best, else the latest.
+    """Restores the checkpoint `step` of a contrastive run, else its best by eval.best, or latest.
 
     The model computes in `dtype`, by default the one it was trained in; gates are folded in. "ema"
     is left out if the run has none, or a fixed teacher in its place. Raises UserError if there is
@@ -60,7 +65,9 @@ def load(
     section |= {"dtype": dtype or section["dtype"], "gate_shape": config.gates.shape}
     module, like, tokenizer = model.shapes(**section)
     teacher = {"teacher": like} if "ema" in kept_weights(config) else {}
-    state, step = restore_best(workdir, like, sharding, best=config.eval.best, optional=teacher)
+    state, step = restore_best(
+        workdir, like, sharding, best=config.eval.best, step=step, optional=teacher
+    )
     found = {"student": {name: state[name] for name in like}}
     if "teacher" in state:
         found["ema"] = state["teacher"]

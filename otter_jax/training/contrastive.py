@@ -36,17 +36,26 @@ SAMPLE = 5_000  # captions whose lengths are looked at before training
 TEACHERS = {"none": "none", "softmax": "softmax", "transport": "optimal transport"}
 
 
-def run(config: ConfigDict, workdir: pathlib.Path, *, console: rich.console.Console) -> None:
+def run(
+    config: ConfigDict,
+    workdir: pathlib.Path,
+    *,
+    from_step: int | None = None,
+    anyway: bool = False,
+    console: rich.console.Console,
+) -> None:
     """Trains to the last step of `config`, from the newest checkpoint in `workdir` if there is one.
 
-    SIGTERM or Ctrl-C saves after the current step, and raises Stopped. Raises UserError for a
-    mistake in config or data, before anything is compiled, and when a number is no longer finite.
+    `from_step` and `anyway` are those of `loop.train`. SIGTERM or Ctrl-C saves after the current
+    step, and raises Stopped. Raises UserError for a mistake in config or data, before anything is
+    compiled, and when a number is no longer finite.
     """
     console.print(f"Opening the data set {config.data.name} and both encoders")
     setup = Setup.of(config)
     console.print("Opening the sets to evaluate on")
     evaluator = Evaluator(config, setup.model, setup.tokenizer, setup.mesh, workdir, console)
-    train(Contrastive(setup, evaluator, console), workdir, console=console)
+    task = Contrastive(setup, evaluator, console)
+    train(task, workdir, from_step=from_step, anyway=anyway, console=console)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,6 +80,7 @@ class Setup:
 
     Attributes:
       variables: initial {"params", "batch_stats"}; None once `state` has taken them.
+      contents: number and fingerprint of the set's pairs.
       captions, lengths: a sample of the set, evenly over it, and how many tokens each has uncut.
       annotation: makes the captions of a batch, packed or not.
       schedule: the learning rate over steps.
@@ -83,6 +93,7 @@ class Setup:
     model: nn.Module
     variables: PyTree | None
     tokenizer: Tokenizer
+    contents: str
     captions: list[str]
     lengths: Int32[np.ndarray, "_"]
     annotation: Annotation
@@ -112,11 +123,11 @@ class Setup:
         tokenizer = Tokenizer(tokenizer_folder, config.data.max_tokens)
         model.check_sizes(config, module, tokenizer)
         captions = [source[i][Tokenizer.feature] for i in source.sample(SAMPLE)]
-        fingerprint = cluster.fingerprint
+        contents = f"{len(source):,} pairs, {cluster.fingerprint(captions)}"
         cluster.agree(
             lambda: {
-                "data.name": f"{source.name}, {len(source)} pairs, {fingerprint(captions)}",
-                "model's weights": fingerprint(variables),
+                "data.name": f"{source.name}, {contents}",
+                "model's weights": cluster.fingerprint(variables),
             }
         )
         lengths, annotation = tokenizer.lengths(captions), tokenizer
@@ -129,8 +140,8 @@ class Setup:
             )
         schedule, tx = optimizer(config, variables["params"], length)
         return cls(
-            config, mesh, source, length, module, variables, tokenizer, captions, lengths,
-            annotation, schedule, tx,
+            config, mesh, source, length, module, variables, tokenizer, contents, captions,
+            lengths, annotation, schedule, tx,
         )  # fmt: skip
 
     def state(self) -> step.TrainState:
@@ -164,7 +175,7 @@ class Contrastive:
 
     def __init__(self, setup: Setup, evaluator: Evaluator, console: rich.console.Console):
         self.config, self.mesh, self.source = setup.config, setup.mesh, setup.source
-        self.steps = setup.length.steps
+        self.steps, self.contents = setup.length.steps, setup.contents
         self._setup, self._evaluator, self._console = setup, evaluator, console
         self._like: PyTree = None  # the state's shapes
         self._compiled: Step | None = None

@@ -8,7 +8,7 @@ import contextlib
 import json
 import math
 import pathlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Protocol, runtime_checkable
 
 import jax
@@ -35,6 +35,7 @@ class Task(Protocol):
     Attributes:
       config: with the sections that all runs have: data, train, eval, checkpoint.
       source: the training set.
+      contents: number and fingerprint of its records, by which another set is noticed.
       unit: the word for the rows of a batch, for speeds: "pairs" or "images".
       steps: of the whole run.
       remedy: what to try when a number is not finite; the subject of "... usually helps".
@@ -43,6 +44,7 @@ class Task(Protocol):
     config: ConfigDict
     mesh: Mesh
     source: Source
+    contents: str
     unit: str
     steps: int
     remedy: str
@@ -81,38 +83,91 @@ class Task(Protocol):
         """Returns the log line of step `now`, from all numbers recorded for it."""
 
 
-def train(task: Task, workdir: pathlib.Path, *, console: rich.console.Console) -> None:
+def train(
+    task: Task,
+    workdir: pathlib.Path,
+    *,
+    from_step: int | None = None,
+    anyway: bool = False,
+    console: rich.console.Console,
+) -> None:
     """Trains `task` to its last step, from the newest checkpoint in `workdir` if there is one.
 
-    SIGTERM or Ctrl-C saves after the current step, and raises Stopped. Raises UserError if the
-    checkpoint is of another task, and when a number is no longer finite.
+    With `from_step` it goes on from that checkpoint, and sets later ones aside. SIGTERM or Ctrl-C
+    saves after the current step, and raises Stopped. Raises UserError if the checkpoint is of
+    another task, or (without `anyway`) of another data set, and when a number is no longer finite.
     """
     config = task.config
     whole, _ = meshes.shardings(task.mesh)
+    about = {"name": task.source.name, "contents": task.contents}
+    best, keep_every = config.eval.best, config.checkpoint.keep_every
     with contextlib.ExitStack() as stack:
+        stack.enter_context(_no_empty_folders(workdir))
         checkpoints = stack.enter_context(
-            contextlib.closing(
-                Checkpoints(workdir, best=config.eval.best, keep_every=config.checkpoint.keep_every)
-            )
+            contextlib.closing(Checkpoints(workdir, best=best, keep_every=keep_every, about=about))
         )
-        start = checkpoints.latest or 0
-        cluster.agree(lambda: {"latest checkpoint": start})
+        start = checkpoints.latest or 0 if from_step is None else checkpoints.find(from_step)
+        cluster.agree(lambda: {"checkpoint": start})
+        if start and not anyway:
+            _check_same_data(checkpoints.about(start), about, start)
         state = task.initial_state(start)
         if checkpoints.latest is not None:
             state = checkpoints.restore(start, state, whole)
         else:
             state = meshes.put_whole(state, task.mesh)
         batches = stack.enter_context(contextlib.closing(task.batches(start)))
-        # Not before: a start that was refused above must leave the run's description as it was.
-        scalars = stack.enter_context(_recorded(workdir, config, start))
-        stop = stack.enter_context(cluster.Stop())
-        loop = Loop(task, workdir, checkpoints, scalars, stop, console)
-        loop.make_up(start, state)
+        # Not before: a start that was refused above must leave the run as it was.
+        aside = checkpoints.set_aside(after=start)
+        if aside:
+            console.print(
+                f"Set aside, in {workdir / 'set_aside'}: the later steps "
+                f"{', '.join(map(str, aside))}."
+            )
+        owed = _owes_evaluation(task, workdir, checkpoints, start)
+        if owed or start < task.steps:
+            scalars = stack.enter_context(_recorded(workdir, start))
+            stop = stack.enter_context(cluster.Stop())
+            loop = Loop(task, workdir, checkpoints, scalars, stop, console)
+            if owed:
+                loop.make_up(start, state)
         if start >= task.steps:
             console.print(f"Done already: {start} of {task.steps} steps are in {workdir}.")
             return
         task.begin(state, start)
         loop.run(start, state, batches)
+
+
+def _owes_evaluation(
+    task: Task, workdir: pathlib.Path, checkpoints: Checkpoints, start: int
+) -> bool:
+    """Tells whether a stop came before the evaluation of step `start`."""
+    if not start or not (start == task.steps or task.is_evaluated(start)):
+        return False
+    done = directory.results(workdir, start).exists() and checkpoints.is_rated(start)
+    return not cluster.stack(np.array(done))[0]
+
+
+@contextlib.contextmanager
+def _no_empty_folders(workdir: pathlib.Path) -> Iterator[None]:
+    """Removes the folders of a run that was refused before anything was written into them."""
+    new = [folder for folder in (workdir / "checkpoints", workdir) if not folder.exists()]
+    try:
+        yield
+    finally:
+        for folder in new:
+            with contextlib.suppress(OSError):  # it is not empty, or another process was first
+                folder.rmdir()
+
+
+def _check_same_data(saved: Mapping[str, str], here: Mapping[str, str], start: int) -> None:
+    """Raises UserError if a checkpoint was saved by a training on other data."""
+    if saved and dict(saved) != dict(here):
+        raise UserError(
+            f"When step {start} was saved, the data set was {saved['name']} ({saved['contents']}), "
+            f"and now it is {here['name']} ({here['contents']}): it was made anew, or data.name or "
+            "data.split is another. Give another --workdir; or --anyway, if this run is meant to "
+            "go on with it."
+        )
 
 
 class Loop:
@@ -155,12 +210,16 @@ class Loop:
                 except Stopped:
                     stopped = True
                     break
+                self._checkpoints.check()
                 now += 1
                 mishaps.add(batch)
                 with clock.paused():  # a step of another kind may have to be compiled
                     make_step = task.step_at(now)
                 state, metrics = make_step(state, meshes.put_batch(batch, task.mesh))
                 pending.append((now, metrics))
+                if now == start + 1 and cluster.is_first():
+                    # Not before: a start that makes no step is none of this run's.
+                    directory.describe(self._workdir, json.loads(task.config.to_json()))
                 stopped = self._stop.reached()  # once a step: all processes must ask equally often
                 milestone = self._is_evaluated(now) or self._is_saved(now)
                 log = now % task.config.train.log_every == 0 or now == last
@@ -186,17 +245,12 @@ class Loop:
             raise Stopped
 
     def make_up(self, start: int, state: Any) -> None:
-        """Evaluates the checkpoint that the run resumes from, if a stop came before that."""
-        if not start or not self._is_evaluated(start):
-            return
-        done = directory.results(self._workdir, start).exists()
-        done = done and self._checkpoints.is_rated(start)
-        if not cluster.stack(np.array(done))[0]:
-            try:
-                self._checkpoints.rate(start, self._evaluate(start, state))
-            except Stopped:
-                self._print_stop(start)
-                raise
+        """Evaluates the checkpoint that the run resumes from."""
+        try:
+            self._checkpoints.rate(start, self._evaluate(start, state))
+        except Stopped:
+            self._print_stop(start)
+            raise
 
     def _is_evaluated(self, now: int) -> bool:
         return now == self._task.steps or self._task.is_evaluated(now)
@@ -261,12 +315,11 @@ class Loop:
 
 
 @contextlib.contextmanager
-def _recorded(workdir: pathlib.Path, config: ConfigDict, start: int) -> Iterator[Scalars | None]:
-    """Records the start in the run's directory; yields the writer of metrics (process 0 only)."""
+def _recorded(workdir: pathlib.Path, start: int) -> Iterator[Scalars | None]:
+    """Yields the writer of metrics (process 0 only), and closes it."""
     if not cluster.is_first():
         yield None
         return
-    directory.describe(workdir, json.loads(config.to_json()))
     with contextlib.closing(Scalars(workdir, start)) as scalars:
         yield scalars
 

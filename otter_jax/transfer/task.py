@@ -29,10 +29,18 @@ from otter_jax.transfer.step import TransferState, create_state, transfer_step
 from otter_jax.transfer.validation import KS, Validation, normaliser
 
 
-def run(config: ConfigDict, workdir: pathlib.Path, *, console: rich.console.Console) -> Validation:
+def run(
+    config: ConfigDict,
+    workdir: pathlib.Path,
+    *,
+    from_step: int | None = None,
+    anyway: bool = False,
+    console: rich.console.Console,
+) -> Validation:
     """Trains through all phases, from the newest checkpoint in `workdir` if there is one.
 
-    Validates and saves after each phase; returns the `Validation`. SIGTERM or Ctrl-C saves after
+    `from_step` and `anyway` are those of `loop.train`. Validates and saves after each phase;
+    returns the `Validation`. SIGTERM or Ctrl-C saves after
     the current step, and raises Stopped. Raises UserError for a mistake in the config or the data,
     before anything is compiled, and when a number is no longer finite.
     """
@@ -52,7 +60,7 @@ def run(config: ConfigDict, workdir: pathlib.Path, *, console: rich.console.Cons
     validation = Validation(config, network.model, held_out, mesh, console)
     task = Transfer(config, workdir, mesh, training, validation, network, ends, console)
     del network  # the task has its weights, and lets go of them when training starts
-    train(task, workdir, console=console)
+    train(task, workdir, from_step=from_step, anyway=anyway, console=console)
     return validation
 
 
@@ -76,6 +84,8 @@ class Transfer:
         """Takes the `ends`, the last step of each phase, from `phase_ends`."""
         self.config, self.mesh, self.source = config, mesh, training.source
         self.steps = ends[-1]
+        labels = cluster.fingerprint(training.labels)
+        self.contents = f"{len(training.labels):,} images, {labels}"
         self._ends, self._phases = ends, phases.parse(config.phases)
         self._workdir, self._console = workdir, console
         self._training, self._validation = training, validation
@@ -98,8 +108,22 @@ class Transfer:
                 f"{self._workdir} is at step {start}, but {self.config.phases!r} end at step "
                 f"{self.steps}: give the phases that it was trained by, or another --workdir."
             )
+        self._check_phases(start)
         state, self._state = self._state, None
         return state
+
+    def _check_phases(self, start: int) -> None:
+        """Raises UserError if the phases before step `start` were others."""
+        if not start or not (self._workdir / "config.json").exists():
+            return
+        before = directory.config_of(self._workdir, needs="phases").phases
+        done = phases.parse(before)[: self._phase(start) + 1]
+        if done != self._phases[: len(done)]:
+            raise UserError(
+                f"The run in {self._workdir} was trained by the phases {before!r} up to step "
+                f"{start}, which is in phase {len(done)}, and {self.config.phases!r} begin "
+                "otherwise. Only later phases may change; or give another --workdir."
+            )
 
     def begin(self, state: TransferState, start: int) -> None:
         """Prints network, phases, data and length of the run; removes a report of fewer phases."""

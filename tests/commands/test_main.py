@@ -349,7 +349,7 @@ def test_a_mistake_in_a_config_file_is_one_paragraph(world, tmp_path, line, word
 
 
 def test_a_checkpoint_of_another_model_is_one_paragraph(world, whole):
-    result = call(world, "--workdir", whole[0], "--config.model.dim=12")
+    result = call(world, "--workdir", whole[0], "--config.model.dim=12", "--anyway")
     assert result.returncode == 2
     assert "another shape" in result.stderr
     assert "img_head/kernel" in result.stderr

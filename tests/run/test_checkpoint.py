@@ -1,5 +1,7 @@
 """Checkpoints: complete or not there, kept by the policy, opened on any number of devices."""
 
+import contextlib
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -122,3 +124,86 @@ def test_an_empty_directory_has_no_latest(tmp_path):
     assert checkpoints.latest is None
     assert checkpoints.best is None
     checkpoints.close()
+
+
+def flipped(path, number):
+    """Flips one bit of a file; returns what it held."""
+    held = path.read_bytes()
+    content = bytearray(held)
+    content[number // 8 % len(content)] ^= 1 << number % 8
+    path.write_bytes(content)
+    return held
+
+
+def read(tmp_path, state):
+    """What an evaluation restores: the best checkpoint."""
+    with contextlib.closing(Checkpoints(tmp_path, best="score", read_only=True)) as reader:
+        return reader.restore(reader.best, state, on(1))
+
+
+def test_no_flipped_bit_is_used_or_ends_in_a_traceback(tmp_path, state):
+    """tests/flips.py flips more; here one of each file that counts."""
+    saved(tmp_path, state, [(3, 0.9), (5, 0.1)], best="score").close()
+    folder = tmp_path / "checkpoints" / "3"
+    files = [path for path in sorted(folder.glob("*/**/*")) if path.is_file()]
+    assert len(files) > 6
+    for number, path in enumerate(files):
+        held = flipped(path, 37 * number)
+        words = "3 is damaged.*Other steps there: 5.*--from 5.*--step 5"
+        with pytest.raises(UserError, match=words):
+            read(tmp_path, state)
+        path.write_bytes(held)
+    same(read(tmp_path, state), state)
+
+
+def test_a_missing_file_of_a_checkpoint_is_named(tmp_path, state):
+    saved(tmp_path, state, [(3, None)]).close()
+    folder = tmp_path / "checkpoints" / "3"
+    (folder / "state" / "_METADATA").rename(tmp_path / "_METADATA")
+    with pytest.raises(UserError, match="damaged.*state/_METADATA.*There is no other one"):
+        read(tmp_path, state)
+    (folder / "digests.json").unlink()  # as of an older version: whatever Orbax says of it
+    with pytest.raises(UserError, match="3 is damaged: it cannot be read"):
+        read(tmp_path, state)
+
+
+def test_a_rating_does_not_vouch_for_a_state_that_is_damaged(tmp_path, state):
+    saved(tmp_path, state, [(3, None)], best="score").close()
+    flipped(tmp_path / "checkpoints" / "3" / "state" / "_METADATA", 99)
+    checkpoints = Checkpoints(tmp_path, best="score")
+    checkpoints.rate(3, {"score": 0.5})
+    with pytest.raises(UserError, match="state/_METADATA"):
+        checkpoints.restore(3, state, on(1))
+    checkpoints.close()
+
+
+def test_later_checkpoints_are_set_aside_not_deleted(tmp_path, state):
+    checkpoints = saved(tmp_path, state, [(n, None) for n in (2, 4, 6)], keep_every=2)
+    with pytest.raises(UserError, match="no checkpoint of step 3 in .*: 2, 4, 6"):
+        checkpoints.find(3)
+    assert checkpoints.set_aside(after=2) == [4, 6]
+    assert checkpoints.latest == 2
+    checkpoints.save(4, state)
+    checkpoints.wait()
+    assert checkpoints.set_aside(after=2) == [4]
+    assert sorted(p.name for p in (tmp_path / "set_aside").iterdir()) == ["4", "4.1", "6"]
+    checkpoints.close()
+
+
+def test_what_is_said_about_a_checkpoint_stays_with_it(tmp_path, state):
+    about = {"name": "squares:train", "contents": "60 pairs, 1a2b3c4d"}
+    checkpoints = saved(tmp_path, state, [(3, None)], about=about)
+    assert checkpoints.about(3) == about
+    checkpoints.close()
+
+
+def test_a_save_that_failed_in_the_background_is_one_paragraph(tmp_path, state, monkeypatch):
+    def full(folder, *parts):
+        raise OSError(28, "No space left on device", str(folder))
+
+    checkpoints = saved(tmp_path, state, [(3, None)])
+    monkeypatch.setattr("otter_jax.run.digests.write", full)
+    words = "could not be written.*No space left on device.*newest whole one is step 3"
+    checkpoints.save(5, state)
+    with pytest.raises(UserError, match=words):
+        checkpoints.wait()

@@ -3,6 +3,7 @@
 import functools
 import io
 import json
+import shutil
 import signal
 
 import jax
@@ -376,3 +377,54 @@ def test_a_run_of_another_program_is_no_encoder(finished, config):
     config.model.weights = str(finished[0])
     with pytest.raises(UserError, match="is a run of another command"):
         network.fresh(config, 3)
+
+
+def contents(folder):
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_a_start_that_makes_no_step_changes_nothing(finished, config, tmp_path):
+    workdir = shutil.copytree(finished[0], tmp_path / "run")
+    before = contents(workdir)
+    config.report = False
+    config.train.log_every, config.optim.learning_rate = 1, 1.0
+    assert "Done already: 18 of 18 steps" in run(config, workdir)
+    assert contents(workdir) == before
+
+
+def test_a_refused_start_leaves_no_empty_folder(config, tmp_path):
+    with pytest.raises(UserError, match="no checkpoint of step 9"):
+        run(config, tmp_path / "run", from_step=9)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_run_goes_back_to_an_earlier_checkpoint_and_ends_the_same(finished, config, tmp_path):
+    workdir = shutil.copytree(finished[0], tmp_path / "run")
+    config.report, config.phases, config.checkpoint.keep_every = False, "Fa[bf]aa", 9
+    run(config, workdir)
+    ended = final(config, workdir)
+    said = run(config, workdir, from_step=18)
+    assert f"Set aside, in {workdir / 'set_aside'}: the later steps {ended['step']}." in said
+    assert [path.name for path in (workdir / "set_aside").iterdir()] == [str(ended["step"])]
+    jax.tree.map(np.testing.assert_array_equal, final(config, workdir), ended)
+    lines = (workdir / "metrics.jsonl").read_text().splitlines()
+    steps = [json.loads(line)["step"] for line in lines]
+    assert steps == sorted(steps)
+
+
+def test_phases_that_are_done_cannot_become_others(finished, config):
+    config.phases = "Fab[bf]a"
+    with pytest.raises(UserError, match="was trained by the phases 'Fa\\[bf\\]a' up to step 18"):
+        run(config, finished[0])
+
+
+def test_another_set_of_the_same_name_is_noticed(finished, config, squares, tmp_path):
+    tree = shutil.copytree(squares, tmp_path / "tree")
+    for name in COLOURS:
+        (tree / "train" / name / "0.png").unlink()
+    config.data.dir, config.data.folder = str(tmp_path / "sets"), str(tree)
+    workdir = shutil.copytree(finished[0], tmp_path / "run")
+    config.report, config.phases = False, "Fa[bf]aa"
+    with pytest.raises(UserError, match="18 was saved, the data set was squares:train .36 images"):
+        run(config, workdir)
+    assert "going on from step 18" in run(config, workdir, anyway=True)
