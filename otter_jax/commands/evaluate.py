@@ -36,7 +36,7 @@ def run(options: argparse.Namespace) -> None:
     from otter_jax.zeroshot import evaluator
 
     console = make_console()
-    evaluator.run(config, workdir, console=console)
+    evaluator.run(config, workdir, step=options.step, console=console)
     console.print(f"Results are in {workdir / 'results'}.")
     ema = start.exported(workdir, "ema_", "--weights", "ema")
     kept = trained.kept_weights(config)

@@ -69,8 +69,8 @@ def _encoders(
     from otter_jax.run.export import run as export
 
     workdir, out, weights = options.workdir, options.out, options.weights or "student"
-    export(config, workdir, out, which=weights)
-    console.print(f"The {weights} weights of {workdir} are in {out}. They are read by")
+    taken = export(config, workdir, out, which=weights, step=options.step)
+    console.print(f"The {weights} weights of {workdir}, {taken}, are in {out}. They are read by")
     console.print(f'  timm.create_model("local-dir:{out / "image"}", pretrained=True)')
     console.print(f'  transformers.AutoModel.from_pretrained("{out / "text"}")')
 
@@ -86,6 +86,7 @@ def _network(
         options.out,
         share=options.share or 0.0,
         by=options.by or "attention",
+        step=options.step,
         console=console,
     )
     for folder in folders:

@@ -4,7 +4,7 @@ import contextlib
 import math
 import pathlib
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -100,6 +100,17 @@ class Checkpoints:
             there = ", ".join(map(str, self.steps)) or "none"
             raise UserError(f"There is no checkpoint of step {step} in {self._folder}: {there}.")
         return step
+
+    def choose(self, step: int | None) -> "Taken":
+        """Returns the checkpoint `step`, or with None the best, else the latest.
+
+        Raises UserError if there is none of this step.
+        """
+        if step is not None:
+            return Taken(self.find(step), "--step")
+        best = self.best
+        rated = self._best and self._best in self._metrics(best)
+        return Taken(best, f"the best by {self._best}" if rated else "the latest")
 
     def entries(self, step: int) -> set[str]:
         """Returns the names of the entries in the state of `step`: "params", "teacher", ..."""
@@ -248,6 +259,16 @@ class Checkpoints:
             raise self._damaged(step, f"it cannot be read ({_first_line(error)})") from error
 
 
+class Taken(NamedTuple):
+    """Names a checkpoint that was taken, and why: "the best by ...", "the latest", "--step"."""
+
+    step: int
+    why: str
+
+    def __str__(self):
+        return f"step {self.step} ({self.why})"
+
+
 def restore_best(
     workdir: pathlib.Path,
     like: PyTree,
@@ -256,8 +277,8 @@ def restore_best(
     best: str,
     step: int | None = None,
     optional: Mapping[str, PyTree] | None = None,
-) -> tuple[PyTree, int]:
-    """Restores the entries of `like` from a run's best checkpoint; returns them and its step.
+) -> tuple[PyTree, Taken]:
+    """Restores the entries of `like` from a run's best checkpoint; returns them, and which it is.
 
     The best is that with the largest metric `best`, else the latest; `step` takes another one.
     Entries of `optional` are restored if the checkpoint has them. Raises UserError if there is no
@@ -267,10 +288,10 @@ def restore_best(
     try:
         if not checkpoints.steps:
             raise UserError(f"There is no checkpoint in {workdir}: train first, or mend --workdir.")
-        step = checkpoints.best if step is None else checkpoints.find(step)
-        there = checkpoints.entries(step) if optional else set()
+        taken = checkpoints.choose(step)
+        there = checkpoints.entries(taken.step) if optional else set()
         more = {name: tree for name, tree in (optional or {}).items() if name in there}
-        return checkpoints.restore_part(step, like | more, sharding), step
+        return checkpoints.restore_part(taken.step, like | more, sharding), taken
     finally:
         checkpoints.close()
 

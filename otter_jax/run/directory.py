@@ -1,11 +1,14 @@
 """Reads and writes a run's directory: config, starts, results; files appear whole."""
 
+import contextlib
 import hashlib
 import json
 import os
 import pathlib
+import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator, Mapping
 from importlib import metadata
 from typing import Any
@@ -105,6 +108,34 @@ def read_config(workdir: pathlib.Path) -> ConfigDict:
 def command_of(config: ConfigDict) -> str:
     """Returns the command that a config is for, "none" if it has no key of one."""
     return next((name for key, name in COMMANDS.items() if key in config), "none")
+
+
+@contextlib.contextmanager
+def new_folder(out: pathlib.Path) -> Iterator[pathlib.Path]:
+    """Yields an empty folder that becomes `out` at the end, so that `out` is never half written.
+
+    After an error it is removed. Files get the permissions that the umask gives. Raises UserError
+    if `out` is there and not an empty folder, or cannot be made.
+    """
+    out = out.absolute()
+    if out.exists() and not (out.is_dir() and not any(out.iterdir()) and out != pathlib.Path.cwd()):
+        raise UserError(f"--out {out} is there already, and not an empty folder; give a new one.")
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        scratch = pathlib.Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
+    except OSError as error:
+        raise UserError(f"--out {out} cannot be written: {error.strerror}.") from error
+    try:
+        yield scratch
+        mask = os.umask(0)
+        os.umask(mask)
+        scratch.chmod(0o777 & ~mask)
+        for path in scratch.rglob("*"):
+            if path.is_file():  # some libraries make private files
+                path.chmod(0o666 & ~mask)
+        scratch.replace(out)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
 
 
 def write_json(path: pathlib.Path, value: Any) -> None:

@@ -14,7 +14,6 @@ writes
 
 import json
 import pathlib
-import shutil
 from typing import Any
 
 import jax
@@ -23,7 +22,6 @@ from ml_collections import ConfigDict
 
 from otter_jax import mesh as meshes
 from otter_jax.data.captions import Tokenizer
-from otter_jax.errors import UserError
 from otter_jax.models.towers import Towers
 from otter_jax.run import directory, trained
 from otter_jax.run.embedder import Embedder
@@ -35,24 +33,33 @@ CAPTIONS = ("a photo of a sea otter.", "two people on one bicycle", "café au la
 
 
 def run(
-    config: ConfigDict, workdir: pathlib.Path, out: pathlib.Path, *, which: str = "student"
-) -> None:
-    """Writes the best or latest checkpoint of `workdir` into the folder `out`.
+    config: ConfigDict,
+    workdir: pathlib.Path,
+    out: pathlib.Path,
+    *,
+    which: str = "student",
+    step: int | None = None,
+) -> str:
+    """Writes a checkpoint of `workdir` into the folder `out`; returns which one, as text.
 
-    `which` is "student" or "ema". Raises UserError if `out` is there already and not empty, if
-    there is no checkpoint, or no such weights in it.
+    `which` is "student" or "ema", `step` that of `trained.load`. Raises UserError if `out` is
+    there already and not empty, if there is no checkpoint, or no such weights in it.
     """
-    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
-        raise UserError(f"--out {out} is there already, and not an empty folder; give a new one.")
+    with directory.new_folder(out) as folder:
+        return write(config, workdir, folder, which=which, step=step)
+
+
+def write(
+    config: ConfigDict, workdir: pathlib.Path, folder: pathlib.Path, *, which: str, step: int | None
+) -> str:
+    """Writes a checkpoint of `workdir` into a folder that is there; returns which one, as text."""
     # timm and transformers compute in float32, so the embeddings in check.npz must too.
-    found = trained.load(config, workdir, meshes.one_device(), dtype="float32")
+    found = trained.load(config, workdir, meshes.one_device(), dtype="float32", step=step)
     model, variables = found.model, jax.device_get(found.of(which, workdir))
     tokenizer = Tokenizer(found.tokenizer, config.data.max_tokens)
     check_sizes(config, model, tokenizer)
-    scratch = out.with_name(out.name + ".tmp")  # so that `out` is never half an export
-    shutil.rmtree(scratch, ignore_errors=True)
-    write_image(scratch / "image", config, model, variables)
-    write_text(scratch / "text", config, model, variables, found.tokenizer)
+    write_image(folder / "image", config, model, variables)
+    write_text(folder / "text", config, model, variables, found.tokenizer)
     scales = {k: float(np.exp(v)) for k, v in variables["params"]["log_scale"].items()}
     about = {
         "dim": model.dim,
@@ -69,9 +76,9 @@ def run(
         "max_tokens": config.data.max_tokens,
         "config": json.loads(config.to_json()),
     }
-    directory.write_json(scratch / "otter_jax.json", about)
-    np.savez(scratch / "check.npz", **examples(model, variables, tokenizer, config.data.image_size))
-    scratch.replace(out)
+    directory.write_json(folder / "otter_jax.json", about)
+    np.savez(folder / "check.npz", **examples(model, variables, tokenizer, config.data.image_size))
+    return found.taken
 
 
 def examples(model: Towers, variables: dict[str, Any], tokenizer: Tokenizer, size: int) -> Tensors:

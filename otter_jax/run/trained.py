@@ -26,12 +26,14 @@ class Trained(NamedTuple):
       variables: {"params", "batch_stats"} of the "student" and, where there is one, of the "ema".
       tokenizer: the folder of its tokenizer.
       step: the step of the run after which they were saved.
+      taken: the step, and why it was taken, for people.
     """
 
     model: Towers
     variables: dict[str, PyTree]
     tokenizer: Path
     step: int
+    taken: str
 
     def of(self, weights: str, workdir: Path) -> PyTree:
         """Returns the variables of "student" or "ema". Raises UserError if there are none."""
@@ -65,14 +67,14 @@ def load(
     section |= {"dtype": dtype or section["dtype"], "gate_shape": config.gates.shape}
     module, like, tokenizer = model.shapes(**section)
     teacher = {"teacher": like} if "ema" in kept_weights(config) else {}
-    state, step = restore_best(
+    state, taken = restore_best(
         workdir, like, sharding, best=config.eval.best, step=step, optional=teacher
     )
     found = {"student": {name: state[name] for name in like}}
     if "teacher" in state:
         found["ema"] = state["teacher"]
     folded = {name: gates.folded(variables) for name, variables in found.items()}
-    return Trained(module, folded, tokenizer, step)
+    return Trained(module, folded, tokenizer, taken.step, str(taken))
 
 
 def is_run(weights: str) -> bool:

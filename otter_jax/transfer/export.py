@@ -1,7 +1,6 @@
 """Exports a trained network as folders, pruned on request."""
 
 import pathlib
-import shutil
 from typing import Any
 
 import flax.linen as nn
@@ -13,6 +12,7 @@ from ml_collections import ConfigDict
 from otter_jax import mesh as meshes
 from otter_jax.data.source import open_dataset
 from otter_jax.errors import UserError
+from otter_jax.run import directory
 from otter_jax.transfer import pruning
 from otter_jax.transfer.labelled import Labelled
 from otter_jax.transfer.network import Network, attention_of, trained
@@ -28,6 +28,7 @@ def export(
     *,
     share: float,
     by: str = "attention",
+    step: int | None = None,
     console: rich.console.Console,
 ) -> list[pathlib.Path]:
     """Writes the trained network into the new folder `out`, gates folded into its filters.
@@ -38,21 +39,17 @@ def export(
     pruned, or those with the smallest folded kernels (by="magnitude"). Returns the folders. Raises
     UserError if `out` exists, or for by="attention" if the network has no gates.
     """
-    if out.exists():
-        raise UserError(f"--out {out} is there already; give a new folder.")
-    names = open_dataset(config.data.dir, config.data.name, config.data.train).classes(
-        config.data.label
-    )
-    network = trained(config, workdir, len(names))
-    networks = {"network": (network.model, network.folded())}
-    if share:
-        networks = _pruned(config, network, share, by, console)
-        console.print(f"To train on: --config.model.weights={out / 'smaller'}")
-    scratch = out.with_name(out.name + ".tmp")  # so that `out` is never half an export
-    shutil.rmtree(scratch, ignore_errors=True)
-    for name, (model, variables) in networks.items():
-        write(scratch / name, model, variables, config, label_names=names, step=network.step)
-    scratch.replace(out)
+    with directory.new_folder(out) as folder:
+        train = open_dataset(config.data.dir, config.data.name, config.data.train)
+        names = train.classes(config.data.label)
+        network = trained(config, workdir, len(names), step=step)
+        console.print(f"Exporting {workdir}, step {network.step}")
+        networks = {"network": (network.model, network.folded())}
+        if share:
+            networks = _pruned(config, network, share, by, console)
+            console.print(f"To train on: --config.model.weights={out / 'smaller'}")
+        for name, (model, variables) in networks.items():
+            write(folder / name, model, variables, config, label_names=names, step=network.step)
     return [out / name for name in networks]
 
 

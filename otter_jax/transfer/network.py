@@ -66,8 +66,10 @@ def fresh(config: ConfigDict, classes: int) -> Network:
     return Network(module, params, batch_stats)
 
 
-def trained(config: ConfigDict, workdir: pathlib.Path, classes: int) -> Network:
-    """Restores the best network of a run by eval.best, else the latest.
+def trained(
+    config: ConfigDict, workdir: pathlib.Path, classes: int, *, step: int | None = None
+) -> Network:
+    """Restores the network of a run at `step`, else the best by eval.best, or the latest.
 
     Raises UserError if there is none, or it is of another network than the config's.
     """
@@ -79,8 +81,10 @@ def trained(config: ConfigDict, workdir: pathlib.Path, classes: int) -> Network:
         own = {"gates": jax.eval_shape(create, like["params"])}
         like = like | {"params": like["params"] | own}
     like = {"batch_stats": {}} | like
-    found, step = restore_best(workdir, like, meshes.one_device(), best=config.eval.best)
-    return Network(model, found["params"], found["batch_stats"], step)
+    found, taken = restore_best(
+        workdir, like, meshes.one_device(), best=config.eval.best, step=step
+    )
+    return Network(model, found["params"], found["batch_stats"], taken.step)
 
 
 def gates_of(params: PyTree) -> dict[Path, Float[np.ndarray, "..."]]:

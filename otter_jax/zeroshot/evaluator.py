@@ -202,14 +202,21 @@ def table(step: int, results: Mapping[str, Mapping[str, Any]]) -> rich.table.Tab
     return out
 
 
-def run(config: ConfigDict, workdir: pathlib.Path, *, console: rich.console.Console) -> None:
-    """Evaluates the best checkpoint of `workdir` by eval.best, else the latest.
+def run(
+    config: ConfigDict,
+    workdir: pathlib.Path,
+    *,
+    step: int | None = None,
+    console: rich.console.Console,
+) -> None:
+    """Evaluates the checkpoint `step` of `workdir`, else the best by eval.best, or the latest.
 
     Raises UserError if there is none, or it is of another model than the config's.
     """
     mesh = meshes.make_mesh()
     whole, _ = meshes.shardings(mesh)
-    found = trained.load(config, workdir, whole)
+    found = trained.load(config, workdir, whole, step=step)
+    console.print(f"Evaluating {workdir}, {found.taken}")
     tokenizer = Tokenizer(found.tokenizer, config.data.max_tokens)
     check_sizes(config, found.model, tokenizer)
     evaluator = Evaluator(config, found.model, tokenizer, mesh, workdir, console)

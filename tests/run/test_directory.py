@@ -2,6 +2,8 @@
 
 import io
 import json
+import os
+import pathlib
 
 import pytest
 import rich.console
@@ -113,3 +115,41 @@ def test_a_damaged_history_is_set_aside(workdir, content):
     directory.describe(workdir, {"seed": 0})
     assert len(json.loads((workdir / "run.json").read_text())) == 1
     assert (workdir / "run.json.damaged").read_bytes() == content
+
+
+def test_a_new_folder_appears_whole_with_the_umasks_permissions(tmp_path):
+    out = tmp_path / "out"
+    (tmp_path / "out.tmp").mkdir()  # of the user
+    with directory.new_folder(out) as folder:
+        (folder / "image").mkdir()
+        (folder / "image" / "private").touch(mode=0o600)
+        assert not out.exists()
+    before = os.umask(0o027)
+    os.umask(before)
+    assert (out / "image" / "private").stat().st_mode & 0o777 == 0o666 & ~before
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "out.tmp"]
+
+
+def test_a_new_folder_takes_the_place_of_nothing(tmp_path, monkeypatch):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "theirs").touch()
+    (tmp_path / "file").touch()
+    (tmp_path / "empty").mkdir()
+    monkeypatch.chdir(tmp_path / "empty")
+    for out in ("../out", "../file", ".", "../file/out"):
+        with (
+            pytest.raises(UserError, match="is there already|cannot be written"),
+            directory.new_folder(pathlib.Path(out)),
+        ):
+            pass
+    assert not list((tmp_path / "empty").iterdir())
+
+
+def test_nothing_is_left_of_a_new_folder_that_failed(tmp_path):
+    def fail(folder):
+        (folder / "half").touch()
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError), directory.new_folder(tmp_path / "out") as folder:
+        fail(folder)
+    assert not list(tmp_path.iterdir())

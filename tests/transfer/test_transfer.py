@@ -293,7 +293,7 @@ def test_without_gates_filters_are_pruned_by_magnitude_alone(finished, tmp_path,
     workdir, config, _ = finished
     model, params, batch_stats, step = network.trained(config, workdir, 3)
     bare = network.Network(model, gates.fold(params), batch_stats, step)
-    monkeypatch.setattr(export, "trained", lambda *_: bare)
+    monkeypatch.setattr(export, "trained", lambda *_, **__: bare)
     with pytest.raises(UserError, match="this network has none; --by magnitude"):
         export.export(config, workdir, tmp_path / "out", share=0.3, console=quiet())
     folders = export.export(
