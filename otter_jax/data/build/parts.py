@@ -315,6 +315,8 @@ def image_to_store(record: Record, options: Options) -> StoredImage:
         if isinstance(content, pathlib.Path):
             if content.stat().st_size > MAX_BYTES:
                 return StoredImage("file over 64 MiB")
+            if not content.is_file():  # a pipe or a device may never end
+                return StoredImage("unreadable file", " (no regular file)")
             content = content.read_bytes()
     except FileNotFoundError:
         return StoredImage("missing file")

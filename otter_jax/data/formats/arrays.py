@@ -17,12 +17,18 @@ from otter_jax.errors import UserError
 ROWS = 5_000  # of a unit
 
 
-@functools.lru_cache(maxsize=1)  # the units of a file follow each other
 def rows_in(path: pathlib.Path) -> list[Mapping[str, Any]]:
     """Returns the rows of a JSON file.
 
     Raises UserError if it holds no rows, and ValueError or RecursionError if it is no JSON.
     """
+    about = path.stat()
+    return _read(path, about.st_mtime_ns, about.st_size)
+
+
+@functools.lru_cache(maxsize=1)  # the units of a file follow each other
+def _read(path: pathlib.Path, changed: int, size: int) -> list[Mapping[str, Any]]:
+    """Reads a file once for as long as it stays the same."""
     with open_text(path) as file:
         content = json.loads(file.read().decode("utf-8-sig", "replace"))
     rows = content.get("images") if isinstance(content, dict) else content
@@ -58,15 +64,19 @@ def _joined(
 ) -> list[Mapping[str, Any]]:
     """Returns COCO's images, each with the captions of its annotations as a list.
 
-    The captions of an image that is not there make a row without image at the end.
+    Of images with the same id the first has them. The captions of an image that is not there make
+    a row without image at the end.
     """
-    rows = {str(image.get("id")): dict(image) for image in images}
+    rows = [dict(image) for image in images]
+    by_id = {str(row.get("id")): row for row in reversed(rows)}
     for annotation in annotations:
         about = annotation.get("image_id")
-        row = rows.setdefault(str(about), {"id": about})
+        if str(about) not in by_id:
+            by_id[str(about)] = {"id": about}
+            rows.append(by_id[str(about)])
         if "caption" in annotation:
-            row.setdefault("caption", []).append(annotation["caption"])
-    return list(rows.values())
+            by_id[str(about)].setdefault("caption", []).append(annotation["caption"])
+    return rows
 
 
 def _are_objects(rows: Any) -> bool:

@@ -8,7 +8,9 @@ a list as JSON or Python do.
 import ast
 import base64
 import binascii
+import decimal
 import json
+import math
 import numbers
 import os
 import pathlib
@@ -42,7 +44,7 @@ class Image(NamedTuple):
 def image_of(value: Any, root: pathlib.Path) -> Image:
     """Finds the image that a cell holds; paths are relative to `root`."""
     path = ""
-    if isinstance(value, Mapping):
+    if isinstance(value, Mapping) and {"bytes", "path"} & value.keys():
         path = value.get("path") if isinstance(value.get("path"), str) else ""
         value = value.get("bytes") or path
     if isinstance(value, bytes | bytearray | memoryview):
@@ -90,10 +92,12 @@ def captions_of(value: Any) -> tuple[list[str], str, str]:
             texts, whys, notes = texts + of_item, [*whys, why], [*notes, note]
         why = next(filter(None, whys), "" if texts else "missing caption")
         return texts, why, next(filter(None, notes), "")
-    if value is None or value != value:  # NaN
+    if value is None:
         return [], "missing caption", ""
-    if isinstance(value, bool | np.bool_) or not isinstance(value, numbers.Number):
+    if isinstance(value, bool | np.bool_) or not isinstance(value, numbers.Real | decimal.Decimal):
         return [], f"caption that is {kind_of(value)}, no text", ""
+    if not math.isfinite(value):
+        return [], "missing caption", ""
     return [str(value)], "", "caption that is a number, taken as text"
 
 

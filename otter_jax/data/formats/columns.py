@@ -1,6 +1,7 @@
 """Finds out how a table is written, and which of its columns hold images, captions and keys."""
 
 import collections
+import csv
 import itertools
 import json
 import pathlib
@@ -80,6 +81,8 @@ def layout_of(table: pathlib.Path, reading: Reading) -> Layout:
         return Layout(kind, parquet.names_of(table))
     if arrays.is_array(table):
         rows = arrays.rows_in(table)
+        if not rows:
+            raise UserError(f"The table {table} is empty.")
         return Layout(
             "json", tuple(dict.fromkeys(name for row in rows[:LOOKED_AT] for name in row))
         )
@@ -133,7 +136,14 @@ def _check_beginning(table: pathlib.Path, kind: str) -> None:
 def _of_fields(table: pathlib.Path, kind: str, reading: Reading) -> Layout:
     """Tries the delimiters on the first line of a table; the first that shows both columns."""
     usual = "\t" if kind == "tsv" else ","
-    tried = [_headed(table, kind, d) for d in _delimiters(table, usual, reading)]
+    tried, errors = [], []
+    for delimiter in _delimiters(table, usual, reading):
+        try:
+            tried.append(_headed(table, kind, delimiter))
+        except csv.Error as error:
+            errors.append(error)
+    if not tried:
+        raise UserError(f"The first line of {table} cannot be read: {errors[0]}.")
     for layout in tried:
         if all(
             _found(given, known, layout.names)
@@ -160,7 +170,11 @@ def _delimiters(table: pathlib.Path, usual: str, reading: Reading) -> list[str]:
 
 
 def _headed(table: pathlib.Path, kind: str, delimiter: str) -> Layout:
-    """Returns the names that the first line has with this delimiter."""
+    """Returns the names that the first line has with this delimiter.
+
+    Raises csv.Error for quotes that this delimiter does not explain, and UserError if it cannot be
+    that of a table.
+    """
     with open_text(table) as file:
         mark = _after_mark(file)
         line = file.readline(1 << 20)
@@ -187,7 +201,7 @@ def _headed(table: pathlib.Path, kind: str, delimiter: str) -> Layout:
             row = next(rows, None)
             fields, error = (row.fields, row.error) if row else (None, "")
         if error:
-            raise UserError(f"The first line of {table} cannot be read: {error}.")
+            raise csv.Error(error)
         if fields is None:
             raise UserError(f"The table {table} is empty: no first line names its columns.")
         return Layout(kind, tuple(map(str.strip, fields)), lines.position, delimiter)
@@ -224,6 +238,8 @@ def _choose(
             shown += f", divided at {shown_delimiter(layout.delimiter)} (--delimiter C: at C)"
         unnamed = "; if they are no names, put a first line that has names" * bool(layout.start)
         said = "Its first line names the columns" if layout.start else "Its columns are"
+        if what == "caption":
+            unnamed += ", or, for a set to evaluate on, --nocaptions"
         if what == "image" and any("url" in name.lower() for name in names):
             unnamed += ". URLs are not downloaded: img2dataset does that, and its tars are read"
         raise UserError(

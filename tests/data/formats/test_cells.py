@@ -85,6 +85,9 @@ def test_a_number_is_a_caption_and_counted(value, text):
         ([["a"]], "caption that is a list of lists, no text"),
         (None, "missing caption"),
         (float("nan"), "missing caption"),
+        (float("inf"), "missing caption"),
+        (np.float32("nan"), "missing caption"),
+        (decimal.Decimal("nan"), "missing caption"),
         ([], "missing caption"),
         ([None], "missing caption"),
     ],
@@ -158,8 +161,17 @@ def test_a_path_is_the_file_that_its_writer_meant(tmp_path, monkeypatch):
         assert found.path == text
 
 
+def test_a_device_or_folder_in_place_of_a_picture_is_not_read(tmp_path):
+    write_pictures(tmp_path, 1)
+    (tmp_path / "t.csv").write_text("image,caption\n/dev/zero,a\n.,b\n0.jpg,c\n")
+    kept, part = made(tmp_path, kinds.plan_of([str(tmp_path / "t.csv")], "mine", Options()))
+    assert list(kept) == ["0.jpg"]
+    assert counts(part) == {"unreadable file": 2}
+
+
 def test_what_is_no_image_is_named_by_what_it_is(tmp_path):
     assert image_of([1, 2], tmp_path).why == "image that is a list, not a path or bytes"
+    assert image_of({"url": "x"}, tmp_path).why == "image that is an object, not a path or bytes"
     assert image_of(3, tmp_path).why == "image that is a number, not a path or bytes"
     assert image_of(float("nan"), tmp_path).why == "caption without image"
 

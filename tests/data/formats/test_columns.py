@@ -39,6 +39,8 @@ def captions(tmp_path, *table, **reading):
         ("t.tsv", 'image,caption\n0.jpg,"a cat, sitting"\n1.jpg,a;b\n'),
         ("t.csv", "\ufeffimage;caption\n0.jpg;a cat, sitting\n1.jpg;\"a;b\"\n"),
         ("t.csv", 'image, caption\n0.jpg, "a cat, sitting"\n1.jpg, a;b\n'),
+        ("t.csv", '"image","caption"\n"0.jpg","a cat, sitting"\n"1.jpg","a;b"\n'),
+        ("t.csv", '"image";"caption"\n"0.jpg";"a cat, sitting"\n"1.jpg";"a;b"\n'),
         ("t.csv", ' Image , CAPTION \n0.jpg,"a cat, sitting"\n1.jpg,a;b\n'),
     ],
 )  # fmt: skip
@@ -75,6 +77,8 @@ def test_utf_16_is_read_by_its_mark(tmp_path, encoding, packed):
     ("name", "content", "words"),
     [
         ("t.csv", "", "is empty"),
+        ("t.json", "[]", "is empty"),
+        ("t.csv", '"image,caption\n', "first line of .* cannot be read: unexpected end"),
         ("t.jsonl", "\n\n", "is empty"),
         ("t.csv", "image,caption\n", "no rows in .*t.csv"),
         ("t.csv", "image,caption\n0.jpg,a,b\n", "no rows .*read: t.csv: byte 14 .3 columns"),
@@ -144,6 +148,7 @@ COCO = {
         {"image_id": 9, "id": 4, "caption": "of none"},
     ],
 }
+COCO["images"].append({"id": 7, "file_name": "same id.jpg"})
 
 
 @pytest.mark.parametrize("indent", [None, 1])
@@ -151,7 +156,7 @@ def test_coco_gives_a_pair_per_annotation(tmp_path, indent):
     plan = planned(tmp_path, "t.json", json.dumps(COCO, indent=indent))
     assert pairs_of(plan) == [("7", "one"), ("7", "two"), ("8", "other")]
     _, part = made(tmp_path, plan)
-    assert counts(part) == {"caption without image": 1}
+    assert counts(part) == {"caption without image": 1, "missing caption": 1}
 
 
 @pytest.mark.parametrize(
