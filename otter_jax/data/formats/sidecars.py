@@ -135,10 +135,13 @@ def _files_in(folder: str) -> tuple[str, ...]:
 
 
 def _is_file(entry: os.DirEntry) -> bool:
-    """Tells whether an entry is a file, or a link to none, and not hidden."""
+    """Tells whether an entry is a file, or a link that leads nowhere, and not hidden."""
     if entry.name.startswith("."):
         return False
-    return entry.is_file() or (entry.is_symlink() and not os.path.exists(entry.path))
+    try:
+        return entry.is_file() or (entry.is_symlink() and not os.path.exists(entry.path))
+    except OSError:  # a link in a circle
+        return True
 
 
 def _stem(name: str) -> str:

@@ -1,6 +1,7 @@
 """A folder of pictures with captions beside them becomes pairs."""
 
 import json
+import os
 
 from making import counts, made, write_pictures
 from pictures import noise
@@ -56,3 +57,25 @@ def test_a_large_folder_is_read_in_slices_and_none_is_lost(tmp_path, monkeypatch
     assert len(units) == 8
     read = [record.fields["key"] for unit in units for record in unit.read(Tally())]
     assert sorted(read, key=int) == [str(n) for n in range(20)]
+
+
+def test_what_is_no_file_is_never_opened_and_links_that_lead_nowhere_are_named(tmp_path):
+    root = tmp_path / "tree"
+    names = write_pictures(root, 1)
+    for name, target in (("far", "nowhere"), ("round", "round.jpg"), ("zero", "/dev/zero")):
+        (root / f"{name}.jpg").symlink_to(target)
+        (root / f"{name}.txt").write_text("x")
+    os.mkfifo(root / "pipe.jpg")
+    (root / "0").mkdir()
+    (root / "0.txt").write_text("beside a folder of its name")
+    kept, part = made(tmp_path, kinds.plan_of([str(root)], "mine", Options()))
+    assert [f"{key}.jpg" for key in kept] == names
+    assert counts(part) == {"missing file": 1, "unreadable file": 1, "caption without image": 1}
+
+
+def test_names_are_the_same_however_unicode_composes_them(tmp_path):
+    (tmp_path / "e\u0301.jpg").write_bytes(noise())
+    (tmp_path / "\u00e9.txt").write_text("x")
+    (unit,) = kinds.plan_of([str(tmp_path)], "mine", Options()).units["train"]
+    (record,) = unit.read(Tally())
+    assert record.image.read_bytes() == noise()
