@@ -17,6 +17,7 @@ from typing import Any
 from otter_jax.data import headers
 from otter_jax.data.build.plan import Record, pair
 from otter_jax.data.build.report import Tally
+from otter_jax.data.formats.cells import captions_of
 from otter_jax.data.formats.reading import USUAL, Reading
 from otter_jax.data.images import SUFFIXES
 
@@ -89,7 +90,9 @@ def records(
     about, text = _sidecar(known, name, tally)
     captions = _captions(known, about, name, tally, reading)
     if not reading.captions:  # a set to evaluate on has every picture once
-        captions = captions[:1]
+        if len(captions) > 1:
+            tally.changed("further captions of a picture, left out by --nocaptions", name)
+        captions = captions[:1] or [""]  # which `pair` counts
     for number, caption in enumerate(captions, start=1):
         made = pair(
             name if len(captions) == 1 else f"{name} (caption {number})",
@@ -121,8 +124,8 @@ def _picture(
     return others[kind]
 
 
-def _captions(known: Members, about: Any, name: str, tally: Tally, reading: Reading) -> list[Any]:
-    """Returns what is said to be the captions of a key, or [None]."""
+def _captions(known: Members, about: Any, name: str, tally: Tally, reading: Reading) -> list[str]:
+    """Returns the captions of a key; tallies what is none."""
     if "txt" in known:
         text = text_of(known["txt"], name, tally).strip()
         lines = [line for line in re.split(r"[\r\n]+", text) if line.strip()]
@@ -133,9 +136,12 @@ def _captions(known: Members, about: Any, name: str, tally: Tally, reading: Read
         return [" ".join(lines)]
     found = about if isinstance(about, dict) else {}
     caption = found.get("caption")
-    if caption in (None, "", []):
-        caption = found.get("captions", caption)
-    return (caption or [None]) if isinstance(caption, list) else [caption]
+    captions, why, note = captions_of(found.get("captions") if caption in (None, []) else caption)
+    if note:
+        tally.changed(note, name)
+    if why and (captions or reading.captions):
+        tally.dropped(why, name)
+    return captions
 
 
 def _sidecar(known: Members, name: str, tally: Tally) -> tuple[Any, str]:

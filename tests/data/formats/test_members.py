@@ -16,6 +16,8 @@ from otter_jax.errors import UserError
 LINES = "caption of several lines, joined (--lines makes a pair of each)"
 UNKNOWN = "file of an unknown kind in place of an image"
 CONTENT = "image known by its content, not by its suffix"
+NUMBER, NONE = "caption that is a number, taken as text", "caption that is"
+MORE = "further captions of a picture, left out by --nocaptions"
 UTF16 = "text in UTF-16 or UTF-32, not UTF-8"
 
 
@@ -66,11 +68,11 @@ def test_by_choice_every_line_of_a_text_is_a_caption(read):
         ({"caption": ["one", "two"]}, ["one", "two"], {}),
         ({"captions": ["one", "", "two"]}, ["one", "two"], {"empty caption": 1}),
         ({"caption": None, "captions": "one"}, ["one"], {}),
-        ({"caption": 5}, ["5"], {}),
-        ({"caption": [2.5, None, {"raw": "x"}]}, ["2.5"], {"missing caption": 2}),
+        ({"caption": 5}, ["5"], {NUMBER: 1}),
+        ({"caption": [2.5, {"raw": "x"}]}, ["2.5"], {NUMBER: 1, f"{NONE} an object, no text": 1}),
         ({"caption": float("nan")}, [], {"missing caption": 1}),
         ({"caption": []}, [], {"missing caption": 1}),
-        ({"caption": True}, [], {"missing caption": 1}),
+        ({"caption": True}, [], {f"{NONE} true or false, no text": 1}),
     ],
 )
 def test_a_sidecar_has_one_caption_or_a_list_of_them(read, sidecar, captions, told):
@@ -116,7 +118,7 @@ def test_pictures_need_a_caption_unless_the_set_is_only_evaluated_on(read):
     found, told = read(files, captions=False)
     assert [row[:2] for row in found] == [("a", ""), ("b", ""), ("c", ""), ("d", "x")]
     assert json.loads(found[1][2]) == {"species": "otter"}
-    assert told == {UNCAPTIONED: 3}
+    assert told == {UNCAPTIONED: 3, MORE: 1}
 
 
 def test_with_captions_needed_the_same_pictures_are_dropped(read):
