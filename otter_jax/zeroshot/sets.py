@@ -3,7 +3,8 @@
 import collections
 import dataclasses
 import pathlib
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 from jaxtyping import Int
@@ -99,27 +100,13 @@ def _classes(
     its spelling, or left out.
     """
     if not path:
-        names = sorted(counts)
-        if all(_is_number(label) for label in names):
-            print(
-                f"{source}: the classes are called {_some(names)}, for want of other names: "
-                f"{key}.names may be a file with the name of class 0 on its first line, and so on."
-            )
-        odd = [label for label in names if label.casefold() in PLACEHOLDERS]
-        if odd:
-            print(f"{source}: {_some(odd)} is a label and a class like any other.")
-        return names, {label: i for i, label in enumerate(names)}
+        return _own_names(counts, key, source)
     names = read_names(path)
     number = {label: i for i, label in enumerate(names)}
-    if all(map(_is_number, counts)) and not number.keys() & counts.keys():
-        lines = read_lines(path, "class names")
-        _check_lines(lines, path, counts, key, source)
-        first = ", ".join(f"{n} is {lines[int(n)]!r}" for n in sorted(counts, key=int)[:EXAMPLES])
-        zero = "" if "0" in counts else " (which no picture has)"
-        print(f"{source}: the labels are read as line numbers of {path}, from 0{zero}: {first}.")
-        return names, {label: number[lines[int(label)]] for label in counts}
+    if not number.keys() & counts.keys():
+        lines = _by_lines(path, counts, key, source)
+        number |= {label: number[name] for label, name in lines.items()}
     unknown = sorted(counts.keys() - number.keys())
-    file = pathlib.Path(path).name
     alike = [(label, close_to(label, names)) for label in unknown[:EXAMPLES]]
     some = ", ".join(f"{a!r} (there is {b!r})" if b else repr(a) for a, b in alike)
     if len(unknown) == len(counts):
@@ -131,26 +118,55 @@ def _classes(
     if unknown:
         print(
             f"{source}: {len(unknown):,} labels are not among the {len(names):,} class names in "
-            f"{file} and are left out, such as {some}."
+            f"{pathlib.Path(path).name} and are left out, such as {some}."
         )
     return names, number
 
 
-def _check_lines(
-    lines: Sequence[str], path: str, counts: Mapping[str, int], key: str, source: str
-) -> None:
-    """Raises UserError unless each label is the number, from 0, of a line with a name."""
-    wrong = sorted(n for n in map(int, counts) if not 0 <= n < len(lines) or not lines[n])
+def _own_names(
+    counts: Mapping[str, int], key: str, source: str
+) -> tuple[list[str], dict[str, int]]:
+    """Takes all labels that occur for the classes, and prints which look like no name."""
+    names = sorted(counts)
+    if all(_whole(label) is not None for label in names):
+        print(
+            f"{source}: the classes are called {_some(names)}, for want of other names: "
+            f"{key}.names may be a file with the name of class 0 on its first line, and so on."
+        )
+    odd = [label for label in names if label.casefold() in PLACEHOLDERS]
+    if odd:
+        print(f"{source}: {_some(odd)} is a label and a class like any other.")
+    return names, {label: i for i, label in enumerate(names)}
+
+
+def _by_lines(path: str, counts: Mapping[str, int], key: str, source: str) -> dict[str, str]:
+    """Returns {label: name} where labels are the numbers of lines, from 0, and prints that.
+
+    That is, if all are whole numbers but for such as "nan"; {} otherwise. Raises UserError if a
+    number has no line, or a blank one.
+    """
+    found = {label: _whole(label) for label in counts}
+    numbers = {label: n for label, n in found.items() if n is not None}
+    others = (label for label, n in found.items() if n is None)
+    if not numbers or not all(label.casefold() in PLACEHOLDERS for label in others):
+        return {}
+    lines = read_lines(path, "class names")
+    wrong = {n for n in numbers.values() if not 0 <= n < len(lines) or not lines[n]}
     if wrong:
-        pictures = sum(counts[str(n)] for n in wrong)
-        from_1 = "0" not in counts and wrong == [len(lines)]
+        pictures = sum(counts[label] for label, n in numbers.items() if n in wrong)
+        from_1 = 0 not in numbers.values() and wrong == {len(lines)}
         more = " If they count from 1, put an empty line before the first name." if from_1 else ""
         raise UserError(
             f"{key}: the labels of {source} are whole numbers, read as line numbers of {path} from "
-            f"0 to {len(lines) - 1}; there is no name for {_some(map(str, wrong), NUMBERS)}, which "
-            f"{pictures:,} pictures have. Mend the file, or write null where there is no label."
-            f"{more}"
+            f"0 to {len(lines) - 1}; there is no name for "
+            f"{_some(map(str, sorted(wrong)), NUMBERS)}, which {pictures:,} pictures have. Mend "
+            f"the file, or write null where there is no label.{more}"
         )
+    there = sorted(set(numbers.values()))
+    first = ", ".join(f"{n} is {lines[n]!r}" for n in there[:EXAMPLES])
+    zero = "" if 0 in there else " (which no picture has)"
+    print(f"{source}: the labels are read as line numbers of {path}, from 0{zero}: {first}.")
+    return {label: lines[n] for label, n in numbers.items()}
 
 
 def _refuse_marks(values: Sequence[Sequence[str]], lines: Sequence[str], key: str) -> None:
@@ -165,13 +181,15 @@ def _refuse_marks(values: Sequence[Sequence[str]], lines: Sequence[str], key: st
         )
 
 
-def _is_number(label: str) -> bool:
-    """Tells whether a label is a whole number as programs write it."""
-    digits = label.removeprefix("-")
-    return digits.isascii() and digits.isdigit() and str(int(digits)) == digits
+def _whole(label: str) -> int | None:
+    """Returns the whole number that a text is, as programs write it (3, 3.0); else None."""
+    digits, _, rest = label.partition(".")
+    if not re.fullmatch("-?(0|[1-9][0-9]{0,17})", digits) or not re.fullmatch("0*", rest):
+        return None
+    return int(digits)
 
 
-def _some(texts, most: int = EXAMPLES) -> str:
+def _some(texts: Iterable[str], most: int = EXAMPLES) -> str:
     """Joins the first of some texts."""
     texts = list(texts)
     more = f" and {len(texts) - most:,} more" if len(texts) > most else ""

@@ -117,6 +117,12 @@ def test_whole_numbers_that_are_missing_in_places_are_read_though_they_came_as_f
     assert classes(found) == [[CAT], [], [LION]]
 
 
+def test_whole_numbers_of_a_csv_are_read_though_it_writes_them_as_floats_and_nan(opened):
+    found = opened(species("1.0", "nan", "0.0"), names="lion\ncat")
+    assert classes(found) == [[CAT], [], [LION]]
+    assert found.unknown == {"nan": 1}
+
+
 def test_digits_that_are_names_are_names(opened):
     assert classes(opened(species(1, 0), names="1\n0\n")) == [["1"], ["0"]]
 
