@@ -73,7 +73,9 @@ def tables_of(root: pathlib.Path, reading: Reading) -> list[pathlib.Path]:
         return _of_one_kind(metadata)
     if not found.pictures:
         shards = [table for table in found.tables if table.name.lower().endswith(".parquet")]
-        if shards or len(found.tables) == 1:
+        # Spark and Hadoop write a table as a folder of part-00000 and so on.
+        parts = [table for table in found.tables if table.name.startswith("part-")]
+        if shards or len(found.tables) in (1, len(parts) or 1):
             return shards or found.tables
     elif found.captioned or not reading.captions:
         return []
@@ -91,7 +93,7 @@ def tables_of(root: pathlib.Path, reading: Reading) -> list[pathlib.Path]:
     one = len(found.tables) == 1
     raise UserError(
         f"The folder {root} holds {what}. It holds {'a table' if one else 'tables'}, {shown}{more}"
-        f": give {'that' if one else 'the one that is meant'} instead of the folder."
+        f": give {'that' if one else 'the one that is meant, or a glob,'} instead of the folder."
     )
 
 

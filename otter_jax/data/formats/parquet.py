@@ -56,6 +56,14 @@ def firsts_in(
         yield from _rows(batch)
 
 
+def holds_images(table: pathlib.Path, image: str) -> bool:
+    """Tells whether a column is of a type that holds images themselves, and not their paths."""
+    kind = _storage(pq.read_schema(table).field(image).type)
+    t = pa.types
+    tests = (t.is_struct, t.is_binary, t.is_large_binary, t.is_binary_view, t.is_fixed_size_binary)
+    return any(test(kind) for test in tests)
+
+
 def check_types(table: pathlib.Path, image: str, caption: str) -> None:
     """Raises UserError if columns cannot hold an image and captions; "" is no column."""
     schema = pq.read_schema(table)

@@ -208,6 +208,9 @@ def plan(
                 captions=reading.captions,
             )  # fmt: skip
             of_table = list(_units(whole))
+            units += of_table
+            if filled and layout.kind == "parquet" and parquet.holds_images(table, columns.image):
+                continue  # one is enough: the first image of a group costs reading most of it
             filled |= has_pairs(table, _cells(of_table, unread), whole.root, reading.captions)
         except UserError:
             raise
@@ -215,7 +218,6 @@ def plan(
             OSError, EOFError, ValueError, RecursionError, zlib.error, csv.Error, pa.ArrowException
         ) as error:  # fmt: skip
             raise UserError(f"The table {table} cannot be read: {error}.") from error
-        units += of_table
     if not filled:
         first = [entry["first"][0] for entry in unread.found["dropped"].values()]
         why = f" that can be read: {first[0]}" if first else ""

@@ -69,6 +69,17 @@ def test_a_folder_without_pictures_is_the_one_table_in_it_or_all_its_parquet_fil
         planned(folder)
 
 
+def test_a_folder_of_parts_as_spark_writes_it_is_one_set(tmp_path):
+    files = write_pictures(tmp_path, 2)
+    folder = tmp_path / "pairs.csv"
+    folder.mkdir()
+    for n, name in enumerate(files):
+        write_table(folder / f"part-{n:05d}-c000.csv", [name])
+    (folder / "_SUCCESS").write_text("")
+    (folder / ".part-00000-c000.csv.crc").write_text("crc")
+    assert planned(folder, root=tmp_path).origin.startswith("2 tables")
+
+
 def test_a_folder_of_arrow_files_is_named(tmp_path):
     (tmp_path / "data-00000-of-00001.arrow").write_bytes(b"")
     with pytest.raises(UserError, match=r"save_to_disk.*to_parquet"):

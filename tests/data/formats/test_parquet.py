@@ -105,3 +105,22 @@ def test_the_wanted_column_twice_is_an_error_and_doubled_names_are_told_apart(tm
     with pytest.raises(UserError, match="the column 'caption' 2 times"):
         kinds.plan_of([str(tmp_path / "t.parquet")], "mine", Options())
     assert parquet.distinct(["a", "b", "a", "a_2", "a"]) == ["a", "b", "a_2", "a_2_2", "a_3"]
+
+
+def test_of_tables_that_hold_their_images_one_is_looked_into_before_all_are_read(
+    tmp_path, monkeypatch
+):
+    for n in range(3):
+        table = pa.table({"image": [noise(n)], "caption": [f"word {n}"]})
+        pq.write_table(table, tmp_path / f"{n}.parquet")
+    opened = []
+    firsts_in = parquet.firsts_in
+
+    def counted(table, *arguments):
+        opened.append(table.name)
+        return firsts_in(table, *arguments)
+
+    monkeypatch.setattr(parquet, "firsts_in", counted)
+    plan = kinds.plan_of([str(tmp_path)], "mine", Options())
+    assert len(plan.units["train"]) == 3
+    assert opened == ["0.parquet"]
