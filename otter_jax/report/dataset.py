@@ -1,17 +1,21 @@
 """Makes a data set with a report beside it: report.json for programs, report.html for people."""
 
+import io
 import pathlib
 import time
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import rich.console
 from jaxtyping import Int32
 from matplotlib.figure import Figure
+from PIL import Image
 
 from otter_jax.data import images
 from otter_jax.data.build.builder import check_options
 from otter_jax.data.build.plan import Plan
-from otter_jax.data.build.report import read_report, table, write_report
+from otter_jax.data.build.report import NAMED, read_report, table, write_report
 from otter_jax.data.captions import Tokenizer
 from otter_jax.data.ensure import make
 from otter_jax.data.source import Source, open_dataset
@@ -21,7 +25,9 @@ from otter_jax.run.console import duration
 
 EVERY = 10.0  # seconds between lines of progress
 SAMPLE = 20_000  # captions whose tokens are counted, evenly over the set
-SHOWN = (4, 6)  # rows and columns of pictures in the report
+SHOWN = 24  # pictures in the report
+SIDE = 256  # pixels of their longer side: they are as large as that, whatever they were
+TEXT = 300  # characters of a caption below one
 
 
 def make_with_report(
@@ -55,6 +61,11 @@ def make_with_report(
         console.print(f"The set {plan.name} is ready; its report: {home / 'report.html'}")
     else:
         console.print(f"The set {plan.name} is in {home} already; nothing was done.")
+        if any("exif" not in about["options"] for about in read_report(home).values()):
+            console.print(
+                "It was made before pictures were turned upright by their EXIF orientation: those "
+                "that were resized lie as they did. To mend that, remove the folder."
+            )
     return home
 
 
@@ -89,23 +100,11 @@ class Progress:
 
 
 def write_page(home: pathlib.Path, data_dir: str, name: str, tokenizer: Tokenizer) -> None:
-    """Adds the captions' lengths in tokens to report.json, and writes report.html."""
+    """Adds the captions' lengths in tokens to report.json, and writes report.html, one file."""
     report = read_report(home)
     parts: list[tuple[str, page.Part]] = []
-    (home / "report").mkdir(exist_ok=True)
     for split, about in report.items():
         source = open_dataset(data_dir, name, split)
-        figures = {f"{about['records'].capitalize()} of the set": plot_some(source)}
-        if "caption" in source.features:
-            lengths = tokenizer.lengths([source[i]["caption"] for i in source.sample(SAMPLE)])
-            about["tokens"] = {
-                "captions": len(lengths),
-                "mean": round(float(lengths.mean()), 2),
-                **{f"{q}%": int(np.quantile(lengths, q / 100)) for q in (50, 90, 95, 99, 100)},
-                "max_tokens": tokenizer.max_tokens,
-                "cut": round(float((lengths > tokenizer.max_tokens).mean()), 5),
-            }
-            figures["Tokens of a caption"] = plot_lengths(lengths, tokenizer.max_tokens)
         parts.append((split, table({split: about}).splitlines()[0]))
         wrong = [
             {"": what, "records": entry["count"], "why": why, "first": "; ".join(entry["first"])}
@@ -113,47 +112,89 @@ def write_page(home: pathlib.Path, data_dir: str, name: str, tokenizer: Tokenize
             for why, entry in about[what].items()
         ]
         parts += [("Dropped and changed", wrong)] if wrong else []
-        parts += [
+        parts.append(
             ("Shorter side of the images as they came, pixels", [about["shorter_side"]]),
-            *([("Tokens", [about["tokens"]])] if "tokens" in about else []),
-        ]
-        for heading, figure in figures.items():
-            path = pathlib.Path("report") / f"{split}_{heading.split()[0].lower()}.png"
-            figure.savefig(home / path, dpi=120)
-            parts.append((heading, path))
+        )
+        if "caption" in source.features:
+            captions = [source[i]["caption"] for i in source.sample(SAMPLE)]
+            lengths = tokenizer.lengths(captions)
+            about["tokens"] = token_counts(captions, lengths, tokenizer)
+            rows = {what: n for what, n in about["tokens"].items() if what != "unknown_first"}
+            parts.append(("Tokens of a caption", [rows]))
+            parts.append(("Captions by their tokens", plot_lengths(lengths, tokenizer.max_tokens)))
+        parts.append((f"{about['records'].capitalize()} of the set", some_of(source)))
     write_report(home, report)
     directory.write_text(home / "report.html", page.page(f"The data set {name}", parts))
 
 
+def token_counts(
+    captions: Sequence[str], lengths: Int32[np.ndarray, " N"], tokenizer: Tokenizer
+) -> dict[str, Any]:
+    """Returns how long captions are in tokens, how many are cut, and how many it does not know.
+
+    A caption counts as unknown if it gives special tokens and the one for unknown words alone.
+    """
+    unknown = [captions[i] for i in np.flatnonzero(tokenizer.known(captions) == 0)]
+    return {
+        "captions": len(lengths),
+        "mean": round(float(lengths.mean()), 2),
+        **{f"{q}%": int(np.quantile(lengths, q / 100)) for q in (50, 90, 95, 99, 100)},
+        "max_tokens": tokenizer.max_tokens,
+        "cut": round(float((lengths > tokenizer.max_tokens).mean()), 5),
+        "unknown": len(unknown),
+        "unknown_first": unknown[:NAMED],
+    }
+
+
 def tokens_line(report: dict) -> str:
     """Returns a line per split: how long its captions are in tokens, and how many are cut."""
-    return "\n".join(
-        f"{split}: captions have {about['tokens']['mean']} tokens on average, 95 % at most "
-        f"{about['tokens']['95%']}; {about['tokens']['cut']:.2%} have more than "
-        f"{about['tokens']['max_tokens']} and are cut"
-        for split, about in report.items()
-        if "tokens" in about
+    counted = {split: about["tokens"] for split, about in report.items() if "tokens" in about}
+    return "\n".join(_tokens(split, tokens) for split, tokens in counted.items())
+
+
+def _tokens(split: str, tokens: Mapping[str, Any]) -> str:
+    line = (
+        f"{split}: captions have {tokens['mean']} tokens on average, 95 % at most "
+        f"{tokens['95%']}; {tokens['cut']:.2%} have more than {tokens['max_tokens']} and are cut"
     )
+    if tokens["unknown"]:
+        some = ", ".join(repr(text[:40]) for text in tokens["unknown_first"][:3])
+        line += (
+            f"; {tokens['unknown']:,} of {tokens['captions']:,} hold nothing that the tokenizer "
+            f"knows, such as {some}"
+        )
+    return line
 
 
-def plot_some(source: Source) -> Figure:
-    """Plots some pictures, evenly over the set, with their captions or labels."""
-    rows, columns = SHOWN
-    figure = Figure(figsize=(1.6 * columns, 1.9 * rows), layout="constrained")
-    for axis in figure.subplots(rows, columns).flat:
-        axis.axis("off")
-    for axis, i in zip(figure.axes, source.sample(rows * columns), strict=False):
-        record = source[i]
-        axis.imshow(images.decode(record["image"]))
-        names = source.classes("labels") if "labels" in source.features else None
-        text = ", ".join(names[n] for n in record["labels"]) if names else record["caption"]
-        text = text.replace("$", r"\$")  # which would begin a formula
-        axis.set_title(text[:60] + "..." * (len(text) > 60), fontsize=5, wrap=True)
-    return figure
+def some_of(source: Source) -> list[page.Shown]:
+    """Returns small pictures, evenly over the set, each with its caption, labels or key."""
+    return [page.Shown(small(source[i]["image"]), text_of(source, i)) for i in source.sample(SHOWN)]
 
 
-def plot_lengths(lengths: Int32[np.ndarray, " N"], max_tokens: int) -> Figure:
-    """Plots how many tokens captions have, and where they are cut."""
+def small(data: bytes) -> bytes:
+    """Returns a picture as a JPEG of at most SIDE pixels."""
+    stored = images.shrink(data, SIDE, format="jpeg", quality=90)
+    img = Image.fromarray(images.decode(stored.content))
+    img.thumbnail((SIDE, SIDE))
+    file = io.BytesIO()
+    img.save(file, "JPEG", quality=80)
+    return file.getvalue()
+
+
+def text_of(source: Source, index: int) -> str:
+    """Returns the beginning of a record's caption, else its labels, else its key."""
+    record = source[index]
+    text = record.get("caption", "")
+    for feature in ("label", "labels"):
+        names = source.classes(feature) if feature in source.features else None
+        if names:
+            text = ", ".join(names[n] for n in np.atleast_1d(record[feature]) if n >= 0)
+    text = text or source.key(index)
+    return text[:TEXT] + "..." * (len(text) > TEXT)
+
+
+def plot_lengths(lengths: Int32[np.ndarray, " N"], max_tokens: int) -> bytes:
+    """Plots how many tokens captions have, and where they are cut; returns a PNG."""
     figure = Figure(figsize=(7, 2.6), layout="constrained")
     axis = figure.subplots()
     last = int(max(lengths.max(), max_tokens)) + 1
@@ -161,4 +202,6 @@ def plot_lengths(lengths: Int32[np.ndarray, " N"], max_tokens: int) -> Figure:
     axis.axvline(max_tokens, color="black", linewidth=0.8, label=f"cut at {max_tokens}")
     axis.set(xlabel="tokens, special ones included", ylabel="captions")
     axis.legend()
-    return figure
+    file = io.BytesIO()
+    figure.savefig(file, dpi=120)
+    return file.getvalue()

@@ -18,7 +18,7 @@ from ml_collections import ConfigDict
 from otter_jax import freezing, gates, step
 from otter_jax import mesh as meshes
 from otter_jax.data import repeats
-from otter_jax.data.captions import Tokenizer
+from otter_jax.data.captions import Tokenizer, visible
 from otter_jax.data.packing import Packed
 from otter_jax.data.pipeline import Annotation
 from otter_jax.data.source import Source, open_dataset
@@ -344,11 +344,12 @@ def _pictures(source: Source, batch_size: int) -> dict[str, str]:
 
 
 def _captions(setup: Setup) -> str:
-    """Returns, as text, how long a sample of captions is, and how many are cut or empty."""
+    """Returns, as text, how long sampled captions are, and how many are cut, empty or unknown."""
     limit, lengths = setup.tokenizer.max_tokens, setup.lengths
     cut = (lengths > limit).mean()
-    empty = sum(not text.strip() for text in setup.captions)
+    empty = sum(not visible(text) for text in setup.captions)
+    unknown = int((setup.tokenizer.known(setup.captions) == 0).sum())
     return (
         f"{lengths.mean():.1f} tokens on average, {cut:.1%} cut at {limit}, "
-        f"{empty} empty, of {len(setup.captions):,} looked at"
+        f"{empty} empty, {unknown} of unknown tokens alone, of {len(setup.captions):,} looked at"
     )

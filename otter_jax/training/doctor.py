@@ -21,7 +21,7 @@ import rich.console
 from ml_collections import ConfigDict
 
 from otter_jax import mesh as meshes
-from otter_jax.data import images, pipeline, repeats
+from otter_jax.data import headers, images, pipeline, repeats
 from otter_jax.errors import UserError
 from otter_jax.models.bert import Bert
 from otter_jax.run import batches
@@ -78,14 +78,17 @@ def look_at_images(setup: Setup) -> Iterator[Finding]:
 
     def read(number):
         try:
-            return images.decode(source[number]["image"], exif=exif).shape[:2]
+            data = source[number]["image"]
+            return images.decode(data, exif=exif).shape[:2], headers.orientation(data)
         except images.UnreadableImage as error:
             return f"{source.key(number)} ({error})"
 
     with concurrent.futures.ThreadPoolExecutor(min(16, os.cpu_count() or 1)) as pool:
         found = list(pool.map(read, some))
     bad = [text for text in found if isinstance(text, str)]
-    sides = [min(shape) for shape in found if not isinstance(shape, str)]
+    readable = [(n, each) for n, each in zip(some, found, strict=True) if not isinstance(each, str)]
+    sides = [min(shape) for _, (shape, _) in readable]
+    tagged = [n for n, (_, tag) in readable if tag]
     if bad:
         level = "error" if len(bad) > len(some) // 10 else "warning"
         text = f"{len(bad)} of {len(some)} cannot be read, such as {bad[0]}; others replace them"
@@ -96,6 +99,11 @@ def look_at_images(setup: Setup) -> Iterator[Finding]:
         large = middle >= 2 * resize
         advice = f"; otter-jax prepare --resize {resize} makes reading several times faster"
         yield Finding("warning" if large else "ok", "images", text + (advice if large else ""))
+    if tagged:
+        name = source.key(tagged[0])
+        text = f"{len(tagged)} of {len(some)} have an EXIF orientation, such as {name}"
+        done = "it is ignored" if exif == "ignore" else "they are turned upright as they are read"
+        yield Finding("ok", "images", f"{text}; {done} (data.exif={exif})")
 
 
 def look_at_repeats(setup: Setup) -> Iterator[Finding]:
@@ -116,6 +124,14 @@ def look_at_captions(setup: Setup) -> Iterator[Finding]:
         f"{cut:.1%} cut at {limit}"
     )
     yield Finding("warning" if cut > 0.05 else "ok", "captions", text)
+    unknown = np.flatnonzero(setup.tokenizer.known(setup.captions) == 0)
+    if len(unknown):
+        key = setup.source.key(setup.source.sample(len(lengths))[unknown[0]])
+        text = (
+            f"{len(unknown):,} of {len(lengths):,} hold nothing that the tokenizer knows, such as "
+            f"{setup.captions[unknown[0]][:40]!r} ({key})"
+        )
+        yield Finding("warning", "captions", text)
     if setup.config.data.packed:
         yield Finding("ok", "captions", f"packed, {setup.annotation}")
     elif isinstance(setup.model.txt, Bert) and limit > 1.5 * mean:

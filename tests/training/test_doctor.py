@@ -3,10 +3,12 @@
 import io
 
 import pytest
+import records
 import world as worlds
 from PIL import Image
 from tars import write_tar
 
+from otter_jax.data.source import Source
 from otter_jax.training import doctor
 from otter_jax.training.contrastive import Setup
 
@@ -114,3 +116,28 @@ def test_a_step_that_does_not_fit_or_waits_is_told(config, monkeypatch):
     findings = list(doctor.look_at_step(Setup.of(config), supply=1e-3))
     assert [f.level for f in findings] == ["ok", "warning"]
     assert "devices will wait 100% of the time" in findings[1].text
+
+
+def test_pictures_with_an_exif_orientation_and_unknown_captions_are_told(config, tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    file = io.BytesIO()
+    Image.new("RGB", (40, 48)).save(file, "PNG", exif=exif)
+    members = []
+    for n in range(20):
+        members += [(f"{n}.png", file.getvalue()), (f"{n}.txt", "red" if n else "\u732b")]
+    tar = write_tar(tmp_path / "turned.tar", members)
+    config.data.update(name="turned", tars=(tar,), exif="ignore", dir=str(tmp_path))
+    config.eval.sets = {}
+    setup = Setup.of(config)
+    texts = {finding.text: finding.level for finding in doctor.look_at_captions(setup)}
+    told = "1 of 20 hold nothing that the tokenizer knows, such as '\u732b' (0)"
+    assert texts[told] == "warning"
+    # The set itself has none any more.
+    assert len(list(doctor.look_at_images(setup))) == 1
+    rows = [{"image": file.getvalue(), "key": "a"}, {"image": file.getvalue(), "key": "b"}]
+    setup.source = Source("made", rows, records.features())
+    for exif, done in (("ignore", "it is ignored"), ("apply", "they are turned upright")):
+        config.data.exif = exif
+        _, turned = doctor.look_at_images(setup)
+        assert turned.text.startswith("2 of 2 have an EXIF orientation, such as a; " + done)
