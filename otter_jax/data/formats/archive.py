@@ -84,6 +84,7 @@ class _Header(tarfile.TarInfo):
                 raise NoTar(str(error)) from error
             raise tarfile.ReadError(str(error)) from error
         if header.size < 0 or archive.offset <= begin:
+            archive.offset = begin
             raise tarfile.ReadError(f"a member of {header.size:,} bytes")
         archive.part += archive.ended
         archive.ended = False
@@ -168,7 +169,7 @@ class Archive(contextlib.AbstractContextManager):
         except NoTar as error:
             what = headers.format_of(self._head) or headers.contents(self._head)
             if self.packing:
-                what = f"a {self.packing} file, but no tar is in it"
+                what = f"packed with {self.packing}"
             raise NoTar(f"{what} ({error})") from error
         except (*_HEADER, *_PACKED, tarfile.TarError) as error:
             why = "its header cannot be read" if isinstance(error, _HEADER) else error

@@ -32,6 +32,7 @@ DOUBLED = "duplicate key"
 DOTS = "dots in the name: a key ends at the first one (prepare --key last-dot: at the last)"
 FAR = "files of a pair too far apart in a compressed tar: unpack the tar"
 LATE = "file far behind the others of its key, left out"
+NO_TAR = "file that does not begin as a tar"
 LINK = "link that leads to no file of its tar"
 PACKED = "link in a compressed tar: unpack the tar"
 
@@ -71,7 +72,8 @@ class Keys:
                     yield from self._read(first[0], files, {})
                 else:
                     self._apart[first] = {kind: _let_go(held) for kind, held in files.items()}
-        places = self._archive.places(self._targets()) if self._links else {}
+        plain = not self._archive.packing
+        places = self._archive.places(self._targets()) if plain and self._links else {}
         for (key, _), files in itertools.chain(self._apart.items(), self._waiting.items()):
             yield from self._read(key, files, places)
 
@@ -97,7 +99,7 @@ class Keys:
                 else:
                     yield from self._file(key, kind_of(suffix), member)
         except tarfile.ReadError as error:
-            why = "file that is no tar" if isinstance(error, NoTar) else "rest of a broken tar"
+            why = NO_TAR if isinstance(error, NoTar) else "rest of a broken tar"
             self._tally.dropped(why, f"{self._name}: {error}")
             return
         if not known:

@@ -109,17 +109,19 @@ def test_a_damaged_header_and_a_missing_end_are_named_in_joined_tars(tmp_path):
 @pytest.mark.parametrize(
     ("content", "why", "words"),
     [
-        (b"", "file that is no tar", "nothing (the file is empty)"),
+        (b"", keys.NO_TAR, "nothing (the file is empty)"),
         (bytes(10_240), "tar without pictures and captions", "nothing in it"),
-        (b"<!DOCTYPE html><html>" + b" " * 600, "file that is no tar", "an HTML page ("),
-        (b"PK\3\4" + bytes(600), "file that is no tar", "a ZIP archive ("),
-        (noise() + bytes(600), "file that is no tar", "JPEG ("),
-        (gzip.compress(b"a,b" * 400), "file that is no tar", "a gzip file, but no tar is in it"),
+        (b"<!DOCTYPE html><html>" + b" " * 600, keys.NO_TAR, "an HTML page ("),
+        (b"PK\3\4" + bytes(600), keys.NO_TAR, "a ZIP archive ("),
+        (noise() + bytes(600), keys.NO_TAR, "JPEG ("),
+        (gzip.compress(b"a,b" * 400), keys.NO_TAR, "packed with gzip ("),
         (b"\x1f\x8b\x08", "rest of a broken tar", "Compressed file ended before"),
         (member("a.mp4", b"film") + bytes(1024), "tar without pictures and captions",
          "1 files, such as a.mp4"),
         (member("a.jpg", size=1 << 60), "rest of a broken tar", "1,152,921,504,606,846,976 bytes"),
-        (member("x", size=1 << 50, type=tarfile.XHDTYPE), "file that is no tar",
+        (member("a.jpg", size=-1024), "rest of a broken tar",
+         "after 0 bytes: a member of -1,024 bytes"),
+        (member("x", size=1 << 50, type=tarfile.XHDTYPE), keys.NO_TAR,
          "a name or attributes of 1,125,899,906,842,624 bytes"),
     ],
 )  # fmt: skip
@@ -173,10 +175,12 @@ def test_links_lead_to_files_of_the_tar_and_never_out_of_it(tmp_path):
             "a.tar: x (image -> y.jpg)", "a.tar: y (image -> x.jpg)",
         ]
     }  # fmt: skip
-    path.write_bytes(gzip.compress(path.read_bytes()))
-    found, told = read(path)
-    assert list(found) == ["in/a"]
-    assert keys.PACKED in told
+    plain = path.read_bytes()
+    for packed in (gzip.compress(plain), pa.compress(plain, "zstd", asbytes=True)):
+        path.write_bytes(packed)
+        found, told = read(path)
+        assert list(found) == ["in/a"]
+        assert keys.PACKED in told
 
 
 def test_files_far_behind_are_late_and_second_ones_doubled(tmp_path):

@@ -153,7 +153,7 @@ def test_a_shard_cut_in_the_middle_keeps_what_came_before(tmp_path, compression)
     assert found[len(before) :] == [f"{n:04}" for n in range(100, 105)]
     dropped = report(tmp_path, "mine")["dropped"]
     assert dropped["rest of a broken tar"]["first"][0].startswith("cut.tar: ")
-    assert dropped["file that is no tar"]["first"] == ["zz.tar: text (truncated header)"]
+    assert dropped[keys.NO_TAR]["first"] == ["zz.tar: text (truncated header)"]
 
 
 def test_members_of_a_plain_tar_may_be_in_any_order(tmp_path):
