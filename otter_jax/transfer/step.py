@@ -16,6 +16,7 @@ from jaxtyping import Array, Float, PyTree
 from otter_jax import gates
 from otter_jax.errors import UserError
 from otter_jax.transfer.phases import GROUPS, groups_of, merge, select
+from otter_jax.zeroshot.standing import standing
 
 
 class TransferState(struct.PyTreeNode):
@@ -57,7 +58,8 @@ def transfer_step(
         if "gates" in params:
             terms["gate_penalty"] = gates.penalty(params["gates"], gate_penalty)
         loss = terms["cross_entropy"] + gate_strength * terms.get("gate_penalty", 0.0)
-        terms["accuracy"] = (logits.argmax(-1) == batch["label"]).mean()
+        above, level, own, _ = standing(logits, batch["label"][:, None]).T
+        terms["accuracy"] = jnp.where(above == 0, own / level, 0).mean()  # expected, where tied
         return loss, (terms, updated.get("batch_stats", {}))
 
     trained = {group: select(state.params, group, model) for group in groups}
