@@ -139,7 +139,7 @@ def _decoded(text: str) -> bytes | None:
 def _file(text: str, root: pathlib.Path) -> pathlib.Path:
     """Returns the file that a path names, as its writer may have meant it."""
     if text.startswith("file://"):
-        text = urllib.parse.unquote(urllib.parse.urlparse(text).path)
+        text = "/" + urllib.parse.unquote(text.removeprefix("file://").partition("/")[2])
     if text.startswith(("~", "$")) and not (root / text).exists():
         text = os.path.expanduser(os.path.expandvars(text))
     path = root / text

@@ -217,7 +217,8 @@ def plan(
         except (
             OSError, EOFError, ValueError, RecursionError, zlib.error, csv.Error, pa.ArrowException
         ) as error:  # fmt: skip
-            raise UserError(f"The table {table} cannot be read: {error}.") from error
+            why = clean(str(error)).rstrip(".")
+            raise UserError(f"The table {table} cannot be read: {why}.") from error
     if not filled:
         first = [entry["first"][0] for entry in unread.found["dropped"].values()]
         why = f" that can be read: {first[0]}" if first else ""
