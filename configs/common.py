@@ -74,6 +74,7 @@ def get_config(method: str = "otter") -> ConfigDict:
                 momentum=0.9,
                 weight_decay=0.0,
                 clip_norm=0.0,  # of the global gradient; 0: none
+                clamp_scales=True,  # after each step; outside [1, 100] they have no gradient
                 freeze="",  # regular expression of parameters that stay as they are
             ),
             gates=dict(  # filter attention on the image tower: freeze "img/" and these are trained
@@ -110,6 +111,7 @@ def as_released(config: ConfigDict, num_processes: int = 8) -> ConfigDict:
     objective = config.objective
     config.model.dtype = "float32"
     config.optim.schedule = "epoch"
+    config.optim.clamp_scales = False
     config.data.exif = "ignore"
     objective.negatives_gradient = False
     objective.smoothing = 0.0  # its scripts pass none

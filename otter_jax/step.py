@@ -19,7 +19,14 @@ from jaxtyping import Array, Float, Int, Key, PyTree
 from otter_jax import gates
 from otter_jax.freezing import share_frozen, stop_frozen, stored_statistics
 from otter_jax.mesh import AXIS, ROWS, WHOLE
-from otter_jax.objective import ByDirection, Objective, health, scale_of, targets_of
+from otter_jax.objective import (
+    ByDirection,
+    Objective,
+    clamp_log_scale,
+    health,
+    scale_of,
+    targets_of,
+)
 
 
 class TrainState(struct.PyTreeNode):
@@ -59,13 +66,15 @@ def train_step(
     gate_penalty: str = "",
     gate_strength: float = 0.0,
     ema_decay: float | None = 0.999,
+    clamp_scales: bool = True,
 ) -> tuple[TrainState, dict[str, Float[Array, ""]]]:
     """Returns the next state, and the step's metrics.
 
     `batch` holds image uint8 [B, H, W, 3], and captions as `Towers` takes them. Parameters that
     match `freeze` stay as they are (see `freezing`). Gates (see `gates`) are trained like other
     parameters; the loss has their penalty, times `gate_strength`. `ema_decay=None` keeps the
-    teacher fixed. A fixed teacher runs in evaluation mode; an EMA teacher runs in training mode
+    teacher fixed. `clamp_scales` keeps both temperatures where they have a gradient. A fixed
+    teacher runs in evaluation mode; an EMA teacher runs in training mode
     (its own batch statistics and dropout masks), as released.
     """
     image, captions = batch["image"], {k: v for k, v in batch.items() if k != "image"}
@@ -99,6 +108,8 @@ def train_step(
     (loss, (terms, batch_stats)), grads = grad_fn(state.params)
     updates, opt_state = tx.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
+    if clamp_scales:
+        params = params | {"log_scale": jax.tree.map(clamp_log_scale, params["log_scale"])}
     if ema_decay is not None:  # the EMA takes in the updated student, for the next step's targets
         student = {"params": params, "batch_stats": batch_stats}
         teacher = follow(teacher, student, teacher_stats, ema_decay_at(state.step, ema_decay))
