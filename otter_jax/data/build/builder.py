@@ -185,11 +185,13 @@ def check_exif(home: pathlib.Path, exif: str, *, prepared: bool) -> None:
     done = images.TURNED if exif == "ignore" else images.IGNORED
     count = sum(reasons[done]["count"] for reasons in changed if done in reasons)
     if count and (exif == "ignore" or not prepared):
-        other = "apply" if exif == "ignore" else "ignore"
+        other, how = "ignore", "stored as their pixels lie, their EXIF orientation ignored,"
+        if exif == "ignore":
+            other, how = "apply", "turned upright by their EXIF orientation"
         raise UserError(
-            f"{count:,} pictures of the data set in {home} were stored with this note: {done}. "
-            f"data.exif={exif} cannot undo that: say --config.data.exif={other}, or make the set "
-            f"again (otter-jax prepare --exif {exif}). {REMEDY}"
+            f"{count:,} pictures of the data set in {home} were {how} when it was made, and "
+            f"data.exif={exif} cannot change that. Say --config.data.exif={other}; or make the set "
+            f"again, in otter-jax prepare with --exif {exif}. {REMEDY}"
         )
 
 
