@@ -110,7 +110,7 @@ def test_pictures_in_base64_are_read_and_never_printed(tmp_path, kind):
     cells = [
         plain, wrapped, f"data:image/jpeg;base64,{plain}", f"b'{plain}'",
         base64.urlsafe_b64encode(noise(2)).decode().rstrip("="),
-        "data:image/png,none", base64.b64encode(b"no picture" * 900).decode(),
+        "data:image/png,none", base64.b64encode(b"no picture" * 900).decode(), "long.words " * 900,
         repr(noise(3)), "http://there/0.jpg",
     ]  # fmt: skip
     texts = [f"caption {n}" for n in range(len(cells))]
@@ -129,6 +129,7 @@ def test_pictures_in_base64_are_read_and_never_printed(tmp_path, kind):
     assert images == dict(zip(texts, pictures, strict=False))
     assert counts(part) == {
         "data: URI that is no picture in base64": 1,
+        "unreadable image": 1,
         "text of over 4,096 characters instead of an image": 1,
         "image that is bytes as Python prints them: write base64": 1,
         "URL instead of an image: download them first": 1,
