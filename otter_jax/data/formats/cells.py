@@ -15,8 +15,9 @@ import numbers
 import os
 import pathlib
 import re
+import unicodedata
 import urllib.parse
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -140,15 +141,24 @@ def _decoded(text: str) -> bytes | None:
 
 
 def _file(text: str, root: pathlib.Path) -> pathlib.Path:
-    """Returns the file that a path names, as its writer may have meant it."""
+    """Returns the file that a path names, or if it is not there that its writer may have meant."""
+    path, others = root / text, [root / other for other in _meant(text) if other != text]
+    if not others or path.exists():
+        return path
+    written = others[0] if text.startswith(("~", "$", "file://")) else path
+    return next((other for other in others if other.exists()), written)
+
+
+def _meant(text: str) -> Iterator[str]:
+    """Yields what a path may mean on this machine, beside what it says."""
     if text.startswith("file://"):
-        text = "/" + urllib.parse.unquote(text.removeprefix("file://").partition("/")[2])
-    if text.startswith(("~", "$")) and not (root / text).exists():
-        text = os.path.expanduser(os.path.expandvars(text))
-    path = root / text
-    if "\\" in text and not path.exists():  # Windows
-        path = root / text.replace("\\", "/")
-    return path
+        yield "/" + urllib.parse.unquote(text.removeprefix("file://").partition("/")[2])
+    if text.startswith(("~", "$")):
+        yield os.path.expanduser(os.path.expandvars(text))
+    yield text.strip()
+    yield text.replace("\\", "/")  # Windows
+    if not text.isascii():  # macOS writes accents as characters of their own
+        yield from (unicodedata.normalize(form, text) for form in ("NFC", "NFD"))
 
 
 def _listed(text: str) -> list[str] | None:

@@ -5,6 +5,7 @@ import csv
 import decimal
 import json
 import pathlib
+import unicodedata
 
 import numpy as np
 import pyarrow as pa
@@ -152,8 +153,10 @@ def test_a_path_is_the_file_that_its_writer_meant(tmp_path, monkeypatch):
     (tmp_path / "p").mkdir()
     (tmp_path / "p" / "a b.jpg").write_bytes(noise(0))
     (tmp_path / "$5.jpg").write_bytes(noise(0))
+    (tmp_path / "p" / unicodedata.normalize("NFD", "é.jpg")).write_bytes(noise(0))
     for text in (
-        "p/a b.jpg", "p\\a b.jpg", "~/p/a b.jpg", "$HOME/p/a b.jpg", "${PICTURES}/a b.jpg",
+        "p/a b.jpg", "p\\a b.jpg", " p/a b.jpg ", "p/\u00e9.jpg", "~/p/a b.jpg",
+        "$HOME/p/a b.jpg", "${PICTURES}/a b.jpg",
         f"file://{tmp_path}/p/a%20b.jpg", str(tmp_path / "p" / "a b.jpg"), "$5.jpg",
     ):  # fmt: skip
         found = image_of(text, tmp_path)
