@@ -1,7 +1,8 @@
 """Every key that a config can have, with the published values where the paper gives one.
 
-Other configs start from `get_config` here; a key that is not here is an error. On the command
-line: --config.optim.learning_rate=0.01. A config of your own, in any file:
+Other configs start from `get_config` here; a key that is not here is an error, and so is a value
+out of its range (otter_jax/commands/ranges.py). On the command line:
+--config.optim.learning_rate=0.01. A config of your own, in any file:
 
     from otter_jax.configs import pairs
 
