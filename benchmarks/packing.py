@@ -23,7 +23,8 @@ from otter_jax.data.build.report import Tally
 from otter_jax.data.captions import Tokenizer
 from otter_jax.data.formats import kinds
 from otter_jax.data.packing import Packed
-from otter_jax.models.bert import Bert, BertConfig, mean_pool, mean_pool_packed
+from otter_jax.models.bert import Bert, BertConfig
+from otter_jax.models.pooling import pool, pool_packed
 from otter_jax.weights import hub
 
 LIMIT = 60
@@ -89,7 +90,7 @@ def times(laws: dict[str, np.ndarray], tokenizer: Tokenizer, per_group: int, rou
     def padded(params, batch):
         def loss(params):
             hidden = model.apply(params, batch["token_ids"], batch["mask"], train=False)
-            return mean_pool(hidden, batch["mask"]).sum()
+            return pool(hidden, batch["mask"]).sum()
 
         return jax.grad(loss)(params)
 
@@ -102,7 +103,7 @@ def times(laws: dict[str, np.ndarray], tokenizer: Tokenizer, per_group: int, rou
             )
             hidden = model.apply(params, ids, segment_ids=segment_ids, train=False)
             hidden = hidden.reshape(*batch["segment_ids"].shape, -1)
-            return mean_pool_packed(hidden, batch["segment_ids"], batch["positions"])[0].sum()
+            return pool_packed(hidden, batch["segment_ids"], batch["positions"])[0].sum()
 
         return jax.grad(loss)(params)
 

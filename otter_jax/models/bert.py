@@ -1,18 +1,32 @@
 """BERT (arXiv:1810.04805) and RoBERTa (arXiv:1907.11692), with Hugging Face's names."""
 
 import dataclasses
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Bool, Float, Int
 
+from otter_jax.models.pooling import Pooling, pool, pool_packed
+
 ACTIVATIONS = {
     "gelu": lambda x: jax.nn.gelu(x, approximate=False),
     "gelu_new": lambda x: jax.nn.gelu(x, approximate=True),
     "relu": jax.nn.relu,
 }
+
+# After a projection, by PyTorch's names.
+PROJECTED = {"Identity": jnp.asarray, "Tanh": jnp.tanh, "ReLU": jax.nn.relu,
+             "GELU": ACTIVATIONS["gelu"], "Sigmoid": jax.nn.sigmoid}  # fmt: skip
+
+
+class Projection(NamedTuple):
+    """Describes a linear layer, with the activation after it, from pooled vectors to others."""
+
+    width: int
+    activation: str = "Identity"
+    bias: bool = True
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,6 +57,8 @@ class BertConfig:
         if config.get("hidden_act", "gelu") not in ACTIVATIONS:
             known = ", ".join(ACTIVATIONS)
             raise ValueError(f"hidden_act={config['hidden_act']!r} is not supported; {known} are")
+        if config.get("is_decoder") or config.get("add_cross_attention"):
+            raise ValueError("is_decoder or add_cross_attention is true: it is no encoder")
         if config.get("model_type") == "roberta":  # its files may leave out these defaults
             config = {"vocab_size": 50265, "pad_token_id": 1} | config
         fields = {field.name for field in dataclasses.fields(cls)} & config.keys()
@@ -67,16 +83,28 @@ class BertConfig:
 class Bert(nn.Module):
     """Encodes texts into the hidden states of the last layer; those at padding are meaningless.
 
-    Dropout draws from the rng "dropout", in training only. There is no pooler: see `mean_pool`.
+    Dropout draws from the rng "dropout", in training only. A text's vector is `pool`'s, not that of
+    BERT's own pooler.
 
     Attributes:
       dtype: of matrix products and activations; softmax and norms are computed in float32.
+      pooling: how a text's hidden states become one vector.
+      projections: the layers that this vector then goes through, in float32.
     """
 
     config: BertConfig
     dtype: Any = jnp.float32
+    pooling: Pooling = "mean"
+    projections: tuple[Projection, ...] = ()
 
-    @nn.compact
+    def setup(self):
+        self.embeddings = Embeddings(self.config, self.dtype)
+        self.encoder = Layers(self.config, self.dtype)
+        self.dense = [
+            nn.Dense(width, use_bias=bias, kernel_init=nn.initializers.normal(0.02))
+            for width, _, bias in self.projections
+        ]
+
     def __call__(
         self,
         token_ids: Int[Array, "B L"],
@@ -108,63 +136,45 @@ class Bert(nn.Module):
             positions = position_ids_packed(token_ids, segment_ids, c)
             same = segment_ids[:, None, :] == segment_ids[:, :, None]
             sees = same & (segment_ids > 0)[:, None, :]
-        x = Embeddings(c, self.dtype, name="embeddings")(token_ids, positions, train=train)
-        return Layers(c, self.dtype, name="encoder")(x, sees, train=train)
+        x = self.embeddings(token_ids, positions, train=train)
+        hidden = self.encoder(x, sees, train=train)
+        if self.is_initializing():  # so that the projections have weights
+            self.project(hidden[:, 0], sees.any((1, 2)))
+        return hidden
 
     @property
     def width(self) -> int:
-        """The number of features."""
-        return self.config.hidden_size
+        """The number of features of a text's vector."""
+        return self.projections[-1].width if self.projections else self.config.hidden_size
 
     def pool(
         self,
         hidden: Float[Array, "B L H"],
         token_ids: Int[Array, "B L"],
         mask: Bool[Array, "B L"],
-    ) -> Float[Array, "B H"]:
-        """Returns one vector per text, float32: the mean over its tokens."""
-        return mean_pool(hidden, mask)
+    ) -> Float[Array, "B H2"]:
+        """Returns one vector per text, float32; 0 for a text without tokens."""
+        return self.project(pool(hidden, mask, self.pooling), mask.any(1))
 
     def pool_packed(
         self,
         hidden: Float[Array, "G R T H"],
         segment_ids: Int[Array, "G R T"],
         positions: Int[Array, "G b"],
-    ) -> tuple[Float[Array, "B H"], Bool[Array, " B"]]:
+    ) -> tuple[Float[Array, "B H2"], Bool[Array, " B"]]:
         """Returns one vector per packed text, in the order of `positions`, and if it has tokens."""
-        return mean_pool_packed(hidden, segment_ids, positions)
+        pooled, there = pool_packed(hidden, segment_ids, positions, self.pooling)
+        return self.project(pooled, there), there
 
-
-def mean_pool(hidden: Float[Array, "B L H"], mask: Bool[Array, "B L"]) -> Float[Array, "B H"]:
-    """Returns the mean over the tokens under the mask, in float32; 0 for a text without tokens."""
-    hidden = hidden.astype(jnp.promote_types(hidden.dtype, jnp.float32))
-    weight = mask.astype(hidden.dtype)[..., None]
-    return (hidden * weight).sum(1) / jnp.maximum(weight.sum(1), 1)
-
-
-def mean_pool_packed(
-    hidden: Float[Array, "G R T H"],
-    segment_ids: Int[Array, "G R T"],
-    positions: Int[Array, "G b"],
-) -> tuple[Float[Array, "B H"], Bool[Array, " B"]]:
-    """Returns `mean_pool` of texts that share rows, and whether each has a token; B = G * b.
-
-    Args:
-      hidden: of G groups of R rows of T tokens.
-      segment_ids: n at the tokens of a row's n-th text, 0 at padding.
-      positions: row * (T + 1) + n - 1 for the row's n-th text; T for a text without tokens.
-    """
-    hidden = hidden.astype(jnp.promote_types(hidden.dtype, jnp.float32))
-    groups, rows, length, width = hidden.shape
-    # One more slot than a row has tokens: texts without a token point to the last, empty one.
-    own = segment_ids[:, :, None] == jnp.arange(1, length + 2)[:, None]
-    tokens = own.sum(3)
-    sums = jnp.einsum("grst,grth->grsh", own.astype(hidden.dtype), hidden, precision="highest")
-    means = sums / jnp.maximum(tokens, 1)[..., None]
-    slots = rows * (length + 1)
-    pooled = jnp.take_along_axis(means.reshape(groups, slots, width), positions[..., None], axis=1)
-    there = jnp.take_along_axis(tokens.reshape(groups, slots), positions, axis=1) > 0
-    return pooled.reshape(-1, width), there.reshape(-1)
+    def project(
+        self, pooled: Float[Array, "B H"], has_token: Bool[Array, " B"]
+    ) -> Float[Array, "B H2"]:
+        """Applies the projections to pooled vectors; 0 for a text without tokens."""
+        if not self.projections:  # then this needs no variables, as `self.dense` would
+            return pooled
+        for layer, projection in zip(self.dense, self.projections, strict=True):
+            pooled = PROJECTED[projection.activation](layer(pooled)) * has_token[:, None]
+        return pooled
 
 
 def position_ids(token_ids: Int[Array, "B L"], config: BertConfig) -> Int[Array, "#B L"]:

@@ -13,7 +13,8 @@ import safetensors.numpy
 from golden.recipe import recipe_variables
 from gradients import compare
 
-from otter_jax.models.bert import Bert, BertConfig, mean_pool
+from otter_jax.models.bert import Bert, BertConfig
+from otter_jax.models.pooling import pool
 from otter_jax.weights import encoders, naming
 
 GOLDEN = Path(__file__).parents[1] / "golden"
@@ -49,7 +50,7 @@ def test_hidden_states_are_those_of_transformers(name, golden):
             np.asarray(hidden)[token], expected[f"{name}_last_hidden"][token], rtol=1e-4, atol=2e-5
         )
     np.testing.assert_allclose(
-        mean_pool(hidden, mask), expected[f"{name}_txt_emb"], rtol=1e-4, atol=2e-5
+        pool(hidden, mask), expected[f"{name}_txt_emb"], rtol=1e-4, atol=2e-5
     )
 
 
@@ -125,8 +126,8 @@ def test_half_precision_is_near_the_exact_result(variables):
     exact = run(Bert(SMALL))(variables, IDS, MASK)
     half = run(Bert(SMALL, jnp.bfloat16))(variables, IDS, MASK)
     assert half.dtype == jnp.bfloat16
-    assert mean_pool(half, MASK).dtype == jnp.float32
-    np.testing.assert_allclose(mean_pool(half, MASK), mean_pool(exact, MASK), atol=0.05)
+    assert pool(half, MASK).dtype == jnp.float32
+    np.testing.assert_allclose(pool(half, MASK), pool(exact, MASK), atol=0.05)
 
 
 def test_a_text_longer_than_the_positions_is_refused(variables):
@@ -169,14 +170,14 @@ def test_a_config_of_another_model_is_refused(change):
 def test_pooling_and_its_gradient_are_those_of_the_official_code(golden):
     expected = {name: jnp.asarray(value) for name, value in golden("text_pool.npz").items()}
     hidden, mask = expected["seq"], expected["mask"].astype(bool)
-    np.testing.assert_allclose(mean_pool(hidden, mask), expected["emb_id"], atol=1e-6)
+    np.testing.assert_allclose(pool(hidden, mask), expected["emb_id"], atol=1e-6)
     projected = hidden @ expected["fc_weight"].T + expected["fc_bias"]
-    np.testing.assert_allclose(mean_pool(projected, mask), expected["emb_fc"], atol=1e-6)
+    np.testing.assert_allclose(pool(projected, mask), expected["emb_fc"], atol=1e-6)
 
     texts = mask.any(1)  # a text without tokens has no direction
 
     def normalised(hidden):
-        pooled = mean_pool(hidden, mask[texts])
+        pooled = pool(hidden, mask[texts])
         pooled /= jnp.linalg.norm(pooled, axis=1, keepdims=True)
         return (pooled * expected["w_id"][texts]).sum()
 
@@ -185,5 +186,5 @@ def test_pooling_and_its_gradient_are_those_of_the_official_code(golden):
 
 
 def test_pooling_no_tokens_gives_zero():
-    pooled = mean_pool(jnp.ones((2, 3, 4)), jnp.array([[0, 0, 0], [1, 1, 0]], bool))
+    pooled = pool(jnp.ones((2, 3, 4)), jnp.array([[0, 0, 0], [1, 1, 0]], bool))
     np.testing.assert_array_equal(pooled, [[0] * 4, [1] * 4])
