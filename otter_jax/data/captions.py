@@ -53,6 +53,7 @@ class Tokenizer:
       max_tokens: L, the length of every row.
       pad_id: the token id that fills up a row; the mask is False there.
       vocab_size: one more than the largest token id.
+      doubts: sentences on what may be wrong with its files, for the user to see.
     """
 
     feature = "caption"
@@ -63,7 +64,8 @@ class Tokenizer:
         Raises:
           UserError: no such folder, no tokenizer in it, or no room for the special tokens.
         """
-        backend, pad_token = tokenizer_files.read_tokenizer(pathlib.Path(folder).expanduser())
+        folder = pathlib.Path(folder).expanduser()
+        backend, pad_token = tokenizer_files.read_tokenizer(folder)
         pad_id = backend.token_to_id(pad_token)
         special = backend.num_special_tokens_to_add(is_pair=False)
         if max_tokens <= special:
@@ -75,6 +77,7 @@ class Tokenizer:
         backend.enable_padding(length=max_tokens, pad_id=pad_id, pad_token=pad_token)
         self.max_tokens = max_tokens
         self.pad_id = pad_id
+        self.doubts = tokenizer_files.doubts(folder, backend)
         self.vocab_size = 1 + max(backend.get_vocab().values(), default=-1)
         self._backend = backend
 
@@ -119,6 +122,10 @@ class Tokenizer:
         special = tokenizer_files.special_of(self._backend)
         rows = self._uncut(captions)
         return np.array([sum(i not in special for i in row.ids) for row in rows], np.int32)
+
+    def tokens(self, caption: str) -> list[str]:
+        """Returns the tokens of a caption, uncut."""
+        return self._uncut([caption])[0].tokens
 
     def _head(self, text: str) -> str:
         """Returns the words of a text that fill a row as a rule; others need not be tokenised.

@@ -9,6 +9,7 @@ import contextlib
 import json
 import os
 import pathlib
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -37,13 +38,15 @@ NO_EFFECT = {
     "pad_to_multiple_of", "pad_token_type_id", "padding_side", "special_tokens_map_file", "stride",
     "tokenizer_class", "truncation_side", "truncation_strategy",
 }  # fmt: skip
+CAPITALS = re.compile(r"(##)?(?=[A-Za-z]{2})[A-Za-z]*[A-Z][A-Za-z]*")  # at least two letters
 MOST_WORDS = 100_000  # transformers checks larger vocabularies for a mistake of some models
 
 
 def read_tokenizer(folder: pathlib.Path) -> tuple[tokenizers.Tokenizer, str]:
     """Returns the tokenizer of a folder, and the token that fills its rows.
 
-    Raises UserError if there is none, or if it cannot be read.
+    It lower-cases texts first if a sentence_*_config.json says so, as sentence-transformers does.
+    Raises UserError if there is none, if it cannot be read, or if it has no words.
     """
     if not folder.is_dir():
         raise UserError(f"There is no tokenizer folder {folder}. {REMEDY}")
@@ -55,7 +58,32 @@ def read_tokenizer(folder: pathlib.Path) -> tuple[tokenizers.Tokenizer, str]:
         found = bert_tokenizer(folder)
     except Exception:  # whatever is wrong with the files, transformers explains it better
         found = None
-    return found or transformers_tokenizer(folder)
+    made, pad = found or transformers_tokenizer(folder)
+    # Without the files of its class transformers makes a tokenizer of special tokens alone.
+    if not words_of(made):
+        there = ", ".join(name for name in VOCABULARIES if (folder / name).is_file())
+        raise UserError(
+            f"The tokenizer in {folder} has no words, only {made.get_vocab_size()} special tokens: "
+            f"config.json and {there} there do not belong to one model. {REMEDY}"
+        )
+    if first_lower_cased(folder):
+        steps = [normalizers.Lowercase(), made.normalizer]
+        made.normalizer = normalizers.Sequence([step for step in steps if step])
+    return made, pad
+
+
+def first_lower_cased(folder: pathlib.Path) -> bool:
+    """Tells whether sentence-transformers lower-cases texts before the tokenizer of a folder."""
+    for file in sorted(folder.glob("sentence_*_config.json")):
+        with contextlib.suppress(OSError, ValueError, AttributeError):
+            return bool(json.loads(file.read_text("utf-8-sig")).get("do_lower_case"))
+    return False
+
+
+def words_of(tokenizer: tokenizers.Tokenizer) -> dict[str, int]:
+    """Returns the vocabulary without special tokens and the token for what is unknown."""
+    special = special_of(tokenizer)
+    return {word: i for word, i in tokenizer.get_vocab().items() if i not in special}
 
 
 def special_of(tokenizer: tokenizers.Tokenizer) -> set[int]:
@@ -65,6 +93,28 @@ def special_of(tokenizer: tokenizers.Tokenizer) -> set[int]:
     if isinstance(tokenizer.model, models.Unigram):
         unknown = json.loads(tokenizer.to_str())["model"]["unk_id"]
     return {i for i, token in added if token.special} | ({unknown} - {None})
+
+
+def doubts(folder: pathlib.Path, tokenizer: tokenizers.Tokenizer) -> list[str]:
+    """Returns sentences on what may be wrong with the tokenizer of a folder.
+
+    That is lower-casing with a cased vocabulary, which transformers assumes if nothing says it is
+    not so.
+    """
+    if not tokenizer.normalizer or "a" not in tokenizer.normalizer.normalize_str("A"):
+        return []
+    words = words_of(tokenizer)
+    lost = sorted((word for word in words if CAPITALS.fullmatch(word)), key=words.__getitem__)
+    if not lost:
+        return []
+    settings, why = folder / "tokenizer_config.json", "as its files say"
+    if not settings.is_file() or "do_lower_case" not in settings.read_text("utf-8"):
+        why = "which is assumed, since no tokenizer_config.json says do_lower_case"
+    return [
+        f"The vocabulary in {folder} has {len(lost):,} words with capitals, such as "
+        f"{', '.join(map(repr, lost[:3]))}, that no caption can become: captions are lower-cased, "
+        f'{why}. For a cased model put tokenizer_config.json with {{"do_lower_case": false}} there.'
+    ]
 
 
 def bert_tokenizer(folder: pathlib.Path) -> tuple[tokenizers.Tokenizer, str] | None:

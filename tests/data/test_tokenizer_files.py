@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from otter_jax.data import tokenizer_files
+from otter_jax.errors import UserError
 from otter_jax.weights import hub
 
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
@@ -169,3 +170,35 @@ def test_what_may_be_another_tokenizer_is_left_to_transformers(name, tmp_path):
         assert tokenizer_files.bert_tokenizer(tmp_path) is None
     except TypeError:  # which `read_tokenizer` takes for the same
         assert name == "a special token that is described"
+
+
+def test_a_vocabulary_of_another_class_is_refused_since_its_tokenizer_has_no_words(tmp_path):
+    """transformers makes an empty RoBERTa tokenizer from BERT's vocab.txt, without a warning."""
+    write(tmp_path, vocab__txt="\n".join(WORDS), config__json={"model_type": "roberta"})
+    with pytest.raises(
+        UserError, match=r"has no words, only \d special tokens: .* vocab\.txt there"
+    ):
+        tokenizer_files.read_tokenizer(tmp_path)
+
+
+CASED = ["the", "Paris", "##Ville", "otter", "A", "[unused7]"]
+
+
+@pytest.mark.parametrize("said", [None, {"tokenizer_class": "BertTokenizer"}, True, False])
+def test_lower_casing_with_a_cased_vocabulary_is_doubted(said, tmp_path):
+    write(tmp_path, vocab__txt="\n".join([*SPECIAL, *CASED]), config__json=CONFIG)
+    if said is not None:
+        settings = said if isinstance(said, dict) else {"do_lower_case": said}
+        write(tmp_path, tokenizer_config__json=settings)
+    made, _ = tokenizer_files.read_tokenizer(tmp_path)
+    doubts = tokenizer_files.doubts(tmp_path, made)
+    if said is False:
+        assert not doubts
+        return
+    assert len(doubts) == 1
+    assert "has 2 words with capitals, such as 'Paris', '##Ville', that" in doubts[0]
+    assert ("as its files say" if said is True else "which is assumed") in doubts[0]
+
+
+def test_an_uncased_vocabulary_is_not_doubted():
+    assert not tokenizer_files.doubts(MINILM, tokenizer_files.read_tokenizer(MINILM)[0])
