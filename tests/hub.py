@@ -32,16 +32,17 @@ def serve(repositories):
             if parts[3:4] not in ([], ["main"], [COMMIT]):
                 return self.reply(404, b"{}", {"X-Error-Code": "RevisionNotFound"}, body)
             if api:
-                files = [{"rfilename": f.name} for f in folder.iterdir()]
+                found = {str(f.relative_to(folder)): f for f in folder.rglob("*") if f.is_file()}
+                files = [{"rfilename": name} for name in found]
                 if parts[2:3] == ["tree"]:
                     files = [
-                        {"type": "file", "path": f.name, "size": f.stat().st_size, "oid": etag(f)}
-                        for f in folder.iterdir()
+                        {"type": "file", "path": name, "size": f.stat().st_size, "oid": etag(f)}
+                        for name, f in found.items()
                     ]
                     return self.reply(200, json.dumps(files).encode(), {}, body)
                 about = {"id": "/".join(parts[:2]), "sha": COMMIT, "siblings": files}
                 return self.reply(200, json.dumps(about).encode(), {}, body)
-            file = folder / parts[-1]
+            file = folder.joinpath(*parts[4:])  # owner/name/resolve/REVISION/FILE
             if not file.is_file():
                 return self.reply(404, b"", {"X-Error-Code": "EntryNotFound"}, body)
             return self.reply(200, file.read_bytes(), {"ETag": f'"{etag(file)}"'}, body)

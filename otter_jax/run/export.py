@@ -18,6 +18,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from flax import traverse_util
 from ml_collections import ConfigDict
 
 from otter_jax import mesh as meshes
@@ -27,7 +28,7 @@ from otter_jax.run import directory, trained
 from otter_jax.run.embedder import Embedder
 from otter_jax.run.model import check_sizes
 from otter_jax.weights.folders import write_image, write_text
-from otter_jax.weights.tensors import Tensors
+from otter_jax.weights.tensors import Tensors, check_finite
 
 CAPTIONS = ("a photo of a sea otter.", "two people on one bicycle", "café au lait", "1, 2, 3")
 
@@ -58,6 +59,8 @@ def write(
     model, variables = found.model, jax.device_get(found.of(which, workdir))
     tokenizer = Tokenizer(found.tokenizer, config.data.max_tokens)
     check_sizes(config, model, tokenizer)
+    named = {".".join(path): x for path, x in traverse_util.flatten_dict(variables).items()}
+    check_finite(named, f"The {which} of {workdir}, step {found.step},")
     write_image(folder / "image", config, model, variables)
     write_text(folder / "text", config, model, variables, found.tokenizer)
     scales = {k: float(np.exp(v)) for k, v in variables["params"]["log_scale"].items()}

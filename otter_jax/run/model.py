@@ -1,7 +1,7 @@
 """Makes untrained towers from a config's `model` section, with their starting weights."""
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +18,11 @@ from otter_jax.errors import UserError
 from otter_jax.models.bert import Bert
 from otter_jax.models.towers import Towers
 from otter_jax.models.vit import ViT
-from otter_jax.weights import encoders
+from otter_jax.weights import encoders, image_config, sentences
 from otter_jax.weights.encoders import Encoder
+from otter_jax.weights.tensors import Tell, quiet
 
+UNKNOWN = 0.05  # share of unknown tokens in captions that is worth a word
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 
 
@@ -32,14 +34,16 @@ def fresh(
     dtype: str,
     gate_shape: str = "",
     key: Key[Array, ""],
+    tell: Tell = quiet,
 ) -> tuple[Towers, PyTree, Path]:
     """Makes a model; returns it, its variables {"params", "batch_stats"}, its tokenizer's folder.
 
     The arguments are those of `configs/common.py`, section model; with `gate_shape` the
     convolutions of the image tower get gates of 1 (`gates.create`). Variables without weights are
-    drawn from `key`. Raises UserError as `weights.load_image` and `weights.load_text` do.
+    drawn from `key`; `tell` is told what the user should see. Raises UserError as
+    `weights.load_image` and `weights.load_text` do.
     """
-    model, image, text = load_towers(dim=dim, img=img, txt=txt, dtype=dtype)
+    model, image, text = load_towers(dim=dim, img=img, txt=txt, dtype=dtype, tell=tell)
     given: dict[str, Any] = {}
     for tower, encoder in (("img", image), ("txt", text)):
         for collection, tree in encoder.variables.items():
@@ -95,14 +99,22 @@ def load_towers(
     txt: Mapping[str, Any],
     dtype: str,
     pretrained: bool = True,
+    tell: Tell = quiet,
 ) -> tuple[Towers, Encoder, Encoder]:
-    """Returns the model, and its two encoders from `weights.load_image` and `load_text`."""
+    """Returns the model, and its two encoders from `weights.load_image` and `load_text`.
+
+    `tell` is told what they tell, and of weights that are used to other pixels.
+    """
     as_dtype = dtype_of(dtype)
     image = encoders.load_image(
-        img["weights"], arch=img["arch"], dtype=as_dtype, pretrained=pretrained
+        img["weights"], arch=img["arch"], dtype=as_dtype, pretrained=pretrained, tell=tell
     )
     text = encoders.load_text(
-        txt["weights"], dropout=txt["dropout"], dtype=as_dtype, pretrained=txt["pretrained"]
+        txt["weights"],
+        dropout=txt["dropout"],
+        dtype=as_dtype,
+        pretrained=txt["pretrained"],
+        tell=tell,
     )
     model = Towers(
         img=image.module,
@@ -112,6 +124,13 @@ def load_towers(
         mean=tuple(img["mean"]),
         std=tuple(img["std"]),
     )
+    own = (model.mean, model.std)
+    if image.pixels and not image_config.is_same(image.pixels, own):
+        remedy = image_config.flags("model.img", image.pixels)
+        tell(
+            f"The weights of {img['weights']} are used to other pixels than the config makes; "
+            f"to keep to theirs: {remedy}"
+        )
     return model, image, text
 
 
@@ -142,6 +161,52 @@ def check_sizes(config: ConfigDict, model: Towers, tokenizer: Tokenizer) -> None
             "packed captions; BERT and RoBERTa can. Set --config.data.packed=False."
         )
     check_image_size(config.data.image_size, model.img, config.model.img.arch)
+
+
+def check_captions(
+    config: ConfigDict, folder: Path, tokenizer: Tokenizer, captions: Sequence[str]
+) -> list[str]:
+    """Returns sentences on what may be wrong between a sample of captions and the tokenizer.
+
+    `folder` is the tokenizer's. Raises UserError if it knows no word of any caption.
+    """
+    weights, found = config.model.txt.weights, list(tokenizer.doubts)
+    most = sentences.most_tokens(folder)
+    if most and config.data.max_tokens > most:
+        found.append(
+            f"data.max_tokens={config.data.max_tokens}, but sentence-transformers cuts texts for "
+            f"the encoder of model.txt.weights={weights!r} at {most} tokens: longer ones "
+            "were not seen there."
+        )
+    seen = [text for text in captions if text.strip()]
+    known = tokenizer.known(seen)
+    if seen and not known.any():
+        raise UserError(
+            f"The tokenizer of model.txt.weights={weights!r} knows no word of the captions: all "
+            f"{len(seen):,} looked at become special or unknown tokens alone, such as {seen[0]!r}, "
+            f"which becomes {' '.join(tokenizer.tokens(seen[0])[:8])}. Give an encoder whose "
+            "tokenizer belongs to it and to the captions' language."
+        )
+    # Special tokens are at least two per caption in most tokenizers, and none in some.
+    least = tokenizer.lengths([""])[0]
+    unknown = tokenizer.lengths(seen) - least - known
+    share = unknown.sum() / max((known + unknown).sum(), 1)
+    if share > UNKNOWN:
+        worst = seen[int(unknown.argmax())]
+        found.append(
+            f"{share:.0%} of the captions' words are unknown to the tokenizer of "
+            f"model.txt.weights={weights!r}, most in {worst[:80]!r}."
+        )
+    return found
+
+
+def read_as(text: nn.Module) -> str:
+    """Returns, as text, how a text encoder makes one vector of a caption's tokens."""
+    if not isinstance(text, Bert):
+        return "CLIP, the closing token"
+    kind = "RoBERTa" if text.config.roberta_positions else "BERT"
+    steps = [f"{each.width} wide, {each.activation}" for each in text.projections]
+    return "; ".join([f"{kind}, pooled by {text.pooling}", *steps])
 
 
 def check_image_size(size: int, module: nn.Module, arch: str) -> None:

@@ -16,6 +16,7 @@ from otter_jax.models.towers import Towers
 from otter_jax.run import directory, model
 from otter_jax.run.checkpoint import restore_best
 from otter_jax.weights import encoders
+from otter_jax.weights.tensors import Tell, quiet
 
 
 class Trained(NamedTuple):
@@ -95,12 +96,20 @@ def image_module(weights: str, *, arch: str, dtype: str) -> nn.Module:
 
 
 def image_encoder(
-    weights: str, *, arch: str, dtype: str, mean: Sequence[float], std: Sequence[float], ema: bool
+    weights: str,
+    *,
+    arch: str,
+    dtype: str,
+    mean: Sequence[float],
+    std: Sequence[float],
+    ema: bool,
+    tell: Tell = quiet,
 ) -> tuple[nn.Module, PyTree]:
     """Returns an image encoder without a classifier, and its variables ({} if it has no weights).
 
     `weights` is the same as for `weights.load_image`, or the directory of a contrastive run: then
-    the encoder is the run's image tower, gates folded in, with its EMA weights if `ema`.
+    the encoder is the run's image tower, gates folded in, with its EMA weights if `ema`. `tell` is
+    told what the user should see.
 
     Raises UserError as `weights.load_image` does, if the run's tower is not of `arch`, if the run
     or the folder's config has another `mean` or `std`, or for `ema` where there are no such
@@ -111,7 +120,8 @@ def image_encoder(
     if not is_run(weights):
         if ema:
             raise UserError(f"model.ema is for the weights of a run, and {weights!r} is none.")
-        found = encoders.load_image(weights, arch=arch, dtype=as_dtype, pixels=(mean, std))
+        pixels = (mean, std)
+        found = encoders.load_image(weights, arch=arch, dtype=as_dtype, pixels=pixels, tell=tell)
         return found.module, found.variables
     config = directory.config_of(folder)
     theirs = config.model.img

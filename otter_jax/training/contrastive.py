@@ -23,7 +23,7 @@ from otter_jax.data.packing import Packed
 from otter_jax.data.pipeline import Annotation
 from otter_jax.data.source import Source, open_dataset
 from otter_jax.errors import UserError
-from otter_jax.objective import LIMITS, Objective
+from otter_jax.objective import Objective
 from otter_jax.optimizer import Schedule, learning_rate, make_optimizer
 from otter_jax.run import batches, cluster, model, trained
 from otter_jax.run.console import duration, in_columns, millions
@@ -82,6 +82,7 @@ class Setup:
       variables: initial {"params", "batch_stats"}; None once `state` has taken them.
       contents: number and fingerprint of the set's pairs.
       captions, lengths: a sample of the set, evenly over it, and how many tokens each has uncut.
+      notes: sentences on weights and tokenizer that the user should see.
       annotation: makes the captions of a batch, packed or not.
       schedule: the learning rate over steps.
     """
@@ -96,6 +97,7 @@ class Setup:
     contents: str
     captions: list[str]
     lengths: Int32[np.ndarray, "_"]
+    notes: list[str]
     annotation: Annotation
     schedule: Schedule
     tx: Any
@@ -115,14 +117,17 @@ class Setup:
         source.check_has("image")
         source.check_has(Tokenizer.feature)
         length = Length.of(config, len(source))
+        notes: list[str] = []
         module, variables, tokenizer_folder = model.fresh(
             **config.model.to_dict(),
             gate_shape=config.gates.shape,
             key=jax.random.key(config.seed),
+            tell=notes.append,
         )
         tokenizer = Tokenizer(tokenizer_folder, config.data.max_tokens)
         model.check_sizes(config, module, tokenizer)
         captions = [source[i][Tokenizer.feature] for i in source.sample(SAMPLE)]
+        notes += model.check_captions(config, tokenizer_folder, tokenizer, captions)
         contents = f"{len(source):,} pairs, {cluster.fingerprint(captions)}"
         cluster.agree(
             lambda: {
@@ -141,7 +146,7 @@ class Setup:
         schedule, tx = optimizer(config, variables["params"], length)
         return cls(
             config, mesh, source, length, module, variables, tokenizer, contents, captions,
-            lengths, annotation, schedule, tx,
+            lengths, notes, annotation, schedule, tx,
         )  # fmt: skip
 
     def state(self) -> step.TrainState:
@@ -163,7 +168,6 @@ class Setup:
             gate_penalty=config.gates.penalty,
             gate_strength=config.gates.strength,
             ema_decay=None if config.teacher.checkpoint else config.teacher.ema_decay,
-            clamp_scales=config.optim.clamp_scales,
         )
         return jit_step(one_step, self.mesh)
 
@@ -193,7 +197,9 @@ class Contrastive:
         return state
 
     def begin(self, state: step.TrainState, start: int) -> None:
-        """Prints method, model, data and length of the run, in a few lines."""
+        """Prints what is in doubt, then method, model, data and length of the run in few lines."""
+        for note in self._setup.notes:
+            self._console.print(f"Note: {note}")
         self._console.print(in_columns(_summary(self._setup, state, start)))
 
     def batches(self, start: int) -> Iterator[dict[str, np.ndarray]]:
@@ -230,10 +236,10 @@ class Contrastive:
     def line(self, now: int, recorded: Metrics) -> str:
         """Returns the log line: loss and terms, scales, the targets' health, speed, time left."""
         m = recorded
-        terms, scales, health = f"pairs {m['pairs']:.3f}", _scale(m["scale_pairs"]), ""
+        terms, scales, health = f"pairs {m['pairs']:.3f}", f"{m['scale_pairs']:.1f}", ""
         if "teacher" in m:
             terms += f", teacher {m['teacher']:.3f}"
-            scales += f", {_scale(m['scale_teacher'])}"
+            scales += f", {m['scale_teacher']:.1f}"
             health = (
                 f"target entropy {m['target_entropy']:.2f}, own mass {m['own_mass']:.2f},"
                 f" row error {m['row_error']:.1e} | "
@@ -243,13 +249,6 @@ class Contrastive:
             f" scale {scales}\n    {health}{m['pairs_per_second']:.0f} pairs/s, data wait"
             f" {m['data_wait']:.0%} | left {duration(m['seconds_left'])}"
         )
-
-
-def _scale(value: float) -> str:
-    """Returns an inverse temperature as text, and says so if it is at a limit."""
-    least, most = LIMITS
-    at = "" if least + 1e-4 < value < most - 1e-2 else " (at its limit)"
-    return f"{value:.1f}{at}"
 
 
 def check_config(config: ConfigDict, devices: int) -> None:
@@ -317,6 +316,7 @@ def _summary(setup: Setup, state: step.TrainState, start: int) -> dict[str, str]
         "trained": _trained(config, state.params),
         "frozen": config.optim.freeze or "nothing",
         "averaged": "nothing (the teacher is fixed)" if fixed else averaged,
+        "texts": model.read_as(setup.model.txt),
         "data": f"{setup.source.name}, {length.pairs:,} pairs",
         **_pictures(setup.source, B),
         "captions": _captions(setup),

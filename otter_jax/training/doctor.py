@@ -56,6 +56,8 @@ def findings(config: ConfigDict, *, step: bool) -> Iterator[Finding]:
     B = config.train.batch_size
     devices = meshes.count(setup.mesh)
     yield Finding("ok", "config", f"{B} pairs on {devices}, {setup.length.steps} steps")
+    for note in setup.notes:
+        yield Finding("warning", "encoders", note)
     yield from look_at_images(setup)
     yield from look_at_repeats(setup)
     yield from look_at_captions(setup)

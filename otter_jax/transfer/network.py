@@ -19,6 +19,7 @@ from otter_jax.run.checkpoint import restore_best
 from otter_jax.run.model import complete
 from otter_jax.run.trained import image_encoder, image_module
 from otter_jax.weights import encoders
+from otter_jax.weights.tensors import Tell, quiet
 
 Path = tuple[str, ...]
 
@@ -41,15 +42,16 @@ class Network(NamedTuple):
         return gates.folded({"params": self.params, "batch_stats": self.batch_stats})
 
 
-def fresh(config: ConfigDict, classes: int) -> Network:
+def fresh(config: ConfigDict, classes: int, *, tell: Tell = quiet) -> Network:
     """Makes the network that a transfer starts from, with gates of 1.
 
-    Parameters without weights are drawn from config.seed. Raises UserError as `image_encoder` does,
+    Parameters without weights are drawn from config.seed; `tell` is told what the user should see
+    of the weights. Raises UserError as `image_encoder` does,
     and if batch norms should use stored statistics but there are no weights to bring them.
     """
     m = config.model
     module, given = image_encoder(
-        m.weights, arch=m.arch, dtype=m.dtype, mean=m.mean, std=m.std, ema=m.ema
+        m.weights, arch=m.arch, dtype=m.dtype, mean=m.mean, std=m.std, ema=m.ema, tell=tell
     )
     module = module.clone(num_classes=classes)
     image, key = jnp.zeros((1, 64, 64, 3)), jax.random.key(config.seed)

@@ -49,7 +49,11 @@ def run(
     console.print(f"Opening the data set {config.data.name or '(none)'} and the encoder")
     training, held_out = open_splits(config)
     ends = phase_ends(config, len(training.labels))
-    network = fresh(config, len(training.names))
+
+    def tell(note: str) -> None:
+        console.print(f"Note: {note}")
+
+    network = fresh(config, len(training.names), tell=tell)
     cluster.agree(
         lambda: {
             "data.name": cluster.fingerprint((training.labels, held_out.labels)),

@@ -20,7 +20,10 @@ from otter_jax.models.resnet import RESNETS, ResNet
 from otter_jax.models.vit import VITS, ViT
 from otter_jax.weights import naming, tensors
 from otter_jax.weights.folders import check_architecture, check_pixels, with_pruned
-from otter_jax.weights.hub import locate, weights_file
+from otter_jax.weights.hub import locate, parted, weights_file
+from otter_jax.weights.image_config import check_arguments, pixels_of
+from otter_jax.weights.sentences import projection_tensors, read_layout
+from otter_jax.weights.tensors import Tell, Tensors, quiet
 
 IMAGE_ENCODERS: dict[str, tuple[type[nn.Module], dict[str, Any]]] = {
     **{name: (ResNet, arguments) for name, arguments in RESNETS.items()},
@@ -34,19 +37,30 @@ TEXT_ENCODERS = {  # by model_type in config.json
     "clip": (ClipText, ClipTextConfig),  # a whole CLIP, of which this is the text side
     "clip_text_model": (ClipText, ClipTextConfig),
 }
+# By the beginning of a name in `architectures`, where config.json has no model_type.
+ARCHITECTURES = {
+    "BertModel": "bert",
+    "BertFor": "bert",
+    "RobertaModel": "roberta",
+    "RobertaFor": "roberta",
+    "CLIPModel": "clip",
+    "CLIPTextModel": "clip_text_model",
+}
 
 
 class Encoder(NamedTuple):
     """Holds a module, its weights, and its width, the number of its features.
 
     `variables` are float32 NumPy arrays, or {} if the caller must initialise the module;
-    `tokenizer` is the folder with a text encoder's config and tokenizer.
+    `tokenizer` is the folder with a text encoder's config and tokenizer; `pixels` are mean and
+    deviation, per channel in 0..255, that an image folder's config gives.
     """
 
     module: nn.Module
     variables: dict[str, Any]
     width: int
     tokenizer: Path | None = None
+    pixels: tuple[tuple[float, ...], tuple[float, ...]] | None = None
 
 
 def load_image(
@@ -57,6 +71,7 @@ def load_image(
     dtype: Any = jnp.float32,
     pretrained: bool = True,
     pixels: tuple[Sequence[float], Sequence[float]] | None = None,
+    tell: Tell = quiet,
 ) -> Encoder:
     """Loads the image encoder `arch` with the given weights.
 
@@ -64,17 +79,18 @@ def load_image(
       weights: a file (.safetensors, .pth, .pt, .bin) or a folder with model.safetensors or
         pytorch_model.bin, under the names that timm, torchvision or Hugging Face give (see
         `naming.FAMILIES`); a hub name, "owner/name" or "owner/name@revision"; a name in
-        `hub.PACKAGES`; or "" for none.
+        `hub.PACKAGES`; or "" for none. "#PART" at its end takes this part of a PyTorch file.
       arch: a name in `IMAGE_ENCODERS`; the names are timm's.
       classifier: the module returns the logits of the file's own classifier, not features.
       dtype: of the computation; the parameters are float32.
       pretrained: False takes only the architecture, pruned if a local folder's config says so.
       pixels: mean and deviation, per channel in 0..255, that the weights must have been trained
         with; None accepts any.
+      tell: is told what was chosen or left aside.
 
     Raises:
       UserError: `arch` is unknown, or the weights are missing, unreadable or not of `arch`, or a
-        folder's config gives another mean or deviation of pixels.
+        folder's config gives another architecture, or mean or deviation of pixels.
     """
     if arch not in IMAGE_ENCODERS:
         near = difflib.get_close_matches(arch, IMAGE_ENCODERS, n=1, cutoff=0)[0]
@@ -86,26 +102,35 @@ def load_image(
     module = make(**arguments, dtype=dtype)
     if not weights:
         return Encoder(module, {}, module.width)
+    weights, part = parted(weights)
     if not pretrained:
         module = with_pruned(module, Path(weights).expanduser())
         return Encoder(module, {}, module.width)
-    path = locate(weights)
+    path, used_to = locate(weights), None
     if path.is_dir():
         check_architecture(path, arch, module)
+        check_arguments(path, arch, module, tell=tell)
         if pixels:
             check_pixels(path, *pixels)
+        used_to = pixels_of(path)
         module = with_pruned(module, path)
         path = weights_file(path)
-    found, families = tensors.read(path), naming.families(module)
+    found, families = tensors.read(path, part=part, tell=tell), naming.families(module)
     if classifier:
-        path_of_bias = ("params", module.classifier, "bias")
-        biases = [naming.file_names(path_of_bias, family)[0] for family in families]
-        there = [bias for bias in biases if bias in found]
-        if not there:
-            raise UserError(f"{path} has no classifier: there is no {biases[0]} in it.")
-        module = module.clone(num_classes=len(found[there[0]]))
+        module = module.clone(num_classes=count_classes(found, module, path))
     like = variable_shapes(module, jnp.zeros((1, 32, 32, 3)))
-    return Encoder(module, naming.convert(found, like, families, source=path), module.width)
+    variables = naming.convert(found, like, families, source=path)
+    return Encoder(module, variables, module.width, pixels=used_to)
+
+
+def count_classes(found: Tensors, module: nn.Module, source: Path) -> int:
+    """Returns the number of outputs of a file's classifier. Raises UserError if it has none."""
+    path = ("params", module.classifier, "bias")
+    biases = tuple(naming.file_names(path, family)[0] for family in naming.families(module))
+    there = [values for name, values in found.items() if name.endswith(biases)]
+    if not there:
+        raise UserError(f"{source} has no classifier: there is no {biases[0]} in it.")
+    return len(there[0])
 
 
 def load_text(
@@ -114,37 +139,53 @@ def load_text(
     dropout: float | None = None,
     dtype: Any = jnp.float32,
     pretrained: bool = True,
+    tell: Tell = quiet,
 ) -> Encoder:
     """Loads the text encoder of a Hugging Face folder that also holds its tokenizer.
 
     Args:
       weights: a folder with config.json and model.safetensors (or pytorch_model.bin); a hub name,
         "owner/name" or "owner/name@revision"; or a name in `hub.PACKAGES`. The config's model_type
-        is one of `TEXT_ENCODERS`.
+        is one of `TEXT_ENCODERS`. A modules.json says how texts are pooled and projected.
+        "#PART" at its end takes this part of a PyTorch file.
       dropout: replaces the rates in the config.
       dtype: of the computation; the parameters are float32.
       pretrained: False takes the architecture and the tokenizer only.
+      tell: is told what was chosen or left aside.
 
     Raises:
-      UserError: the weights are missing, unreadable or not of such an encoder.
+      UserError: the weights are missing, unreadable or not of such an encoder, or are to be read
+        as no encoder here is.
     """
+    weights, part = parted(weights)
     folder = locate(weights, pretrained=pretrained)
-    make, config = read_config(folder)
+    layout = read_layout(folder, tell=tell)
+    home = layout.transformer
+    make, config = read_config(home, tell=tell)
     if dropout is not None:
         config = config.with_dropout(dropout)
     module = make(config, dtype)
+    if layout.pooling:
+        if not isinstance(module, Bert):
+            raise UserError(
+                f"{folder / 'modules.json'} pools by {layout.pooling}, but {home / 'config.json'} "
+                "is of CLIP's text encoder, which is pooled at its closing token."
+            )
+        module = module.clone(pooling=layout.pooling, projections=layout.projections)
     if not pretrained:
-        return Encoder(module, {}, module.width, folder)
-    path = weights_file(folder)
+        return Encoder(module, {}, module.width, home)
+    path = weights_file(home)
     like = variable_shapes(module, jnp.zeros((1, 2), int), jnp.ones((1, 2), bool))
-    variables = naming.convert(tensors.read(path), like, naming.families(module), source=path)
-    return Encoder(module, variables, module.width, folder)
+    found = tensors.read(path, part=part, tell=tell) | projection_tensors(layout, tell=tell)
+    variables = naming.convert(found, like, naming.families(module), source=path)
+    return Encoder(module, variables, module.width, home)
 
 
-def read_config(folder: Path) -> tuple[type[nn.Module], Any]:
+def read_config(folder: Path, *, tell: Tell = quiet) -> tuple[type[nn.Module], Any]:
     """Reads config.json of a Hugging Face folder; returns the encoder's class, and its config.
 
-    Raises UserError if it is missing, or describes none of `TEXT_ENCODERS`.
+    Raises UserError if it is missing, or describes none of `TEXT_ENCODERS`; tells if it has to
+    take the kind of model from the name of a class.
     """
     file = folder / "config.json"
     if not file.is_file():
@@ -153,17 +194,35 @@ def read_config(folder: Path) -> tuple[type[nn.Module], Any]:
             "model.safetensors and the files of the tokenizer."
         )
     try:
-        content = json.loads(file.read_text("utf-8"))
-        model_type = content.get("model_type", "bert")
+        content = json.loads(file.read_text("utf-8-sig"))
+        model_type = content.get("model_type") or type_of(content.get("architectures"))
+        if "model_type" not in content:
+            tell(f"{file} has no model_type; its architectures say {model_type!r}.")
         if model_type not in TEXT_ENCODERS:
             known = ", ".join(TEXT_ENCODERS)
             raise ValueError(f"model_type={model_type!r} is not supported; {known} are")
         make, make_config = TEXT_ENCODERS[model_type]
-        config = make_config.from_json(content)
+        config = make_config.from_json(content | {"model_type": model_type})
         check_numbers(config)
     except (ValueError, TypeError, AttributeError) as error:  # not JSON is one, too
         raise UserError(f"{file} does not describe a text encoder: {error}.") from error
     return make, config
+
+
+def type_of(architectures: Any) -> str:
+    """Returns the model_type of the first of a config's architectures; raises ValueError if none.
+
+    It is not guessed: a RoBERTa that is read as a BERT has all its positions off by two.
+    """
+    first = architectures[0] if isinstance(architectures, list) and architectures else None
+    for beginning, model_type in ARCHITECTURES.items():
+        if str(first).startswith(beginning):
+            return model_type
+    known = ", ".join(TEXT_ENCODERS)
+    raise ValueError(
+        f"it has no model_type, and architectures={architectures!r} do not show it; add "
+        f'"model_type", one of {known}'
+    )
 
 
 def check_numbers(config: Any) -> None:

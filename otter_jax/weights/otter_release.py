@@ -62,6 +62,11 @@ def family_of(model: Towers) -> naming.Family:
         raise UserError(
             "The released code has BERT and RoBERTa as text encoders; model.txt.weights is another."
         )
+    if model.txt.pooling != "mean" or model.txt.projections:
+        raise UserError(
+            "The released code averages a text's tokens, but the folder model.txt.weights has a "
+            "modules.json that says otherwise; give a copy of it without that file."
+        )
     image, text = (naming.families(encoder)[0] for encoder in (model.img, model.txt))
     return naming.Family(
         rename=(

@@ -1,49 +1,99 @@
-"""Reads named tensors from safetensors files and PyTorch pickles, whose code is not run."""
+"""Reads named tensors from safetensors and PyTorch files, and writes safetensors."""
 
-import io
-import math
-import pickle
-import zipfile
-from collections import OrderedDict
-from collections.abc import Callable
+import json
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-import jax.numpy as jnp
 import numpy as np
 import safetensors.numpy
 
 from otter_jax.errors import UserError
+from otter_jax.weights import pickles
 
 Tensors = dict[str, np.ndarray]
+Tell = Callable[[str], None]  # takes a sentence that the user should see
+
+# Where training runs keep a model's tensors in a file, the likeliest first.
+TOPS = (
+    "state_dict", "model_state_dict", "model_state", "model", "net", "network", "module", "weights",
+    "params", "student", "teacher", "encoder", "backbone",
+    "state_dict_ema", "model_ema", "ema_state_dict", "ema", "params_ema", "shadow",
+)  # fmt: skip
+LEVELS = 4  # of dictionaries that are searched for tensors
+FOREIGN = (  # how files begin that are no weights, or none that are read here
+    (b"version https://git-lfs", "is a Git LFS pointer, not the file itself; run `git lfs pull`"),
+    (b"<!doctype html", "is a web page, not weights: the download failed; fetch it again"),
+    (b"<html", "is a web page, not weights: the download failed; fetch it again"),
+    (b"<?xml", "is XML, such as a server's error, not weights; fetch it again"),
+    (b"entry not found", "holds the words of a server's error, not weights; fetch it again"),
+    (b"\x89hdf", "is an HDF5 file (Keras, TensorFlow); give PyTorch's or safetensors"),
+    (b"gguf", "is a GGUF file (llama.cpp); give PyTorch's or safetensors"),
+    (b"\x1f\x8b", "is compressed by gzip; unpack it first"),
+)
+
+
+def quiet(_: str) -> None:
+    """Tells nobody."""
 
 
 def write(path: Path, tensors: Tensors) -> None:
-    """Writes a safetensors file."""
+    """Writes a safetensors file. Raises UserError for values that are not finite."""
+    check_finite(tensors, f"What would be written as {path}")
     # transformers refuses a file that is not marked as PyTorch's.
     safetensors.numpy.save_file(tensors, path, metadata={"format": "pt"})
 
 
-def read(path: Path) -> Tensors:
+def check_finite(tensors: Tensors, source: str) -> None:
+    """Raises UserError that names tensors with NaN, infinity or numbers that float32 cannot hold.
+
+    `source` begins the sentence.
+    """
+    bad, beyond = [], []
+    for name, values in tensors.items():
+        with np.errstate(over="ignore"):
+            finite = np.isfinite(values.astype(np.float32, copy=False))
+        if not finite.all():
+            text = f"{name}: {finite.size - finite.sum():,} of {finite.size:,}"
+            (beyond if np.isfinite(values).all() else bad).append(text)
+    for names, what in ((bad, "NaN or infinity"), (beyond, "numbers that float32 cannot hold")):
+        if names:
+            more = f"; and {len(names) - 3} more" if len(names) > 3 else ""
+            raise UserError(
+                f"{source} holds {what} in {len(names)} of {len(tensors)} tensors "
+                f"({'; '.join(names[:3])}{more}): everything computed with them would be NaN, too. "
+                "Take an earlier checkpoint, or fetch the file again."
+            )
+
+
+def read(path: Path, *, part: str = "", tell: Tell = quiet) -> Tensors:
     """Reads the named tensors of a safetensors or PyTorch file, in the file's dtypes.
 
     A PyTorch file is a pickle, which could run any code; this reader makes only tensors from it.
 
+    Args:
+      path: a file of either kind, which its content tells, or the index (.index.json) of several.
+      part: where in a PyTorch file the tensors are ("state_dict_ema", "model/student"); "" takes
+        the first of `TOPS`.
+      tell: is told which part was taken where there are several.
+
     Raises:
-      UserError: the file is missing, is damaged, or asks for more than tensors.
+      UserError: the file is missing, is damaged, is no file of weights, or asks for more than
+        tensors; or there is no such part.
     """
     if not path.is_file():
         raise UserError(f"There is no file of weights {path}.")
     try:
-        if path.suffix == ".safetensors":
+        if path.name.endswith(".index.json"):
+            return read_shards(path, part=part, tell=tell)
+        _check_beginning(path)
+        if is_safetensors(path):
+            if part:
+                raise UserError(f"is a safetensors file, which has no parts such as {part!r}.")
             return safetensors.numpy.load_file(path)
-        with path.open("rb") as file:
-            tree, storages = (read_zip if file.peek(2)[:2] == b"PK" else read_legacy)(file)
-        for key in ("state_dict", "model"):  # where a training run's file has it
-            if isinstance(tree.get(key), dict):
-                tree = tree[key]
-        tensors = {name: value for name, value in tree.items() if isinstance(value, Tensor)}
-        return {name: tensor.array(storages) for name, tensor in tensors.items()}
+        tree, storages = pickles.read_file(path)
+        found = choose(tree, part, path=path, tell=tell)
+        return {name: tensor.array(storages) for name, tensor in found.items()}
     except UserError as error:
         raise UserError(f"{path} {error}") from None
     except Exception as error:  # damage in a pickle may raise anything
@@ -53,127 +103,115 @@ def read(path: Path) -> Tensors:
         ) from error
 
 
-class Storage(NamedTuple):
-    """A one-dimensional array in a PyTorch file."""
+def _check_beginning(path: Path) -> None:
+    """Raises UserError for a file that begins as one of another kind does."""
+    with path.open("rb") as file:
+        begins = file.read(256).lstrip(b"\xef\xbb\xbf \r\n\t").lower()
+    if not begins:
+        raise UserError("is empty: is it complete?")
+    for beginning, what in FOREIGN:
+        if begins.startswith(beginning):
+            raise UserError(f"{what}.")
 
-    dtype: str
-    key: str
+
+def is_safetensors(path: Path) -> bool:
+    """Tells whether a file is safetensors, whatever its name: a length, and then JSON."""
+    if path.suffix == ".safetensors":
+        return True
+    with path.open("rb") as file:
+        begins = file.read(9)
+    length = int.from_bytes(begins[:8], "little")
+    return begins[8:] == b"{" and length <= path.stat().st_size - 8
 
 
-class Tensor(NamedTuple):
-    """A view of a storage; offset and strides count elements."""
-
-    storage: Storage
-    offset: int
-    shape: tuple[int, ...]
-    strides: tuple[int, ...]
-
-    def array(self, storages: dict[str, bytes]) -> np.ndarray:
-        """Returns the values, given the storages by key."""
-        values = np.frombuffer(storages[self.storage.key], jnp.dtype(self.storage.dtype))
-        size = math.prod(self.shape)
-        if size == 0:
-            return np.empty(self.shape, values.dtype)
-        last = self.offset + sum(
-            (n - 1) * stride for n, stride in zip(self.shape, self.strides, strict=True)
+def read_shards(index: Path, *, part: str, tell: Tell) -> Tensors:
+    """Reads all files that an index names, which lie beside it."""
+    try:
+        names = json.loads(index.read_text("utf-8"))["weight_map"]
+        files = sorted(set(names.values()))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"is not the index of a model in several files ({error!r}).") from error
+    outside = [file for file in files if Path(file).name != file]
+    if outside:
+        raise UserError(f"names {outside[0]!r}, which is not beside it.")
+    missing = [file for file in files if not (index.parent / file).is_file()]
+    if missing:
+        raise UserError(
+            f"names {len(files)} files, of which {len(missing)} are missing, such as {missing[0]}; "
+            "fetch them, too."
         )
-        if min(self.offset, *self.shape, *self.strides, 0) < 0 or last >= len(values):
-            raise UserError("has a tensor that reaches beyond its storage; is it complete?")
-        if size > len(values):  # strides of 0 could turn a few bytes into terabytes
-            raise UserError("has a tensor that is larger than its storage; is it complete?")
-        strides = [stride * values.itemsize for stride in self.strides]
-        return np.lib.stride_tricks.as_strided(values[self.offset :], self.shape, strides)
+    found: Tensors = {}
+    for file in files:
+        found |= read(index.parent / file, part=part, tell=tell)
+    lost = [name for name in names if name not in found]
+    if lost:
+        raise UserError(f"names {len(lost)} tensors that are not in its files, such as {lost[0]}.")
+    return found
 
 
-DTYPES = {
-    "DoubleStorage": "float64",
-    "FloatStorage": "float32",
-    "HalfStorage": "float16",
-    "BFloat16Storage": "bfloat16",
-    "LongStorage": "int64",
-    "IntStorage": "int32",
-    "ShortStorage": "int16",
-    "CharStorage": "int8",
-    "ByteStorage": "uint8",
-    "BoolStorage": "bool",
-}
+def choose(tree: Any, part: str, *, path: Path, tell: Tell) -> dict[str, pickles.Tensor]:
+    """Returns the part of a pickled object that holds the tensors of a model.
 
-
-GLOBALS: dict[tuple[str, str], Callable[..., Any] | str] = {
-    ("collections", "OrderedDict"): OrderedDict,
-    ("torch._utils", "_rebuild_tensor_v2"): lambda *arguments: Tensor(*arguments[:4]),
-    ("torch._utils", "_rebuild_parameter"): lambda tensor, *_: tensor,
-    **{("torch", name): dtype for name, dtype in DTYPES.items()},
-}
-
-
-class Ignored:
-    """Stands in for objects that training runs pickle beside tensors."""
-
-    def __init__(self, *_, **__):
-        pass
-
-    def __setstate__(self, _):
-        pass
-
-
-IGNORED = {
-    ("argparse", "Namespace"),
-    ("numpy", "dtype"),
-    ("numpy.core.multiarray", "scalar"),
-    ("numpy._core.multiarray", "scalar"),
-    ("_codecs", "encode"),
-    ("torch", "Size"),
-    ("torch", "device"),
-}
-
-
-class TensorUnpickler(pickle.Unpickler):
-    """Unpickles dicts, lists, numbers, strings and `Tensor`s; refuses all other classes."""
-
-    def __init__(self, file: io.BufferedIOBase):
-        super().__init__(file)
-        self.storages: dict[str, Storage] = {}
-
-    def find_class(self, module: str, name: str) -> Callable[..., Any] | str:
-        if (module, name) in IGNORED:
-            return Ignored
-        if (module, name) not in GLOBALS:
-            raise UserError(
-                f"asks for {module}.{name}, which is not a part of a tensor and was not run; "
-                "save the state_dict alone, best as safetensors."
-            )
-        return GLOBALS[module, name]
-
-    def persistent_load(self, pid: Any) -> Storage:
-        _, dtype, key, *_ = pid
-        return self.storages.setdefault(key, Storage(dtype, key))
-
-
-def read_zip(file: io.BufferedIOBase) -> tuple[Any, dict[str, bytes]]:
-    """Reads a file of PyTorch 1.6 or later; returns the pickled object, and storages by key."""
-    with zipfile.ZipFile(file) as archive:
-        (pickled,) = (name for name in archive.namelist() if name.endswith("/data.pkl"))
-        unpickler = TensorUnpickler(io.BytesIO(archive.read(pickled)))
-        tree = unpickler.load()
-        folder = pickled.removesuffix(".pkl")
-        return tree, {key: archive.read(f"{folder}/{key}") for key in unpickler.storages}
-
-
-def read_legacy(file: io.BufferedIOBase) -> tuple[Any, dict[str, bytes]]:
-    """Reads a file of an older PyTorch; returns the pickled object, and storages by key.
-
-    It has pickles of a magic number, two headers, the tensors and the keys of the storages, and
-    then the storages, each after its length in elements.
+    Raises UserError if there is no such part, or if there are several of unknown names.
     """
-    if TensorUnpickler(file).load() != 0x1950A86A20F9469CFC6C:
-        raise UserError("is not a PyTorch file.")
-    TensorUnpickler(file).load()
-    TensorUnpickler(file).load()
-    unpickler = TensorUnpickler(file)
-    tree = unpickler.load()
-    storages = {}
-    for key in TensorUnpickler(file).load():
-        count = int.from_bytes(file.read(8), "little")
-        storages[key] = file.read(count * jnp.dtype(unpickler.storages[key].dtype).itemsize)
-    return tree, storages
+    parts = dict(parts_of(tree))
+    if not parts:
+        raise UserError(f"holds no named tensors, but {described(tree)}.")
+    there = ", ".join(repr(name) for name in list(parts)[:6] if name)
+    if part:
+        if part not in parts:
+            held = f"there are {there}" if there else "its tensors are not in parts"
+            raise UserError(f"has no part {part!r}: {held}.")
+        return parts[part]
+    if "" in parts:
+        return parts[""]
+    known = [name for name in parts if all(step in TOPS for step in name.split("/"))]
+    if not known and len(parts) > 1:
+        name = next(iter(parts))
+        raise UserError(
+            f"holds tensors in {len(parts)} parts ({there}); say which: model.img.weights or "
+            f"model.txt.weights={path}#{name}"
+        )
+    taken = min(known, key=_rank) if known else next(iter(parts))
+    others = [name for name in known if name != taken]
+    if others or not known:
+        beside = f"; beside it: {', '.join(f'{path.name}#{name}' for name in others)}"
+        tell(f"{path}: the weights are those of {taken!r}{beside if others else ''}.")
+    return parts[taken]
+
+
+def _rank(name: str) -> list[int]:
+    """Returns the place of a part in `TOPS`, level by level."""
+    return [TOPS.index(step) for step in name.split("/")]
+
+
+def parts_of(
+    tree: Any, name: str = "", levels: int = LEVELS
+) -> Iterator[tuple[str, dict[str, pickles.Tensor]]]:
+    """Yields the dictionaries in a pickled object that hold tensors, by their path.
+
+    What is in one that holds tensors itself is not searched.
+    """
+    if not isinstance(tree, dict):
+        return
+    own = {
+        key: value
+        for key, value in tree.items()
+        if isinstance(key, str) and isinstance(value, pickles.Tensor)
+    }
+    if own:
+        yield name, own
+    elif levels > 1:
+        for key, value in tree.items():
+            if isinstance(key, str):
+                yield from parts_of(value, f"{name}/{key}" if name else key, levels - 1)
+
+
+def described(tree: Any) -> str:
+    """Returns what a pickled object is, as text."""
+    if isinstance(tree, dict):
+        keys = ", ".join(repr(key) for key in list(tree)[:6] if isinstance(key, str))
+        return f"a dictionary of {keys}" if keys else "an empty dictionary"
+    if isinstance(tree, pickles.Ignored):
+        return "an object of a class of its own; save its state_dict()"
+    return "one tensor alone" if isinstance(tree, pickles.Tensor) else f"a {type(tree).__name__}"

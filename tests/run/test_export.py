@@ -3,6 +3,7 @@
 import functools
 import json
 import re
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -14,11 +15,12 @@ from otter_jax.commands.export import main
 from otter_jax.configs import common
 from otter_jax.data.captions import Tokenizer
 from otter_jax.errors import UserError
+from otter_jax.models.bert import Bert, Projection
 from otter_jax.models.towers import unit
 from otter_jax.run import directory, export
 from otter_jax.run.checkpoint import Checkpoints
-from otter_jax.run.model import shapes
-from otter_jax.weights import encoders
+from otter_jax.run.model import initialise, shapes
+from otter_jax.weights import encoders, folders, sentences
 from otter_jax.weights.tensors import read
 
 BERT = {
@@ -86,11 +88,10 @@ def test_another_program_that_reads_it_embeds_as_the_model_does(run, exported):
     np.testing.assert_allclose(unit(logits), image, atol=1e-5)
 
     encoder = encoders.load_text(str(exported / "text"))
+    assert encoder.width == 6  # with the projection into the common space
     hidden = encoder.module.apply(encoder.variables, IDS, MASK, train=False)
-    dense = read(exported / "text/2_Dense/model.safetensors")
-    pooled = encoder.module.pool(hidden, IDS, MASK)
-    projected = pooled @ dense["linear.weight"].T + dense["linear.bias"]
-    np.testing.assert_allclose(unit(projected), text, atol=1e-5)
+    pooled = encoder.module.apply(encoder.variables, hidden, IDS, MASK, method="pool")
+    np.testing.assert_allclose(unit(pooled), text, atol=1e-5)
 
 
 def test_the_numbers_to_compare_with_are_the_models(run, exported):
@@ -168,3 +169,43 @@ def test_weights_that_a_run_does_not_have_are_an_error(run, tmp_path):
     checkpoints.close()
     with pytest.raises(UserError, match="has no ema weights; there is student"):
         export.run(config, tmp_path, tmp_path / "out", which="ema")
+
+
+def test_a_checkpoint_with_nan_is_not_exported(run, tmp_path):
+    _, config, _, student, _ = run
+    head = {
+        "img_head": {"kernel": student["params"]["img_head"]["kernel"], "bias": np.full(6, np.nan)}
+    }
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save(1, student | {"params": student["params"] | head})
+    checkpoints.close()
+    with pytest.raises(UserError, match=r"step 1, holds NaN .*params\.img_head\.bias: 6 of 6"):
+        export.run(config, tmp_path, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+PROJECTED = (Projection(5, "Tanh"), Projection(4, "Identity", False))
+
+
+@pytest.mark.parametrize("dim", [4, 6])
+def test_pooling_and_projections_of_a_text_encoder_are_written_and_read_again(run, dim, tmp_path):
+    _, config, model, *_ = run
+    text = Bert(model.txt.config, pooling="cls", projections=PROJECTED)
+    model = model.clone(txt=text, txt_width=4, dim=dim)
+    variables = initialise(model, jax.random.key(0))
+    original = Path(config.model.txt.weights)
+    lower_case = original / "sentence_bert_config.json"
+    lower_case.write_text('{"do_lower_case": true}')
+    folders.write_text(tmp_path / "text", config, model, variables, original)
+    lower_case.unlink()
+    encoder = encoders.load_text(str(tmp_path / "text"))
+    assert encoder.module.pooling == "cls"
+    assert encoder.module.projections == PROJECTED + ((Projection(6),) if dim == 6 else ())
+    hidden = encoder.module.apply(encoder.variables, IDS, MASK, train=False)
+    pooled = encoder.module.apply(encoder.variables, hidden, IDS, MASK, method="pool")
+    expected = model.apply(variables, IDS, MASK, method="embed_texts")
+    np.testing.assert_allclose(unit(pooled), expected, atol=1e-5)
+    assert sentences.lower_case(tmp_path / "text")
+    assert json.loads((tmp_path / "text/modules.json").read_text())[-1]["type"].endswith(
+        "Normalize"
+    )

@@ -1,6 +1,7 @@
 """The doctor says what is wrong, and what would be slow, before anything is trained."""
 
 import io
+import shutil
 
 import pytest
 import records
@@ -71,7 +72,7 @@ def test_images_that_cannot_be_read_or_are_too_large_are_told(config, tmp_path, 
     Image.new("RGB", (400, 300)).save(large, "JPEG")
     members = []
     for number in range(20):
-        members += [(f"{number}.jpg", large.getvalue()), (f"{number}.txt", f"number {number}")]
+        members += [(f"{number}.jpg", large.getvalue()), (f"{number}.txt", f"a square, {number}")]
     config.data.name, config.data.tars = "large", (write_tar(tmp_path / "a.tar", members),)
     level, text = found(config)["images"]
     assert level == "warning"
@@ -141,3 +142,31 @@ def test_pictures_with_an_exif_orientation_and_unknown_captions_are_told(config,
         config.data.exif = exif
         _, turned = doctor.look_at_images(setup)
         assert turned.text.startswith("2 of 2 have an EXIF orientation, such as a; " + done)
+
+
+def text_encoder(world, folder, words):
+    """The world's text encoder in another folder, with a vocabulary of these words."""
+    shutil.copytree(world / "text", folder)
+    (folder / "vocab.txt").write_text("\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", *words]))
+    return str(folder)
+
+
+def test_a_tokenizer_that_knows_no_word_of_the_captions_is_an_error(world, config, tmp_path):
+    config.model.txt.weights = text_encoder(world, tmp_path / "text", ["rot", "blau", "quadrat"])
+    level, text = found(config)["config"]
+    assert level == "error"
+    assert "knows no word of the captions: all 40 looked at become special or unknown" in text
+    assert "becomes [CLS] [UNK] [UNK] [UNK] [SEP]" in text
+
+
+def test_what_is_in_doubt_about_an_encoder_is_a_warning(world, config, tmp_path):
+    folder = text_encoder(world, tmp_path / "text", ["a", "red", "green", "Otter", "square"])
+    (tmp_path / "text/sentence_bert_config.json").write_text('{"max_seq_length": 6}')
+    config.model.txt.weights = folder
+    notes = [f for f in doctor.findings(config, step=False) if f.what == "encoders"]
+    assert {note.level for note in notes} == {"warning"}
+    cased, length, unknown = (note.text for note in notes)
+    assert "1 words with capitals, such as 'Otter'" in cased
+    assert "data.max_tokens=8, but sentence-transformers cuts texts" in length
+    assert "at 6 tokens" in length
+    assert "17% of the captions' words are unknown" in unknown  # blue and white of six words

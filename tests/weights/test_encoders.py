@@ -12,7 +12,7 @@ from weights_files import ROBERTA, VALUES, in_a_file
 
 from otter_jax import weights
 from otter_jax.errors import UserError
-from otter_jax.models.bert import mean_pool
+from otter_jax.models.pooling import pool
 from otter_jax.weights import encoders
 
 
@@ -66,6 +66,103 @@ def test_tensors_left_over_are_an_error(resnet, tmp_path):
     safetensors.numpy.save_file({**resnet, "layer9.weight": VALUES}, path)
     with pytest.raises(UserError, match=r"1 unexpected \(layer9\.weight\)"):
         encoders.load_image(str(path), arch="resnet18")
+
+
+def test_when_no_name_fits_a_few_of_each_side_are_shown(resnet, tmp_path):
+    path = tmp_path / "model.safetensors"
+    safetensors.numpy.save_file({f"otter.{name}": x for name, x in resnet.items()}, path)
+    with pytest.raises(
+        UserError, match=r"not one of them: 100 missing \(.* and 94 more\)"
+    ) as error:
+        encoders.load_image(str(path), arch="resnet18")
+    assert "102 there (otter.bn1.bias, " in str(error.value)
+    assert len(str(error.value).replace(str(path), "")) < 700
+
+
+WRAPPERS = ["module.", "_orig_mod.", "model.", "module._orig_mod.", "_orig_mod.module.model.net."]
+
+
+@pytest.mark.parametrize("prefix", WRAPPERS)
+def test_the_names_of_what_an_image_encoder_was_wrapped_in_are_left_out(prefix, resnet, tmp_path):
+    path = tmp_path / "model.safetensors"
+    safetensors.numpy.save_file({f"{prefix}{name}": x for name, x in resnet.items()}, path)
+    params = encoders.load_image(str(path), arch="resnet18", classifier=True).variables["params"]
+    np.testing.assert_array_equal(params["fc"]["kernel"].T, resnet["fc.weight"].astype(np.float32))
+
+
+@pytest.mark.parametrize(
+    "prefix", ["module.", "bert.", "encoder.", "model.encoder.", "module._orig_mod.bert.", "0."]
+)
+def test_the_names_of_what_a_text_encoder_was_wrapped_in_are_left_out(prefix, text_folder):
+    path = text_folder / "model.safetensors"
+    tensors = safetensors.numpy.load_file(path)
+    wrapped = {f"{prefix}{name}": x for name, x in tensors.items()}
+    wrapped = {name.replace("layer.0.", "layer.0._orig_mod."): x for name, x in wrapped.items()}
+    safetensors.numpy.save_file(wrapped | {f"{prefix}pooler.dense.bias": VALUES}, path)
+    params = encoders.load_text(str(text_folder)).variables["params"]
+    np.testing.assert_array_equal(
+        params["encoder"]["layer_0"]["attention"]["self"]["query"]["kernel"].T,
+        tensors["encoder.layer.0.attention.self.query.weight"],
+    )
+
+
+BAD = {
+    "NaN": ([np.nan, 1.0, np.inf], "NaN or infinity in 1 of 100 tensors \\(bn1.bias: 2 of 64\\)"),
+    "beyond float32": ([1e300, 1.0, 2.0], "numbers that float32 cannot hold.*bn1.bias: 1 of 64"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_weights_that_are_no_numbers_are_named(name, resnet, tmp_path):
+    values, words = BAD[name]
+    bias = np.ones(64)
+    bias[:3] = values
+    path = tmp_path / "model.safetensors"
+    safetensors.numpy.save_file(resnet | {"bn1.bias": bias}, path)
+    with pytest.raises(UserError, match=words):
+        encoders.load_image(str(path), arch="resnet18")
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float64])
+def test_weights_of_other_precision_become_float32(dtype, resnet, tmp_path):
+    path = tmp_path / "model.safetensors"
+    safetensors.numpy.save_file({name: x.astype(dtype) for name, x in resnet.items()}, path)
+    params = encoders.load_image(str(path), arch="resnet18").variables["params"]
+    assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {np.dtype(np.float32)}
+    np.testing.assert_array_equal(params["bn1"]["bias"], resnet["bn1.bias"].astype(np.float32))
+
+
+def test_weights_that_are_quantised_are_refused(resnet, tmp_path):
+    path = tmp_path / "model.safetensors"
+    kernel = resnet["conv1.weight"].astype(np.int8)
+    safetensors.numpy.save_file(resnet | {"conv1.weight": kernel}, path)
+    words = r"1 no floating-point numbers \(conv1\.weight int8\)"
+    with pytest.raises(UserError, match=words):
+        encoders.load_image(str(path), arch="resnet18")
+
+
+@pytest.mark.parametrize(
+    ("architectures", "positions"), [(["RobertaForMaskedLM"], True), (["BertModel"], False)]
+)
+def test_a_kind_that_is_not_said_is_that_of_the_architecture(architectures, positions, tmp_path):
+    """A RoBERTa that is read as a BERT has all its positions off by two."""
+    about = {key: value for key, value in ROBERTA.items() if key != "model_type"}
+    about |= {"architectures": architectures}
+    (tmp_path / "config.json").write_text(json.dumps(about))
+    said = []
+    encoder = encoders.load_text(str(tmp_path), pretrained=False, tell=said.append)
+    assert encoder.module.config.roberta_positions == positions
+    assert len(said) == 1
+    for unknown in (["T5Model"], [], None):
+        (tmp_path / "config.json").write_text(json.dumps(about | {"architectures": unknown}))
+        with pytest.raises(UserError, match='has no model_type.*add "model_type", one of bert'):
+            encoders.load_text(str(tmp_path), pretrained=False)
+
+
+def test_a_decoder_is_refused(tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps(ROBERTA | {"is_decoder": True}))
+    with pytest.raises(UserError, match="it is no encoder"):
+        encoders.load_text(str(tmp_path), pretrained=False)
 
 
 def test_tensors_that_are_there_twice_are_an_error(resnet, tmp_path):
@@ -131,4 +228,4 @@ def test_minilm_embeds_sentences_as_transformers_does(golden):
     assert (encoder.tokenizer / "tokenizer.json").is_file()
     hidden = jax.jit(partial(encoder.module.apply, train=False))(encoder.variables, ids, mask)
     np.testing.assert_allclose(hidden[1, 2], expected["word"], atol=1e-5)
-    np.testing.assert_allclose(mean_pool(hidden, mask), expected["embedding"], atol=1e-5)
+    np.testing.assert_allclose(pool(hidden, mask), expected["embedding"], atol=1e-5)

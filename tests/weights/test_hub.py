@@ -1,10 +1,12 @@
 """Weights are found by path, by package and on the Hugging Face hub."""
 
 import contextlib
+import json
 
 import jax
 import numpy as np
 import pytest
+import safetensors.numpy
 from hub import serve
 from huggingface_hub import constants
 from pickles import tensor, write_zip
@@ -92,12 +94,82 @@ def test_a_repository_without_weights_is_an_error(hub_of, text_folder):
         encoders.load_text("someone/otters")
 
 
-def test_weights_in_several_files_are_refused_by_name(tmp_path):
-    (tmp_path / "model.safetensors.index.json").write_text("{}")
-    with pytest.raises(UserError, match="cut into several files"):
+def in_shards(folder, tensors):
+    """The tensors in two files and an index of them."""
+    names = list(tensors)
+    halves = {
+        "model-00001-of-00002.safetensors": names[::2],
+        "model-00002-of-00002.safetensors": names[1::2],
+    }
+    for file, part in halves.items():
+        safetensors.numpy.save_file({name: tensors[name] for name in part}, folder / file)
+    index = {"weight_map": {name: file for file, part in halves.items() for name in part}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    return index
+
+
+def test_weights_in_several_files_are_read_by_their_index_here_and_on_the_hub(
+    hub_of, resnet, tmp_path
+):
+    folder = tmp_path / "image"
+    folder.mkdir()
+    in_shards(folder, resnet)
+    here = encoders.load_image(str(folder), arch="resnet18")
+    np.testing.assert_array_equal(
+        here.variables["params"]["conv1"]["kernel"].transpose(3, 2, 0, 1), resnet["conv1.weight"]
+    )
+    with hub_of({"someone/shards": folder}):
+        there = encoders.load_image("someone/shards", arch="resnet18")
+    jax.tree.map(np.testing.assert_array_equal, there.variables, here.variables)
+
+
+def test_what_is_wrong_with_an_index_is_named(resnet, tmp_path):
+    index = in_shards(tmp_path, resnet)
+    (tmp_path / "model-00002-of-00002.safetensors").unlink()
+    with pytest.raises(UserError, match="2 files, of which 1 are missing, such as model-00002"):
         encoders.load_image(str(tmp_path), arch="resnet18")
+    for content, words in (
+        ("{}", "is not the index of a model"),
+        (json.dumps({"weight_map": {"a": "../model.safetensors"}}), "which is not beside it"),
+        (
+            json.dumps({"weight_map": {"otter": index["weight_map"]["conv1.weight"]}}),
+            "1 tensors that are not in its files, such as otter",
+        ),
+    ):
+        (tmp_path / "model.safetensors.index.json").write_text(content)
+        with pytest.raises(UserError, match=words):
+            encoders.load_image(str(tmp_path), arch="resnet18")
+
+
+def test_modules_of_sentence_transformers_are_fetched_too(hub_of, text_folder):
+    (text_folder / "1_Pooling").mkdir()
+    (text_folder / "1_Pooling" / "config.json").write_text('{"pooling_mode": "cls"}')
+    kinds = (("", "Transformer"), ("1_Pooling", "Pooling"))
+    chain = [{"path": p, "type": f"sentence_transformers.models.{kind}"} for p, kind in kinds]
+    (text_folder / "modules.json").write_text(json.dumps(chain))
+    with hub_of({"someone/sentences": text_folder}):
+        assert encoders.load_text("someone/sentences").module.pooling == "cls"
 
 
 def test_a_folder_without_weights_is_an_error(tmp_path):
     with pytest.raises(UserError, match=r"no file of weights in .*model\.safetensors or"):
         encoders.load_image(str(tmp_path), arch="resnet18")
+    (tmp_path / "open_clip_pytorch_model.bin").write_bytes(b"weights of another name")
+    with pytest.raises(UserError, match=r"; there is open_clip_pytorch_model\.bin"):
+        encoders.load_image(str(tmp_path), arch="resnet18")
+
+
+def test_a_part_of_a_file_is_asked_for_behind_its_name(resnet, tmp_path):
+    path = tmp_path / "model.pth"
+    parts = {"state_dict": {"other": tensor(np.zeros(3, np.float32))}}
+    parts["ema"] = {name: tensor(values) for name, values in resnet.items()}
+    write_zip(path, parts)
+    said = []
+    assert encoders.load_image(f"{path}#ema", arch="resnet18", tell=said.append).variables
+    with pytest.raises(UserError, match="not one of them"):
+        encoders.load_image(str(path), arch="resnet18", tell=said.append)
+    assert len(said) == 1
+    assert hub.parted("owner/name@v1#ema") == ("owner/name@v1", "ema")
+    odd = tmp_path / "a#b.pth"
+    odd.write_bytes(path.read_bytes())
+    assert hub.parted(str(odd)) == (str(odd), "")

@@ -122,6 +122,14 @@ def test_another_models_checkpoint_is_one_error_that_lists_what_differs(tmp_path
         assert part in message
 
 
+def test_a_checkpoint_with_nan_is_refused_by_the_tensors_that_have_it(tmp_path):
+    _, state = state_dict()
+    name = "text_encoder.model.encoder.layer.0.output.dense.bias"
+    state[name] = np.full(16, np.nan, np.float32)
+    with pytest.raises(UserError, match=rf"NaN or infinity in 1 of .*{name}: 16 of 16"):
+        otter_release.load(write(tmp_path / "last.pth.tar", state), MODEL, LIKE)
+
+
 def test_a_damaged_or_a_malicious_checkpoint_is_refused(tmp_path):
     _, state = state_dict()
     path = write(tmp_path / "last.pth.tar", state, args=Run(f"touch {tmp_path / 'it-ran'}"))
