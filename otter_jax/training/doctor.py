@@ -22,6 +22,7 @@ from ml_collections import ConfigDict
 
 from otter_jax import mesh as meshes
 from otter_jax.data import headers, images, pipeline, repeats
+from otter_jax.data.source import Source
 from otter_jax.errors import UserError
 from otter_jax.models.bert import Bert
 from otter_jax.run import batches
@@ -59,7 +60,7 @@ def findings(config: ConfigDict, *, step: bool) -> Iterator[Finding]:
     for note in setup.notes:
         yield Finding("warning", "encoders", note)
     yield from look_at_images(setup)
-    yield from look_at_repeats(setup)
+    yield from look_at_repeats(setup.source, B)
     yield from look_at_captions(setup)
     for name, spec in config.eval.sets.items():
         yield look_at_labels(name, spec, config.data)
@@ -108,13 +109,12 @@ def look_at_images(setup: Setup) -> Iterator[Finding]:
         yield Finding("ok", "images", f"{text}; {done} (data.exif={exif})")
 
 
-def look_at_repeats(setup: Setup) -> Iterator[Finding]:
+def look_at_repeats(source: Source, batch_size: int) -> Iterator[Finding]:
     """Checks how often a batch has a picture twice; sets made elsewhere do not say."""
-    B = setup.config.train.batch_size
-    expected = repeats.expected_repeats(setup.source, B)
+    expected = repeats.expected_repeats(source, batch_size)
     if expected is not None:
-        level = "warning" if expected > REPEATED * B else "ok"
-        yield Finding(level, "pictures", repeats.repeats_line(expected, B))
+        level = "warning" if expected > REPEATED * batch_size else "ok"
+        yield Finding(level, "pictures", repeats.repeats_line(expected, batch_size))
 
 
 def look_at_captions(setup: Setup) -> Iterator[Finding]:

@@ -10,6 +10,7 @@ from otter_jax.data.build.plan import Options
 from otter_jax.data.formats import kinds
 from otter_jax.data.repeats import expected_repeats, repeats_line
 from otter_jax.data.source import Mixture, Source, open_dataset
+from otter_jax.training import contrastive, doctor
 
 
 class Kept(Source):
@@ -79,6 +80,20 @@ def test_pictures_of_one_caption_are_never_twice_in_a_batch_and_a_small_set_repe
     assert expected_repeats(Kept(range(1000)), 64) == pytest.approx(0, abs=1e-9)
     assert expected_repeats(Kept(range(10)), 64) == 54
     assert repeats_line(1.28, 64).startswith("1.3 of 64 rows of a batch (2.0%) are expected")
+
+
+def test_the_doctor_warns_of_one_percent_and_the_first_lines_of_a_run_say_it_too():
+    many = Kept([0] * 20 + list(range(1, 80)))
+    (warned,), (good,) = (doctor.look_at_repeats(s, 16) for s in (many, Kept(range(100))))
+    assert (warned.level, good.level) == ("warning", "ok")
+    assert warned.text.startswith("2.3 of 16 rows of a batch (14.1%)")
+    assert contrastive._pictures(many, 16) == {"pictures": warned.text}
+
+
+def test_nothing_is_said_of_a_set_that_keeps_no_digests():
+    source = Source("others", [{"image": b""}], {"image": None})
+    assert list(doctor.look_at_repeats(source, 16)) == []
+    assert contrastive._pictures(source, 16) == {}
 
 
 def test_sets_that_share_pictures_on_disk_are_known_and_sets_of_others_say_nothing(tmp_path):
