@@ -1,7 +1,8 @@
 """Every key that a config can have, with the published values where the paper gives one.
 
-Other configs start from `get_config` here; a key that is not here is an error. On the command
-line: --config.optim.learning_rate=0.01. A config of your own, in any file:
+Other configs start from `get_config` here; a key that is not here is an error, and so is a value
+out of its range (otter_jax/commands/ranges.py). On the command line:
+--config.optim.learning_rate=0.01. A config of your own, in any file:
 
     from otter_jax.configs import pairs
 
@@ -74,6 +75,7 @@ def get_config(method: str = "otter") -> ConfigDict:
                 momentum=0.9,
                 weight_decay=0.0,
                 clip_norm=0.0,  # of the global gradient; 0: none
+                clamp_scales=True,  # after each step; outside [1, 100] they have no gradient
                 freeze="",  # regular expression of parameters that stay as they are
             ),
             gates=dict(  # filter attention on the image tower: freeze "img/" and these are trained
@@ -110,6 +112,7 @@ def as_released(config: ConfigDict, num_processes: int = 8) -> ConfigDict:
     objective = config.objective
     config.model.dtype = "float32"
     config.optim.schedule = "epoch"
+    config.optim.clamp_scales = False
     config.data.exif = "ignore"
     objective.negatives_gradient = False
     objective.smoothing = 0.0  # its scripts pass none

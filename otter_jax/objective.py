@@ -11,6 +11,7 @@ gathered once.
 """
 
 import dataclasses
+import math
 
 import jax
 import jax.numpy as jnp
@@ -145,13 +146,26 @@ METHODS = {
 }
 
 
+LIMITS = (1.0, 100.0)  # of an inverse temperature
+
+
 def scale_of(log_scale: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
     """Returns the inverse temperature: exp(log_scale), kept in [1, 100].
 
     At a bound itself the whole gradient passes, as in PyTorch; jnp.clip would halve it.
     """
     scale = jnp.exp(log_scale)
-    return jnp.where(scale < 1.0, 1.0, jnp.where(scale > 100.0, 100.0, scale))
+    least, most = LIMITS
+    return jnp.where(scale < least, least, jnp.where(scale > most, most, scale))
+
+
+def clamp_log_scale(log_scale: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+    """Moves log_scale to where `scale_of` has a gradient, if it is beyond.
+
+    Outside [1, 100] the gradient of a scale is 0, and it could never come back by itself.
+    """
+    least, most = (math.log(limit) for limit in LIMITS)
+    return jnp.clip(log_scale, least, most - 1e-6)  # whose exp, rounded, is not above the limit
 
 
 def cross_entropy(

@@ -19,7 +19,14 @@ from jaxtyping import Array, Float, Int, Key, PyTree
 from otter_jax import gates
 from otter_jax.freezing import share_frozen, stop_frozen, stored_statistics
 from otter_jax.mesh import AXIS, ROWS, WHOLE
-from otter_jax.objective import ByDirection, Objective, health, scale_of, targets_of
+from otter_jax.objective import (
+    ByDirection,
+    Objective,
+    clamp_log_scale,
+    health,
+    scale_of,
+    targets_of,
+)
 
 
 class TrainState(struct.PyTreeNode):
@@ -59,14 +66,15 @@ def train_step(
     gate_penalty: str = "",
     gate_strength: float = 0.0,
     ema_decay: float | None = 0.999,
+    clamp_scales: bool = True,
 ) -> tuple[TrainState, dict[str, Float[Array, ""]]]:
     """Returns the next state, and the step's metrics.
 
     `batch` holds image uint8 [B, H, W, 3], and captions as `Towers` takes them. Parameters that
-    match `freeze` stay as they are (see `freezing`). Gates (see `gates`) are trained like other
-    parameters; the loss has their penalty, times `gate_strength`. `ema_decay=None` keeps the
-    teacher fixed. A fixed teacher runs in evaluation mode; an EMA teacher runs in training mode
-    (its own batch statistics and dropout masks), as released.
+    match `freeze` stay as they are (see `freezing`). The loss has the penalty of the gates (see
+    `gates`), times `gate_strength`. `clamp_scales` keeps temperatures where they have a gradient.
+    With `ema_decay=None` the teacher is fixed, and runs in evaluation mode; an EMA teacher runs in
+    training mode (its own batch statistics and dropout masks), as released.
     """
     image, captions = batch["image"], {k: v for k, v in batch.items() if k != "image"}
 
@@ -95,17 +103,24 @@ def train_step(
             loss += gate_strength * terms["gate_penalty"]
         return loss, (terms, updated.get("batch_stats", {}))
 
-    grad_fn = jax.value_and_grad(loss_fn, has_aux=True)
-    (loss, (terms, batch_stats)), grads = grad_fn(state.params)
+    (loss, (terms, batch_stats)), grads = jax.value_and_grad(loss_fn, has_aux=True)(state.params)
     updates, opt_state = tx.update(grads, state.opt_state, state.params)
-    params = optax.apply_updates(state.params, updates)
+    params = moved(state.params, updates, clamp_scales=clamp_scales)
     if ema_decay is not None:  # the EMA takes in the updated student, for the next step's targets
         student = {"params": params, "batch_stats": batch_stats}
         teacher = follow(teacher, student, teacher_stats, ema_decay_at(state.step, ema_decay))
-    norms = {"grad_norm": optax.tree.norm(grads), "param_norm": optax.tree.norm(params)}
-    scales = {f"scale_{name}": scale_of(x) for name, x in state.params["log_scale"].items()}
+    numbers |= {"grad_norm": optax.tree.norm(grads), "param_norm": optax.tree.norm(params)}
+    numbers |= {f"scale_{name}": scale_of(x) for name, x in state.params["log_scale"].items()}
     new_state = TrainState(state.step + 1, params, batch_stats, opt_state, teacher)
-    return new_state, {"loss": loss, **terms, **norms, **scales, **numbers}
+    return new_state, {"loss": loss, **terms, **numbers}
+
+
+def moved(params: PyTree, updates: PyTree, *, clamp_scales: bool) -> PyTree:
+    """Adds the updates; with `clamp_scales` both temperatures stay where they have a gradient."""
+    params = optax.apply_updates(params, updates)
+    if clamp_scales:
+        params |= {"log_scale": jax.tree.map(clamp_log_scale, params["log_scale"])}
+    return params
 
 
 def follow(

@@ -241,6 +241,20 @@ def test_gradients_are_clipped_before_the_update():
     np.testing.assert_allclose(moved, 0.01 * 1e-3, rtol=1e-9)
 
 
+@pytest.mark.parametrize("beyond", [9.0, -1.0])
+def test_a_temperature_beyond_its_limits_comes_back_to_where_it_has_a_gradient(beyond):
+    program = tiny.compiled("otter", double=True)
+    far = jax.tree.map(lambda x: np.full_like(x, beyond), program.state.params["log_scale"])
+    state = program.state.replace(params=program.state.params | {"log_scale": far})
+    after, metrics = program(state, tiny.batch())
+    assert float(metrics["scale_pairs"]) in objective.LIMITS
+    for dtype in (np.float32, np.float64):
+        for scale in jax.tree.leaves(after.params["log_scale"]):
+            assert jax.grad(lambda x: objective.scale_of(x).sum())(dtype(scale)) > 0
+    same = objective.clamp_log_scale(jnp.float32(3.9))
+    assert float(same) == np.float32(3.9)
+
+
 @pytest.mark.parametrize("name", ["sgd", "adamw"])
 def test_clipping_can_be_switched_on_in_the_middle_of_a_run(name):
     params = {"kernel": jnp.ones((2, 3))}

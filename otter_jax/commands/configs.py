@@ -9,6 +9,7 @@ from typing import Any
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
+from otter_jax.commands import ranges
 from otter_jax.commands.start import nearest
 from otter_jax.errors import UserError
 
@@ -80,16 +81,19 @@ def _where(error: Exception, path: pathlib.Path) -> str:
 def override(config: ConfigDict, overrides: Sequence[str]) -> ConfigDict:
     """Returns the config with new values, each given as "--config.KEY=VALUE".
 
-    Raises UserError for an unknown key, with the nearest one, and for a value of another type.
+    Raises UserError for an unknown key, with the nearest one, and for a value of another type or
+    out of its range.
     """
     values, argv = flags.FlagValues(), ["", *overrides]
     try:
         config_flags.DEFINE_config_dict("config", config, flag_values=values, sys_argv=argv)
         values(argv)
-        return values.config
+        made = values.config
     except (flags.Error, AttributeError, KeyError, TypeError, ValueError) as error:
         text = str(error).replace("\\n", " ").replace("\\'", "'")  # a KeyError's text is quoted
         raise UserError(f"On the command line: {' '.join(text.split())}") from error
+    ranges.check(made)
+    return made
 
 
 def with_tuples(value: Any) -> Any:

@@ -9,6 +9,7 @@ Decoded pixels are equal bit for bit to Pillow's. Figures: `benchmarks/input.py`
 import contextlib
 import io
 import math
+import re
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -271,7 +272,8 @@ def _reason(data: bytes, error: Exception) -> UnreadableImage:
         return UnreadableImage(f"more than {MAX_PIXELS:,} pixels", BROKEN)
     if isinstance(error, UnidentifiedImageError):  # its text names an address in memory
         return UnreadableImage(f"{format}: its header is broken or of a rare kind", BROKEN)
-    return UnreadableImage(f"{format}: {error or type(error).__name__}", BROKEN)
+    said = re.sub("<[^<>]* at 0x[0-9a-f]+>", "it", str(error)) or type(error).__name__
+    return UnreadableImage(f"{format}: {said}", BROKEN)
 
 
 def _own_orientation(img: Image.Image) -> int:

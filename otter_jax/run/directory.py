@@ -185,14 +185,14 @@ def check_run(
             f"--config.train.batch_size={was}, or another --workdir."
         )
     changed = list(differences(before, config))
-    other = [line for key, line in changed if _is_fixed(key)]
+    other = [line for line in changed if _is_fixed(line.split(": ")[0])]
     if other and not anyway:
         raise UserError(
             f"The run in {workdir} is another one: {'; '.join(other[:8])}"
             f"{f'; and {len(other) - 8} more' if len(other) > 8 else ''}. Give another --workdir; "
             "or --anyway, if this run is meant to go on so."
         )
-    for _, line in changed:
+    for line in changed:
         console.print(f"Changed since the last start: {line}")
 
 
@@ -202,15 +202,15 @@ def _is_fixed(key: str) -> bool:
     return bool(within) and not set(within) & set(FREE)
 
 
-def differences(before: ConfigDict, after: ConfigDict) -> Iterator[tuple[str, str]]:
-    """Yields each key whose values differ, with "key: old -> new".
+def differences(before: ConfigDict, after: ConfigDict) -> Iterator[str]:
+    """Yields "key: old -> new" for every value of two configs that differs.
 
     Keys that only one of the two has are left out: versions of this program have other ones.
     """
     old, new = flatten(json.loads(before.to_json())), flatten(json.loads(after.to_json()))
     for key in sorted(old.keys() & new.keys()):
         if old[key] != new[key]:
-            yield key, f"{key}: {old[key]!r} -> {new[key]!r}"
+            yield f"{key}: {old[key]!r} -> {new[key]!r}"
 
 
 def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

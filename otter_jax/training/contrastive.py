@@ -23,7 +23,7 @@ from otter_jax.data.packing import Packed
 from otter_jax.data.pipeline import Annotation
 from otter_jax.data.source import Source, open_dataset
 from otter_jax.errors import UserError
-from otter_jax.objective import Objective
+from otter_jax.objective import LIMITS, Objective
 from otter_jax.optimizer import Schedule, learning_rate, make_optimizer
 from otter_jax.run import batches, cluster, model, trained
 from otter_jax.run.console import duration, in_columns, millions
@@ -168,6 +168,7 @@ class Setup:
             gate_penalty=config.gates.penalty,
             gate_strength=config.gates.strength,
             ema_decay=None if config.teacher.checkpoint else config.teacher.ema_decay,
+            clamp_scales=config.optim.clamp_scales,
         )
         return jit_step(one_step, self.mesh)
 
@@ -236,10 +237,10 @@ class Contrastive:
     def line(self, now: int, recorded: Metrics) -> str:
         """Returns the log line: loss and terms, scales, the targets' health, speed, time left."""
         m = recorded
-        terms, scales, health = f"pairs {m['pairs']:.3f}", f"{m['scale_pairs']:.1f}", ""
+        terms, scales, health = f"pairs {m['pairs']:.3f}", _scale(m["scale_pairs"]), ""
         if "teacher" in m:
             terms += f", teacher {m['teacher']:.3f}"
-            scales += f", {m['scale_teacher']:.1f}"
+            scales += f", {_scale(m['scale_teacher'])}"
             health = (
                 f"target entropy {m['target_entropy']:.2f}, own mass {m['own_mass']:.2f},"
                 f" row error {m['row_error']:.1e} | "
@@ -249,6 +250,13 @@ class Contrastive:
             f" scale {scales}\n    {health}{m['pairs_per_second']:.0f} pairs/s, data wait"
             f" {m['data_wait']:.0%} | left {duration(m['seconds_left'])}"
         )
+
+
+def _scale(value: float) -> str:
+    """Returns an inverse temperature as text, and says so if it is at a limit."""
+    least, most = LIMITS
+    at = "" if least + 1e-4 < value < most - 1e-2 else " (at its limit)"
+    return f"{value:.1f}{at}"
 
 
 def check_config(config: ConfigDict, devices: int) -> None:

@@ -203,7 +203,9 @@ def test_variants_of_a_file_are_one_config_with_other_objectives(name, variant):
     changed = {line.split(": ")[0] for line in lines}
     changed = {key for key in changed if key != "method" and not key.startswith("objective.")}
     released = (
-        {"model.dtype", "optim.schedule", "data.exif"} if "released" in (variant or "") else set()
+        {"model.dtype", "optim.schedule", "optim.clamp_scales", "data.exif"}
+        if "released" in (variant or "")
+        else set()
     )
     others = {"fixed": {"teacher.checkpoint"}}.get(variant, set())
     if (variant or "").endswith("cpu"):
@@ -226,6 +228,7 @@ def test_a_released_variant_differs_in_the_options_that_the_readme_names():
         "objective.smoothing",
         "objective.text_weight",
         "optim.schedule",
+        "optim.clamp_scales",
         "data.exif",
     }
     for key in changed - {"model.dtype"}:

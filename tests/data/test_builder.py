@@ -144,3 +144,22 @@ def test_a_full_disk_says_so_and_keeps_what_is_done(tmp_path, monkeypatch):
     told = []
     make(plan, str(tmp_path / "sets"), done=lambda *x: told.append(x[1]))
     assert None in told
+
+
+def test_a_disk_that_is_full_for_the_set_alone_says_so_and_other_errors_are_not_hidden(
+    tmp_path, monkeypatch
+):
+    plan = kinds.plan_of([str(tars_of_pairs(tmp_path / "tars"))], "mine", Options())
+
+    def failing(text):
+        def write(*_):
+            raise RuntimeError(text)
+
+        monkeypatch.setattr(builder, "write", write)
+
+    failing("Failed to finalize: write() failed: No space left on device; at byte 9")
+    with pytest.raises(UserError, match="mine: No space left on device. What is done is kept"):
+        make(plan, str(tmp_path / "sets"))
+    failing("a bug")
+    with pytest.raises(RuntimeError, match="a bug"):
+        make(plan, str(tmp_path / "sets"))

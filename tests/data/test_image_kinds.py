@@ -131,6 +131,11 @@ def test_foreign_formats_are_counted_each_by_itself_and_broken_files_together():
     }
 
 
+def test_no_error_names_an_address_in_memory():
+    error = OSError("cannot read <_io.BytesIO object at 0x7f5f51acb970> further")
+    assert str(images._reason(b"BM", error)) == "BMP: cannot read it further"
+
+
 def scans(count):
     """A grey progressive JPEG of so many scans."""
     data = encoded(IMG.convert("L"), "JPEG", progressive=True)

@@ -38,6 +38,7 @@ from otter_jax.data.build.report import NAMED, PICTURES, Tally, read_report, tab
 from otter_jax.data.build.work import make_parts, stems
 from otter_jax.errors import UserError
 
+FULL = ("No space left on device", "Disk quota exceeded")
 ABSENT = 1_000  # missing files that are named, evenly over all
 REMEDY = "Give this data another name, or remove that folder to make it again."
 
@@ -87,14 +88,23 @@ def prepare(
         report, pieces = _inspect(plan, parts, about)
         write(Prepared(plan, home.parent.parent, pieces, report, beam=bool(beam)), options)
     except OSError as error:
-        raise UserError(
-            f"The set {plan.name} cannot be written in {home.parent}: {error.strerror or error}. "
-            f"What is done is kept; the same command goes on from there."
-        ) from error
+        raise _unwritten(plan, home, error.strerror or str(error)) from error
+    except RuntimeError as error:  # ArrayRecord raises it for a full disk, too
+        why = next((full for full in FULL if full in str(error)), "")
+        if not why:
+            raise
+        raise _unwritten(plan, home, why) from error
     except TooFewRecords:
         shutil.rmtree(parts)  # once the source is mended, all of it must be read again
         raise
     shutil.rmtree(parts)
+
+
+def _unwritten(plan: Plan, home: pathlib.Path, why: str) -> UserError:
+    return UserError(
+        f"The set {plan.name} cannot be written in {home.parent}: {why}. What is done is kept; the "
+        "same command goes on from there."
+    )
 
 
 def check_same(home: pathlib.Path, plan: Plan) -> None:
@@ -139,13 +149,14 @@ def changes(home: pathlib.Path, plan: Plan) -> str:
     for split, about in read_report(home).items():
         for built, now in zip(about["files"], plan.files.get(split, ()), strict=False):
             if built.get("modified", now.get("modified")) != now.get("modified"):
-                found.append(f"{now['name']} was written to")
+                found.append(f"{now['name']} has another modification time")
         there = [path for path in about.get("absent", {}).get("files", ()) if is_there(path)]
         if there:
             count, looked = about["absent"]["count"], len(about["absent"]["files"])
-            some = f"{looked:,} of the {count:,}" if looked < count else f"{count:,}"
+            some = f"{looked:,} of the {count:,}" if looked < count else f"the {count:,}"
             found.append(
-                f"of {some} files that could not be read, {len(there):,} can be, such as {there[0]}"
+                f"{len(there):,} of {some} files that could not be read are there, such as "
+                f"{there[0]}"
             )
     if not found:
         return ""
@@ -185,11 +196,13 @@ def check_exif(home: pathlib.Path, exif: str, *, prepared: bool) -> None:
     done = images.TURNED if exif == "ignore" else images.IGNORED
     count = sum(reasons[done]["count"] for reasons in changed if done in reasons)
     if count and (exif == "ignore" or not prepared):
-        other = "apply" if exif == "ignore" else "ignore"
+        other, how = "ignore", "stored as their pixels lie, their EXIF orientation ignored,"
+        if exif == "ignore":
+            other, how = "apply", "turned upright by their EXIF orientation"
         raise UserError(
-            f"{count:,} pictures of the data set in {home} were stored with this note: {done}. "
-            f"data.exif={exif} cannot undo that: say --config.data.exif={other}, or make the set "
-            f"again (otter-jax prepare --exif {exif}). {REMEDY}"
+            f"{count:,} pictures of the data set in {home} were {how} when it was made, and "
+            f"data.exif={exif} cannot change that. Say --config.data.exif={other}; or make the set "
+            f"again, in otter-jax prepare with --exif {exif}. {REMEDY}"
         )
 
 

@@ -15,8 +15,9 @@ import numbers
 import os
 import pathlib
 import re
+import unicodedata
 import urllib.parse
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -29,6 +30,7 @@ URLS = ("http://", "https://", "s3://", "gs://", "ftp://")
 # How files of pictures begin: JPEG, PNG, GIF, BMP, TIFF (two), WebP's RIFF; AVIF's has a length.
 _MAGIC = (b"\xff\xd8\xff", b"\x89PNG", b"GIF8", b"BM", b"II*\0", b"MM\0*", b"RIFF")
 _BASE64 = re.compile(r"[A-Za-z0-9+/\s_-]{40,}={0,2}\s*")
+_NO_PATH = 1_024  # characters without a dot, which are base64 of whatever it may be
 _TEXT = r"""(?:"(?:[^"\\]|\\.)*"|'(?:[^'\\]|\\.)*')"""
 _LIST = re.compile(rf"\[\s*{_TEXT}(?:[\s,]+{_TEXT})*\s*,?\s*\]", re.DOTALL)
 
@@ -112,12 +114,13 @@ def kind_of(value: Any) -> str:
     return "a number" if isinstance(value, numbers.Number) else f"a {type(value).__name__}"
 
 
-def short(text: str) -> str:
-    """Returns a text on one line, its middle left out if it is long, for a report."""
-    if len(text) > 2 * NAME:
-        text = f"{text[: NAME // 2]}...{text[-NAME // 2 :]}"
+def short(text: str, most: int = NAME) -> str:
+    """Returns a text on one line, of `most` characters: the middle of a longer one is left out."""
+    half = most // 2
+    if len(text) > 2 * most:
+        text = f"{text[:most]}{text[-most:]}"
     text = clean(text)
-    return text if len(text) <= NAME else f"{text[: NAME // 2 - 3]}...{text[-NAME // 2 :]}"
+    return text if len(text) <= most else f"{text[: half - 3]}...{text[-half:]}"
 
 
 def _is_list(value: Any) -> bool:
@@ -125,7 +128,7 @@ def _is_list(value: Any) -> bool:
 
 
 def _decoded(text: str) -> bytes | None:
-    """Returns the picture that base64 means; None for any other text, such as a path."""
+    """Returns the file that base64 means; None for any other text, such as a path."""
     if _BASE64.fullmatch(text[:256]) is None:  # a path has a dot, or is shorter
         return None
     plain = re.sub(r"\s+", "", text).rstrip("=").translate({45: "+", 95: "/"})
@@ -133,19 +136,29 @@ def _decoded(text: str) -> bytes | None:
         content = base64.b64decode(plain + "=" * (-len(plain) % 4), validate=True)
     except (binascii.Error, ValueError):
         return None
-    return content if content.startswith(_MAGIC) or content[4:8] == b"ftyp" else None
+    is_known = content.startswith(_MAGIC) or content[4:8] == b"ftyp"
+    return content if is_known or len(text) > _NO_PATH else None
 
 
 def _file(text: str, root: pathlib.Path) -> pathlib.Path:
-    """Returns the file that a path names, as its writer may have meant it."""
+    """Returns the file that a path names, or if it is not there that its writer may have meant."""
+    path, others = root / text, [root / other for other in _meant(text) if other != text]
+    if not others or path.exists():
+        return path
+    written = others[0] if text.startswith(("~", "$", "file://")) else path
+    return next((other for other in others if other.exists()), written)
+
+
+def _meant(text: str) -> Iterator[str]:
+    """Yields what a path may mean on this machine, beside what it says."""
     if text.startswith("file://"):
-        text = urllib.parse.unquote(urllib.parse.urlparse(text).path)
-    if text.startswith(("~", "$")) and not (root / text).exists():
-        text = os.path.expanduser(os.path.expandvars(text))
-    path = root / text
-    if "\\" in text and not path.exists():  # Windows
-        path = root / text.replace("\\", "/")
-    return path
+        yield "/" + urllib.parse.unquote(text.removeprefix("file://").partition("/")[2])
+    if text.startswith(("~", "$")):
+        yield os.path.expanduser(os.path.expandvars(text))
+    yield text.strip()
+    yield text.replace("\\", "/")  # Windows
+    if not text.isascii():  # macOS writes accents as characters of their own
+        yield from (unicodedata.normalize(form, text) for form in ("NFC", "NFD"))
 
 
 def _listed(text: str) -> list[str] | None:

@@ -12,13 +12,17 @@ _RANGE = re.compile(r"(-?\d+)\.\.(-?\d+)(?:\.\.(\d+))?")
 
 
 def matches_of(pattern: str) -> list[str]:
-    """Returns the paths that exist of a path, a glob or braces, "~" expanded; [] if none does.
+    """Returns the paths that exist of a path, a glob or braces; [] if none does.
+
+    "~" and variables such as $HOME at its beginning are expanded.
 
     Those of braces come in their order, and those of a glob sorted.
 
     Raises UserError if some names of braces exist and others do not; it names the first.
     """
     path = os.path.expanduser(pattern)
+    if pattern.startswith("$") and not os.path.exists(pattern):  # no shell reads configs
+        path = os.path.expandvars(pattern)
     if os.path.exists(path):
         return [path]
     names = braces(path)

@@ -10,6 +10,7 @@ from otter_jax.data.formats.cells import captions_of, image_of, short
 from otter_jax.data.images import SUFFIXES
 from otter_jax.errors import UserError
 
+PATH = 300  # characters of a path in a message
 NEARBY = 100  # folders beside a table that are tried as root
 
 
@@ -61,7 +62,7 @@ def _nothing_at(
 ) -> str:
     """Returns the message that no file of a table is there, with what may be meant instead."""
     said = f"{_counted(table, number)} no image that is there"
-    said = f"{said}; the first is looked for at {clean(str(path))}"
+    said = f"{said}; the first is looked for at {short(str(path), PATH)}"
     ending = next((s for s in SUFFIXES if _is_file(path.with_name(path.name + s))), "")
     if ending:
         return f"{said}. There is one with {ending} at its end: write the names with it."

@@ -1,8 +1,9 @@
 r"""Reads the rows of CSV, as RFC 4180 has them and as programs write them all the same.
 
 A row that RFC 4180 cannot explain is read in the first of these ways that gives it as many fields
-as the table has columns: quotes inside quotes escaped as \" (Spark), and a quote that is neither
-doubled nor escaped, which is taken for a letter. White space before a quote is skipped.
+as the table has columns: quotes, or delimiters, escaped by a backslash (Spark, Hive), and a quote
+that is neither doubled nor escaped, which is taken for a letter. White space before a quote is
+skipped.
 """
 
 import csv
@@ -16,7 +17,7 @@ from otter_jax.data.formats.lines import Lines
 DELIMITERS = (",", ";", "\t", "|")  # that a .csv may have, in the order in which they are tried
 LINES = 20  # per row; more are taken for a quote that is not closed
 LOOSE = 20_000  # characters of a line that is searched for stray quotes, in up to their square
-ESCAPED = r"row whose quotes are escaped as \" (Spark), read so"
+ESCAPED = r"row with \" for a quote, or \ before a delimiter (Spark, Hive), read so"
 STRAY = "row with a quote that is not doubled, taken for a letter"
 
 # Characters of a field, for the whole process: the largest picture in base64.
@@ -98,7 +99,7 @@ def _otherwise(counted: _Counted, delimiter: str, width: int, start: int) -> tup
     counted.ends.clear()
     first = next(iter(counted))
     place, end = f"byte {start}", counted.ends[0]
-    if '\\"' in first:
+    if '\\"' in first or f"\\{delimiter}" in first:
         counted.lines.back_to(start)
         counted.ends.clear()
         try:

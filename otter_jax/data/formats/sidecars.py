@@ -105,7 +105,8 @@ def plan(name: str, root: pathlib.Path, options: Options, reading: Reading = USU
     if not number:
         raise UserError(
             f"There are no pictures with captions in {root}: NAME.txt or NAME.json beside NAME and "
-            f"{', '.join(SUFFIXES)}. (Tables are given by their own path.)"
+            f"{', '.join(SUFFIXES)}. (Tables, and tars in "
+            "folders below it, are given by their own paths, or globs.)"
         )
     return Plan(
         name=name,

@@ -217,7 +217,8 @@ def plan(
         except (
             OSError, EOFError, ValueError, RecursionError, zlib.error, csv.Error, pa.ArrowException
         ) as error:  # fmt: skip
-            raise UserError(f"The table {table} cannot be read: {error}.") from error
+            why = clean(str(error)).rstrip(".")
+            raise UserError(f"The table {table} cannot be read: {why}.") from error
     if not filled:
         first = [entry["first"][0] for entry in unread.found["dropped"].values()]
         why = f" that can be read: {first[0]}" if first else ""
@@ -249,11 +250,12 @@ def _origin(tables: Sequence[pathlib.Path], units: Sequence[Rows]) -> str:
     number = len(tables)
     one = clean(f"{tables[0].resolve().parent.name}/{tables[0].name}")
     words = [one if number == 1 else f"{number} tables"]
-    if units:
-        first = units[0]
-        words.append(f"image {first.columns.image!r}, caption {first.columns.caption!r}")
-        if first.layout.kind == "csv" and first.layout.delimiter != ",":
-            words.append(f"divided at {shown_delimiter(first.layout.delimiter)}")
+    columns = dict.fromkeys(unit.columns[:2] for unit in units)
+    words += [f"image {image!r}, caption {caption!r}" for image, caption in columns]
+    layouts = dict.fromkeys(unit.layout for unit in units)
+    delimiters = dict.fromkeys(layout.delimiter for layout in layouts if layout.kind == "csv")
+    if set(delimiters) - {","}:
+        words.append(f"divided at {', '.join(map(shown_delimiter, delimiters))}")
     found = {
         part
         for table in tables

@@ -5,6 +5,7 @@ import csv
 import decimal
 import json
 import pathlib
+import unicodedata
 
 import numpy as np
 import pyarrow as pa
@@ -110,7 +111,7 @@ def test_pictures_in_base64_are_read_and_never_printed(tmp_path, kind):
     cells = [
         plain, wrapped, f"data:image/jpeg;base64,{plain}", f"b'{plain}'",
         base64.urlsafe_b64encode(noise(2)).decode().rstrip("="),
-        "data:image/png,none", base64.b64encode(b"no picture" * 900).decode(),
+        "data:image/png,none", base64.b64encode(b"no picture" * 900).decode(), "long.words " * 900,
         repr(noise(3)), "http://there/0.jpg",
     ]  # fmt: skip
     texts = [f"caption {n}" for n in range(len(cells))]
@@ -129,6 +130,7 @@ def test_pictures_in_base64_are_read_and_never_printed(tmp_path, kind):
     assert images == dict(zip(texts, pictures, strict=False))
     assert counts(part) == {
         "data: URI that is no picture in base64": 1,
+        "unreadable image": 1,
         "text of over 4,096 characters instead of an image": 1,
         "image that is bytes as Python prints them: write base64": 1,
         "URL instead of an image: download them first": 1,
@@ -151,8 +153,10 @@ def test_a_path_is_the_file_that_its_writer_meant(tmp_path, monkeypatch):
     (tmp_path / "p").mkdir()
     (tmp_path / "p" / "a b.jpg").write_bytes(noise(0))
     (tmp_path / "$5.jpg").write_bytes(noise(0))
+    (tmp_path / "p" / unicodedata.normalize("NFD", "é.jpg")).write_bytes(noise(0))
     for text in (
-        "p/a b.jpg", "p\\a b.jpg", "~/p/a b.jpg", "$HOME/p/a b.jpg", "${PICTURES}/a b.jpg",
+        "p/a b.jpg", "p\\a b.jpg", " p/a b.jpg ", "p/\u00e9.jpg", "~/p/a b.jpg",
+        "$HOME/p/a b.jpg", "${PICTURES}/a b.jpg",
         f"file://{tmp_path}/p/a%20b.jpg", str(tmp_path / "p" / "a b.jpg"), "$5.jpg",
     ):  # fmt: skip
         found = image_of(text, tmp_path)

@@ -63,6 +63,19 @@ def test_a_delimiter_that_was_found_out_is_said_and_another_is_taken_at_ones_wor
         planned(tmp_path, "t.jsonl", '{"image": "0.jpg", "caption": "a"}', delimiter=";")
 
 
+def test_tables_of_one_set_may_differ_and_that_is_said(tmp_path):
+    write_pictures(tmp_path, 2)
+    (tmp_path / "a.csv").write_text("image,caption\n0.jpg,a\n")
+    (tmp_path / "b.csv").write_text("path;text\n1.jpg;b\n")
+    plan = kinds.plan_of([str(tmp_path / "*.csv")], "mine", Options())
+    assert pairs_of(plan) == [("0.jpg", "a"), ("1.jpg", "b")]
+    assert plan.origin == (
+        "2 tables (image 'image', caption 'caption'; image 'path', caption 'text'; "
+        "divided at ',', ';')"
+    )
+    assert plan.details["image"] == "image, path"
+
+
 @pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be"])
 @pytest.mark.parametrize("packed", ["", ".gz"])
 def test_utf_16_is_read_by_its_mark(tmp_path, encoding, packed):

@@ -9,7 +9,7 @@ from tars import write_tar
 
 from otter_jax.data.build.plan import Options, SourceMissing
 from otter_jax.data.formats import kinds, tars
-from otter_jax.data.formats.patterns import MOST, braces
+from otter_jax.data.formats.patterns import MOST, braces, matches_of
 from otter_jax.data.formats.reading import Reading
 from otter_jax.errors import UserError
 
@@ -128,6 +128,13 @@ def test_braces_name_sources_and_the_tars_of_a_config(tmp_path):
         planned(f"{tmp_path}/t-{{00000..00003}}.tar")
     with pytest.raises(SourceMissing):
         tars.find([f"{tmp_path}/t-{{00000..00003}}.tar"])
+
+
+def test_home_and_variables_at_the_beginning_of_a_pattern_are_expanded(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "a.tar").write_bytes(b"")
+    for pattern in ("~/a.tar", "$HOME/*.tar", "${HOME}/{a,a}.tar"):
+        assert matches_of(pattern) == [f"{tmp_path}/a.tar"]
 
 
 def test_what_a_source_cannot_use_is_refused_by_name(tmp_path):

@@ -23,6 +23,7 @@ def rows(text, width=2, delimiter=","):
         ('a,"path C:\\"', "path C:\\", ""),
         ('a,"[""x \\""q\\"" y"", ""z""]"', '["x \\"q\\" y", "z"]', ""),
         ('a,"she said \\"no\\", then"', 'she said "no", then', ESCAPED),
+        ("a,two\\, words", "two, words", ESCAPED),
         ('a,"ends \\""', 'ends "', ESCAPED),
         ('a,"\\"\\""', '""', ESCAPED),
         ('a,"two \\"lines\\"\nof it"', 'two "lines"\nof it', ESCAPED),

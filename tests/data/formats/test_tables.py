@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from making import counts, made, write_pictures
 from pictures import encoded, noise
@@ -190,6 +190,7 @@ def test_columns_that_hold_no_text_are_refused(tmp_path):
 
 
 @settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+@example(b"file://[0.jpg,x\n", "csv")
 @given(st.binary(max_size=400), st.sampled_from(["csv", "tsv", "jsonl"]))
 def test_no_bytes_break_a_reader_of_tables(tmp_path_factory, junk, kind):
     folder = tmp_path_factory.mktemp("junk")
