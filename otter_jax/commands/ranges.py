@@ -200,7 +200,7 @@ def check(config: ConfigDict) -> None:
     table = TABLES.get(command_of(config))
     if table is None:
         return  # of another program; the command says so
-    sets = config.eval.sets if "sets" in config.eval else {}
+    sets = config.eval.sets if "sets" in config.get("eval", {}) else {}
     for key, value in _leaves(config):
         if key in table:
             _check(key, value, table[key])

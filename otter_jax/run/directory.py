@@ -95,8 +95,9 @@ def read_config(workdir: pathlib.Path) -> ConfigDict:
         raise UserError(f"There is no {path}: is {workdir} the directory of a run?")
     found = {"gates": {"shape": "", "penalty": "", "strength": 0.0}}  # runs older than gates
     try:
-        found |= json.loads(path.read_text("utf-8"))
-        found["data"] = {"exif": "ignore"} | found["data"]  # runs older than this key
+        found = found | json.loads(path.read_text("utf-8"))  # a TypeError if it is no object
+        if "data" in found:
+            found["data"] = {"exif": "ignore"} | found["data"]  # runs older than this key
         return ConfigDict(found)
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise UserError(
