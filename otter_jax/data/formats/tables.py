@@ -251,7 +251,10 @@ def _origin(tables: Sequence[pathlib.Path], units: Sequence[Rows]) -> str:
     one = clean(f"{tables[0].resolve().parent.name}/{tables[0].name}")
     words = [one if number == 1 else f"{number} tables"]
     columns = dict.fromkeys(unit.columns[:2] for unit in units)
-    words += [f"image {image!r}, caption {caption!r}" for image, caption in columns]
+    words += [
+        f"image {image!r}, " + (f"caption {caption!r}" if caption else "no caption")
+        for image, caption in columns
+    ]
     layouts = dict.fromkeys(unit.layout for unit in units)
     delimiters = dict.fromkeys(layout.delimiter for layout in layouts if layout.kind == "csv")
     if set(delimiters) - {","}:

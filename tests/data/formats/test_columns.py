@@ -197,7 +197,9 @@ def test_a_table_for_evaluation_needs_no_captions(tmp_path):
     content = "image,label\n0.jpg,otter\n1.jpg,bear\n"
     with pytest.raises(UserError, match="no column for the caption"):
         planned(tmp_path, "t.csv", content)
-    kept, _ = made(tmp_path, planned(tmp_path, "t.csv", content, captions=False))
+    plan = planned(tmp_path, "t.csv", content, captions=False)
+    assert plan.origin.endswith("/t.csv (image 'image', no caption)")
+    kept, _ = made(tmp_path, plan)
     assert [json.loads(kept[key]["json"])["label"] for key in ("0.jpg", "1.jpg")] == [
         "otter", "bear",
     ]  # fmt: skip
