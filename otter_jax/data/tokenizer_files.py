@@ -54,6 +54,11 @@ def read_tokenizer(folder: pathlib.Path) -> tuple[tokenizers.Tokenizer, str]:
     if not any((folder / name).is_file() for name in VOCABULARIES):
         missing = ", ".join(VOCABULARIES)
         raise UserError(f"There is no tokenizer in {folder}: no {missing}. {REMEDY}")
+    for name in (*VOCABULARIES, "merges.txt", "tokenizer_config.json"):
+        if is_pointer(folder / name):
+            raise UserError(
+                f"{folder / name} is a Git LFS pointer, not the file itself; run `git lfs pull`."
+            )
     try:
         found = bert_tokenizer(folder)
     except Exception:  # whatever is wrong with the files, transformers explains it better
@@ -70,6 +75,23 @@ def read_tokenizer(folder: pathlib.Path) -> tuple[tokenizers.Tokenizer, str]:
         steps = [normalizers.Lowercase(), made.normalizer]
         made.normalizer = normalizers.Sequence([step for step in steps if step])
     return made, pad
+
+
+def is_pointer(file: pathlib.Path) -> bool:
+    """Tells whether Git LFS has left a pointer in the place of a file."""
+    if not file.is_file():
+        return False
+    with file.open("rb") as content:
+        return content.read(40).startswith(b"version https://git-lfs")
+
+
+def model_type_of(config: dict[str, Any]) -> str | None:
+    """Returns the model_type of a config.json, or what its architectures say; None if neither."""
+    first = next(iter(config.get("architectures") or ()), "")
+    kinds = {"BertModel": "bert", "BertFor": "bert", "RobertaModel": "roberta"}
+    kinds |= {"RobertaFor": "roberta"}
+    named = (kind for beginning, kind in kinds.items() if first.startswith(beginning))
+    return config.get("model_type") or next(named, None)
 
 
 def first_lower_cased(folder: pathlib.Path) -> bool:
@@ -131,7 +153,7 @@ def bert_tokenizer(folder: pathlib.Path) -> tuple[tokenizers.Tokenizer, str] | N
 
     config, settings = read("config.json"), read("tokenizer_config.json")
     words_alone = "vocab.txt" in names and not any(name.endswith(".json") for name in names)
-    if not words_alone and config.get("model_type") != "bert":
+    if not words_alone and model_type_of(config) != "bert":
         return None
     if any(about.get("tokenizer_class") not in BERT_CLASSES for about in (config, settings)):
         return None
@@ -232,6 +254,10 @@ def class_of(folder: pathlib.Path) -> str:
         file = folder / name
         if file.exists() and b'"<|startoftext|>"' in file.read_bytes():
             return "CLIPTokenizerFast"
+    with contextlib.suppress(OSError, ValueError, AttributeError, TypeError):
+        config = json.loads((folder / "config.json").read_text("utf-8-sig"))
+        if "model_type" not in config and model_type_of(config) == "roberta":
+            return "RobertaTokenizerFast"  # AutoTokenizer asks the config alone
     return "AutoTokenizer"
 
 

@@ -31,7 +31,11 @@ def run(
         raise UserError(f"gates.shape={config.gates.shape!r}, but a released model has no gates.")
     model, like, folder = shapes(**config.model.to_dict())
     check_sizes(config, model, Tokenizer(folder, config.data.max_tokens))
-    state = load(checkpoint, model, like)
+
+    def tell(note: str) -> None:
+        console.print(f"Note: {note}")
+
+    state = load(checkpoint, model, like, tell=tell)
     checkpoints = Checkpoints(workdir)
     try:
         if checkpoints.latest is not None:

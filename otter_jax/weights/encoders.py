@@ -177,7 +177,8 @@ def load_text(
     path = weights_file(home)
     like = variable_shapes(module, jnp.zeros((1, 2), int), jnp.ones((1, 2), bool))
     found = tensors.read(path, part=part, tell=tell) | projection_tensors(layout, tell=tell)
-    variables = naming.convert(found, like, naming.families(module), source=path)
+    source = folder if layout.folders else path  # a projection may be what does not fit
+    variables = naming.convert(found, like, naming.families(module), source=source)
     return Encoder(module, variables, module.width, home)
 
 
@@ -193,6 +194,10 @@ def read_config(folder: Path, *, tell: Tell = quiet) -> tuple[type[nn.Module], A
             f"There is no {file}: a text encoder is a Hugging Face folder, with config.json, "
             "model.safetensors and the files of the tokenizer."
         )
+    try:
+        tensors.check_beginning(file)
+    except UserError as error:
+        raise UserError(f"{file} {error}") from None
     try:
         content = json.loads(file.read_text("utf-8-sig"))
         model_type = content.get("model_type") or type_of(content.get("architectures"))

@@ -15,7 +15,7 @@ from otter_jax.errors import UserError
 from otter_jax.models.bert import Bert
 from otter_jax.models.towers import Towers
 from otter_jax.weights import naming, tensors
-from otter_jax.weights.tensors import Tensors
+from otter_jax.weights.tensors import Tell, Tensors, quiet
 
 ALIASES = (
     (r"^module\.", ""),
@@ -25,13 +25,16 @@ ALIASES = (
 START = 3.9  # of both log scales; without a teacher term the second keeps it
 
 
-def load(checkpoint: pathlib.Path, model: Towers, like: dict[str, Any]) -> dict[str, Any]:
+def load(
+    checkpoint: pathlib.Path, model: Towers, like: dict[str, Any], *, tell: Tell = quiet
+) -> dict[str, Any]:
     """Returns the student's variables, and under "teacher" the EMA teacher's if there is one.
 
-    `like` gives the shapes of the variables. Raises UserError, which lists the differences, if the
+    `like` gives the shapes of the variables; `tell` is told which part of the file was taken where
+    there are several. Raises UserError, which lists the differences, if the
     file is not a checkpoint of that code and this model.
     """
-    found = tensors.read(checkpoint)
+    found = tensors.read(checkpoint, tell=tell)
     saved = {naming.substitute(name, ALIASES): tensor for name, tensor in found.items()}
     if len(saved) < len(found):
         raise UserError(f"{checkpoint} has some tensors twice, with and without a prefix.")

@@ -23,10 +23,10 @@ TOPS = (
 LEVELS = 4  # of dictionaries that are searched for tensors
 FOREIGN = (  # how files begin that are no weights, or none that are read here
     (b"version https://git-lfs", "is a Git LFS pointer, not the file itself; run `git lfs pull`"),
-    (b"<!doctype html", "is a web page, not weights: the download failed; fetch it again"),
-    (b"<html", "is a web page, not weights: the download failed; fetch it again"),
-    (b"<?xml", "is XML, such as a server's error, not weights; fetch it again"),
-    (b"entry not found", "holds the words of a server's error, not weights; fetch it again"),
+    (b"<!doctype html", "is a web page, not the file: the download failed; fetch it again"),
+    (b"<html", "is a web page, not the file: the download failed; fetch it again"),
+    (b"<?xml", "is XML, such as a server's error, not the file; fetch it again"),
+    (b"entry not found", "holds the words of a server's error, not the file; fetch it again"),
     (b"\x89hdf", "is an HDF5 file (Keras, TensorFlow); give PyTorch's or safetensors"),
     (b"gguf", "is a GGUF file (llama.cpp); give PyTorch's or safetensors"),
     (b"\x1f\x8b", "is compressed by gzip; unpack it first"),
@@ -86,7 +86,7 @@ def read(path: Path, *, part: str = "", tell: Tell = quiet) -> Tensors:
     try:
         if path.name.endswith(".index.json"):
             return read_shards(path, part=part, tell=tell)
-        _check_beginning(path)
+        check_beginning(path)
         if is_safetensors(path):
             if part:
                 raise UserError(f"is a safetensors file, which has no parts such as {part!r}.")
@@ -103,8 +103,11 @@ def read(path: Path, *, part: str = "", tell: Tell = quiet) -> Tensors:
         ) from error
 
 
-def _check_beginning(path: Path) -> None:
-    """Raises UserError for a file that begins as one of another kind does."""
+def check_beginning(path: Path) -> None:
+    """Raises UserError for a file that begins as one of another kind does.
+
+    Its message goes on after the file's name.
+    """
     with path.open("rb") as file:
         begins = file.read(256).lstrip(b"\xef\xbb\xbf \r\n\t").lower()
     if not begins:
@@ -175,8 +178,10 @@ def choose(tree: Any, part: str, *, path: Path, tell: Tell) -> dict[str, pickles
     taken = min(known, key=_rank) if known else next(iter(parts))
     others = [name for name in known if name != taken]
     if others or not known:
-        beside = f"; beside it: {', '.join(f'{path.name}#{name}' for name in others)}"
-        tell(f"{path}: the weights are those of {taken!r}{beside if others else ''}.")
+        text = f"{path}: the weights are those of {taken!r}"
+        if others:
+            text += f"; beside it: {', '.join(others)} (weights=PATH#{others[0]} takes it)"
+        tell(f"{text}.")
     return parts[taken]
 
 

@@ -202,3 +202,30 @@ def test_lower_casing_with_a_cased_vocabulary_is_doubted(said, tmp_path):
 
 def test_an_uncased_vocabulary_is_not_doubted():
     assert not tokenizer_files.doubts(MINILM, tokenizer_files.read_tokenizer(MINILM)[0])
+
+
+@pytest.mark.parametrize("name", ["vocab.txt", "tokenizer.json"])
+def test_a_pointer_of_git_lfs_is_no_vocabulary(name, tmp_path):
+    minilm(tmp_path)
+    pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:1f\nsize 231508\n"
+    (tmp_path / name).write_text(pointer)
+    with pytest.raises(UserError, match=f"{name} is a Git LFS pointer.*git lfs pull"):
+        tokenizer_files.read_tokenizer(tmp_path)
+
+
+def test_the_kind_of_a_config_without_model_type_is_that_of_its_architecture(tmp_path):
+    words = "\n".join([*WORDS, "otter"])
+    write(tmp_path, vocab__txt=words, config__json={"architectures": ["BertForMaskedLM"]})
+    made, _ = tokenizer_files.read_tokenizer(tmp_path)
+    assert made.encode("otter").tokens == ["[CLS]", "otter", "[SEP]"]
+    roberta = tmp_path / "roberta"
+    roberta.mkdir()
+    vocabulary = ["<s>", "<pad>", "</s>", "<unk>", "<mask>", *"oter"]
+    write(
+        roberta,
+        vocab__json={word: i for i, word in enumerate(vocabulary)},
+        merges__txt="#version: 0.2\n",
+        config__json={"architectures": ["RobertaModel"]},
+    )
+    made, _ = tokenizer_files.read_tokenizer(roberta)
+    assert made.encode("otter").tokens == ["<s>", "o", "t", "t", "e", "r", "</s>"]

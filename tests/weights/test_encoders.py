@@ -159,6 +159,16 @@ def test_a_kind_that_is_not_said_is_that_of_the_architecture(architectures, posi
             encoders.load_text(str(tmp_path), pretrained=False)
 
 
+def test_a_config_that_is_a_web_page_or_a_pointer_is_named(tmp_path):
+    for content, words in (
+        ("<!DOCTYPE html><html>", "config.json is a web page, not the file"),
+        ("version https://git-lfs.github.com/spec/v1\n", "config.json is a Git LFS pointer"),
+    ):
+        (tmp_path / "config.json").write_text(content)
+        with pytest.raises(UserError, match=words):
+            encoders.load_text(str(tmp_path), pretrained=False)
+
+
 def test_a_decoder_is_refused(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(ROBERTA | {"is_decoder": True}))
     with pytest.raises(UserError, match="it is no encoder"):

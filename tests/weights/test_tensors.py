@@ -90,7 +90,8 @@ def test_averaged_weights_beside_others_are_said_and_taken_on_request(tmp_path):
     said = []
     assert read(path, tell=said.append).keys() == TREE.keys()
     (note,) = said
-    assert "are those of 'state_dict'; beside it: model.pth#state_dict_ema." in note
+    assert "are those of 'state_dict'; beside it: state_dict_ema" in note
+    assert "(weights=PATH#state_dict_ema takes it)" in note
     np.testing.assert_array_equal(
         read(path, part="state_dict_ema", tell=said.append)["weight"], [[0, 1, 2], [3, 4, 5]]
     )
