@@ -4,11 +4,12 @@ import json
 
 import pytest
 import safetensors.numpy
+from weights_files import VALUES
 
 from otter_jax.configs.common import CLIP_MEAN, CLIP_STD
 from otter_jax.errors import UserError
 from otter_jax.run import model as models
-from otter_jax.weights import encoders, image_config
+from otter_jax.weights import encoders, folders, image_config
 
 VIT, CLIP = "vit_small_patch32_224", "vit_base_patch32_clip_224"
 
@@ -72,6 +73,20 @@ def test_a_model_that_is_built_like_this_is_read(name, tmp_path):
     said = []
     image_config.check_arguments(write(tmp_path, **about), arch, module_of(arch), tell=said.append)
     assert not said
+
+
+@pytest.mark.parametrize("arch", [VIT, f"{VIT}_mean", CLIP, "resnet18", "tf_efficientnet_lite0"])
+def test_an_exported_folder_is_read_as_its_own_arch_alone(arch, tmp_path):
+    sizes = {"classes": 3, "size": 96, "resize": 100, "mean": (127.0,) * 3, "std": (128.0,) * 3}
+    module, folder, said = module_of(arch), tmp_path / "image", []
+    folders.write_timm(folder, {"bias": VALUES}, module, arch=arch, **sizes)
+    folders.check_architecture(folder, arch, module)
+    image_config.check_arguments(folder, arch, module, tell=said.append)
+    assert not said
+    assert image_config.pixels_of(folder) == (sizes["mean"], sizes["std"])
+    if arch == f"{VIT}_mean":
+        with pytest.raises(UserError, match=f"choose the arch that fits, {arch},"):
+            image_config.check_arguments(folder, VIT, module_of(VIT))
 
 
 def test_another_interpolation_and_openais_activation_are_told(tmp_path):
