@@ -37,7 +37,6 @@ def run(options: argparse.Namespace) -> None:
 
     console = make_console()
     evaluator.run(config, workdir, step=options.step, console=console)
-    console.print(f"Results are in {workdir / 'results'}.")
     ema = start.exported(workdir, "ema_", "--weights", "ema")
     kept = trained.kept_weights(config)
     console.print(start.following(start.exported(workdir), *([ema] if "ema" in kept else [])))

@@ -145,9 +145,17 @@ def write_json(path: pathlib.Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=2))
 
 
-def results(workdir: pathlib.Path, step: int) -> pathlib.Path:
-    """Returns the file for the evaluation of the state after step `step`."""
-    return workdir / "results" / f"step_{step:08d}.json"
+def results(workdir: pathlib.Path, step: int, kind: str = "") -> pathlib.Path:
+    """Returns the file for an evaluation of the state after step `step`.
+
+    `kind` is "" for the run's own, and tells others apart from it and each other.
+    """
+    return workdir / "results" / f"step_{step:08d}{'.' * bool(kind)}{kind}.json"
+
+
+def digest(facts: Mapping[str, Any]) -> str:
+    """Returns eight digits that change whenever a value does."""
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:8]
 
 
 def write_text(path: pathlib.Path, text: str) -> None:

@@ -22,6 +22,7 @@ from ml_collections import ConfigDict
 
 from otter_jax import mesh as meshes
 from otter_jax.data import headers, images, pipeline, repeats
+from otter_jax.data.captions import Tokenizer
 from otter_jax.data.source import Source
 from otter_jax.errors import UserError
 from otter_jax.models.bert import Bert
@@ -29,6 +30,7 @@ from otter_jax.run import batches
 from otter_jax.run.console import duration
 from otter_jax.training import compiling
 from otter_jax.training.contrastive import Setup
+from otter_jax.zeroshot.prompts import look_at
 from otter_jax.zeroshot.sets import EvalSet
 
 LOOKED_AT = 500  # images
@@ -63,7 +65,7 @@ def findings(config: ConfigDict, *, step: bool) -> Iterator[Finding]:
     yield from look_at_repeats(setup.source, B)
     yield from look_at_captions(setup)
     for name, spec in config.eval.sets.items():
-        yield look_at_labels(name, spec, config.data)
+        yield from look_at_classes(name, spec, config.data, setup.tokenizer)
     try:
         supply = pipeline_rate(setup)
     except UserError as error:
@@ -141,17 +143,22 @@ def look_at_captions(setup: Setup) -> Iterator[Finding]:
         yield Finding("warning", "captions", text)
 
 
-def look_at_labels(name: str, spec: ConfigDict, data: ConfigDict) -> Finding:
-    """Checks whether a set can be evaluated on."""
+def look_at_classes(
+    name: str, spec: ConfigDict, data: ConfigDict, tokenizer: Tokenizer
+) -> Iterator[Finding]:
+    """Checks whether a set can be evaluated on, and whether its classes can be told apart."""
     try:
         found = EvalSet.open(name, spec, data.dir, exif=data.exif)
     except UserError as error:
-        return Finding("error", f"eval {name}", str(error))
+        yield Finding("error", f"eval {name}", str(error))
+        return
     without = int((found.labels < 0).all(axis=1).sum())
     idle = len(found.names) - len(np.unique(found.labels[found.labels >= 0]))
     text = f"{len(found.source):,} images, {len(found.names):,} names, {idle:,} of them never right"
     more = f"; {without:,} images have no label among the names and do not count"
-    return Finding("warning" if without else "ok", f"eval {name}", text + (more if without else ""))
+    yield Finding("warning" if without else "ok", f"eval {name}", text + (more if without else ""))
+    for line in look_at(tokenizer, found.names, found.templates).lines(tokenizer.max_tokens):
+        yield Finding("warning", f"eval {name}", line)
 
 
 def pipeline_rate(setup: Setup) -> float:

@@ -3,7 +3,9 @@
 import collections
 import contextlib
 import json
+import math
 import pathlib
+import re
 import time
 from collections.abc import Iterator, Mapping
 
@@ -125,10 +127,12 @@ class Scalars:
     def __init__(self, workdir: pathlib.Path, start: int = 0):
         path = workdir / "metrics.jsonl"
         if path.exists():
-            lines = [line for line in path.read_text().splitlines() if _step_of(line) <= start]
+            lines = path.read_text("utf-8", "replace").splitlines()
+            lines = [line for line in lines if _step_of(line) <= start]
             write_text(path, "".join(line + "\n" for line in lines))
         for result in (workdir / "results").glob("step_*.json"):
-            if int(result.stem.removeprefix("step_")) > start:
+            step = re.match(r"step_(\d+)", result.name)
+            if step and int(step[1]) > start:
                 result.unlink()
         self._lines = path.open("a", buffering=1)
         self._events = tensorboardX.SummaryWriter(
@@ -150,6 +154,6 @@ class Scalars:
 
 def _step_of(line):
     try:
-        return json.loads(line)["step"]
-    except (json.JSONDecodeError, KeyError):
-        return float("inf")  # the half line of a killed process
+        return float(json.loads(line)["step"])
+    except (ValueError, KeyError, TypeError):
+        return math.inf  # the half line of a killed process, or a damaged one

@@ -7,8 +7,10 @@ their order.
 """
 
 import itertools
+import json
 import math
 import pathlib
+import sys
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -31,6 +33,7 @@ from otter_jax.run.embedder import Embedder
 from otter_jax.run.model import check_sizes
 from otter_jax.zeroshot.bank import class_bank
 from otter_jax.zeroshot.hits import KS, by_name, chance, expected_hit, frequency
+from otter_jax.zeroshot.prompts import look_at
 from otter_jax.zeroshot.sets import EvalSet
 from otter_jax.zeroshot.standing import check_finite, standing
 
@@ -48,16 +51,25 @@ class Evaluator:
         mesh: Mesh,
         workdir: pathlib.Path,
         console: rich.console.Console,
+        kind: str = "",
     ):
-        """Opens the sets. Raises UserError if something is wrong with them, or with eval.best."""
+        """Opens the sets, and says which classes' prompts are cut or not told apart.
+
+        The results of another `kind` of evaluation than the run's own, "", have files of their own.
+        Raises UserError if something is wrong with the sets, or with eval.best.
+        """
         self._config, self._mesh = config, mesh
-        self._workdir, self._console = workdir, console
+        self._workdir, self._console, self._kind = workdir, console, kind
         meshes.check_divides("eval.batch_size", config.eval.batch_size, mesh.size)
         self._embedder = Embedder(model, tokenizer, mesh, batch_size=config.eval.batch_size)
         self.sets = [
             EvalSet.open(name, spec, config.data.dir, exif=config.data.exif)
             for name, spec in config.eval.sets.items()
         ]
+        self._prompts = {s.name: look_at(tokenizer, s.names, s.templates) for s in self.sets}
+        for name, found in self._prompts.items():
+            for line in found.lines(tokenizer.max_tokens):
+                console.print(f"{name}: {line}.")
         known = [
             f"{s.name}/{w}/FH@{k}"
             for s in self.sets
@@ -86,7 +98,7 @@ class Evaluator:
         """Returns {"SET/WEIGHTS/FH@K": value} for all sets and weights.
 
         `variables` are those of the weights "student" and "ema" after training step `step`. Prints
-        the hits and their baselines as a table, and writes WORKDIR/results/step_N.json.
+        the hits and their baselines as a table, and writes them to `results`.
         `check_stop` is called once per batch, and may raise to end the evaluation.
         """
         if not self.sets:
@@ -109,8 +121,8 @@ class Evaluator:
                     placed, valid = self._placed(own, banks[key], s, check_stop, advance)
                     results[s.name] |= self._result(s, weights, placed, valid)
         if cluster.is_first():
-            file = directory.results(self._workdir, step)
-            directory.write_json(file, {"step": step, "sets": results})
+            about = {"step": step, "command": sys.argv, "weights": list(variables)}
+            directory.write_json(self.results(step), about | {"sets": results})
         self._console.print(table(step, results))
         return {
             f"{name}/{weights}/{metric}": value
@@ -118,6 +130,10 @@ class Evaluator:
             for weights in variables
             for metric, value in result[weights].items()
         }
+
+    def results(self, step: int) -> pathlib.Path:
+        """Returns the file of an evaluation of the state after step `step`."""
+        return directory.results(self._workdir, step, self._kind)
 
     def _bank(self, variables, s, check_stop):
         def embed(prompts):
@@ -167,8 +183,15 @@ class Evaluator:
         if ((labels >= 0).sum(axis=1) == 1).all():
             found["accuracy"] = hits[1]  # with one label per image, FH@1 is top-1 accuracy
         first = dict(itertools.islice(s.unknown.items(), UNKNOWN))
+        prompts = self._prompts[s.name]
         return {
             weights: found,
+            "about": s.about | {"max_tokens": self._config.data.max_tokens},
+            "prompts": {
+                "cut": len(prompts.cut),
+                "same_tokens": prompts.same[:UNKNOWN],
+                "unknown_tokens": prompts.unknown[:UNKNOWN],
+            },
             "images": int(counted.sum()),
             "classes": classes,
             "unreadable": unreadable,
@@ -202,6 +225,20 @@ def table(step: int, results: Mapping[str, Mapping[str, Any]]) -> rich.table.Tab
     return out
 
 
+def _evaluated(config: ConfigDict) -> dict[str, Any]:
+    """Returns the parts of a config that an evaluation depends on, beside the model."""
+    found = json.loads(config.to_json())
+    return {"sets": found["eval"]["sets"], "data": found["data"]}
+
+
+def _is_own(config: ConfigDict, workdir: pathlib.Path) -> bool:
+    """Tells whether the run itself is evaluated as `config` says."""
+    try:
+        return _evaluated(directory.config_of(workdir)) == _evaluated(config)
+    except UserError:  # its config is damaged, or lost
+        return False
+
+
 def run(
     config: ConfigDict,
     workdir: pathlib.Path,
@@ -219,10 +256,12 @@ def run(
     console.print(f"Evaluating {workdir}, {found.taken}")
     tokenizer = Tokenizer(found.tokenizer, config.data.max_tokens)
     check_sizes(config, found.model, tokenizer)
-    evaluator = Evaluator(config, found.model, tokenizer, mesh, workdir, console)
+    kind = "" if _is_own(config, workdir) else directory.digest(_evaluated(config))
+    evaluator = Evaluator(config, found.model, tokenizer, mesh, workdir, console, kind)
     with cluster.Stop() as stop:
         try:
             evaluator(found.step, found.variables, stop.check)
+            console.print(f"Results are in {evaluator.results(found.step)}.")
         except Stopped:
             console.print("Stopped before the end of the evaluation; no results were written.")
             raise

@@ -5,6 +5,7 @@ import dataclasses
 import pathlib
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from jaxtyping import Int
@@ -12,6 +13,7 @@ from ml_collections import ConfigDict
 
 from otter_jax.data.source import Source, open_dataset
 from otter_jax.errors import UserError
+from otter_jax.run import cluster
 from otter_jax.run.batches import ensure_once
 from otter_jax.zeroshot.bank import read_lines, read_names, spelled, templates_of
 from otter_jax.zeroshot.labels import close_to, read_labels
@@ -32,6 +34,7 @@ class EvalSet:
       templates: texts that a class name is put into, such as "a photo of {}.".
       no_label: number of pictures that have no label.
       unknown: labels that are not among the names, and the number of pictures that have each.
+      about: where pictures, labels and names come from, and a fingerprint of the labels.
     """
 
     name: str
@@ -41,6 +44,7 @@ class EvalSet:
     templates: tuple[str, ...]
     no_label: int = 0
     unknown: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    about: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     @classmethod
     def open(cls, name: str, spec: ConfigDict, data_dir: str, *, exif: str = "apply") -> "EvalSet":
@@ -88,7 +92,9 @@ class EvalSet:
         for i, row in enumerate(rows):
             row = list(dict.fromkeys(row))  # a repeated label counts once
             labels[i, : len(row)] = row
-        return cls(name, source, names, labels, templates, no_label, unknown)
+        about = {key: spec[key] for key in ("data", "split", "label", "names")}
+        about |= {"templates": list(templates), "labels": cluster.fingerprint((names, labels))}
+        return cls(name, source, names, labels, templates, no_label, unknown, about)
 
 
 def _classes(

@@ -100,9 +100,10 @@ def test_labels_that_are_no_names_are_told(config, tmp_path):
     config.eval.sets.colours.unlock()
     config.eval.sets.colours.names = str(names)
     names.write_text("red\npurple\n")
-    level, text = found(config)["eval colours"]
-    assert level == "warning"
-    assert "1 of them never right; 30 images have no label" in text
+    told = [f for f in doctor.findings(config, step=False) if f.what == "eval colours"]
+    assert {f.level for f in told} == {"warning"}
+    assert "1 of them never right; 30 images have no label" in told[0].text
+    assert "1 classes have names of unknown tokens alone, such as 'purple'" in told[1].text
     names.write_text("purple\n")
     assert found(config)["eval colours"][0] == "error"
 

@@ -1,6 +1,7 @@
 """An evaluation from embeddings to results: ties, numbers that are not finite, what is counted."""
 
 import json
+import sys
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -14,6 +15,7 @@ from otter_jax.configs import common
 from otter_jax.data.captions import Tokenizer
 from otter_jax.data.source import Source
 from otter_jax.errors import UserError
+from otter_jax.run import directory
 from otter_jax.run.console import make_console
 from otter_jax.zeroshot import evaluator
 from otter_jax.zeroshot.sets import EvalSet
@@ -117,3 +119,28 @@ def test_embeddings_that_are_not_finite_are_named_and_give_no_score(
     with pytest.raises(UserError, match=words):
         evaluated(weights(**{where: bad}))
     assert not (tmp_path / "results").exists()
+
+
+def test_another_evaluation_of_a_step_does_not_overwrite_its_own(tmp_path):
+    config = common.get_config("infonce")
+    config.eval.sets.colours = common.evaluation("colours")
+    directory.describe(tmp_path, json.loads(config.to_json()))
+    assert evaluator._is_own(config, tmp_path)
+    config.eval.sets.colours.templates = ("a photo of {}.", "{}")
+    assert not evaluator._is_own(config, tmp_path)
+    kinds = {directory.digest(evaluator._evaluated(config))}
+    config.data.exif = "ignore"
+    kinds.add(directory.digest(evaluator._evaluated(config)))
+    files = {directory.results(tmp_path, 7, kind).name for kind in ("", *kinds)}
+    assert len(files) == 3
+    assert all(name.startswith("step_00000007.") for name in files)
+
+
+def test_results_say_what_they_are_of(evaluated, tmp_path):
+    _, colours, _ = evaluated(weights())
+    results = json.loads((tmp_path / "results" / "step_00000007.json").read_text())
+    assert results["step"] == 7
+    assert results["weights"] == ["student"]
+    assert results["command"] == sys.argv
+    assert colours["about"]["max_tokens"] == 60
+    assert colours["prompts"] == {"cut": 0, "same_tokens": [], "unknown_tokens": []}

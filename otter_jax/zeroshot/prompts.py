@@ -1,0 +1,73 @@
+"""Looks at the prompts of classes: which are cut, and which classes have the same tokens."""
+
+import collections
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+from otter_jax.data.captions import Tokenizer
+
+NAMED = 3  # examples in a line
+AT_ONCE = 10_000  # prompts that are held
+
+
+class Prompts(NamedTuple):
+    """Names the classes whose scores mean less than they seem to.
+
+    Attributes:
+      cut: those with a prompt of more than max_tokens tokens.
+      same: groups of those whose prompts all have the same tokens, once cut: nothing tells them
+        apart, and their order is arbitrary.
+      unknown: those whose names have no token that the tokenizer knows.
+    """
+
+    cut: list[str]
+    same: list[list[str]]
+    unknown: list[str]
+
+    def lines(self, max_tokens: int) -> Iterator[str]:
+        """Yields a sentence for each kind that occurs."""
+        if self.cut:
+            yield (
+                f"{len(self.cut):,} classes have prompts that are cut at {max_tokens} tokens, such "
+                f"as {_some(self.cut)}"
+            )
+        if self.same:
+            number = sum(map(len, self.same))
+            groups = ["/".join(group[:NAMED]) for group in self.same]
+            yield (
+                f"{number:,} classes have the same tokens as another, such as {_some(groups)}: "
+                "which of them is found means nothing"
+            )
+        if self.unknown:
+            yield (
+                f"{len(self.unknown):,} classes have names of unknown tokens alone, such as "
+                f"{_some(self.unknown)}: their scores mean nothing"
+            )
+
+
+def look_at(tokenizer: Tokenizer, names: Sequence[str], templates: Sequence[str]) -> Prompts:
+    """Tokenises the prompts of all classes, and returns what is wrong with them."""
+    cut: set[int] = set()
+    tokens: list[int] = [0] * len(names)  # a hash of the token ids of a class's prompts
+    unknown: list[str] = []
+    for first in range(0, len(names), AT_ONCE):
+        some = names[first : first + AT_ONCE]
+        for template in templates:
+            texts = [template.replace("{}", name) for name in some]
+            rows, _ = tokenizer.encode(texts)
+            lengths = tokenizer.lengths(texts)
+            for number, (row, length) in enumerate(zip(rows, lengths, strict=True), start=first):
+                tokens[number] = hash((tokens[number], row.tobytes()))
+                if length > tokenizer.max_tokens:
+                    cut.add(number)
+        known = tokenizer.known(some)
+        unknown += [name for name, count in zip(some, known, strict=True) if not count]
+    groups = collections.defaultdict(list)
+    for name, digest in zip(names, tokens, strict=True):
+        groups[digest].append(name)
+    same = [group for group in groups.values() if len(group) > 1]
+    return Prompts([names[number] for number in sorted(cut)], same, unknown)
+
+
+def _some(texts: Sequence[str]) -> str:
+    return ", ".join(map(repr, texts[:NAMED]))
