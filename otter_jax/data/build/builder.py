@@ -149,7 +149,7 @@ def changes(home: pathlib.Path, plan: Plan) -> str:
     for split, about in read_report(home).items():
         for built, now in zip(about["files"], plan.files.get(split, ()), strict=False):
             if built.get("modified", now.get("modified")) != now.get("modified"):
-                found.append(f"{now['name']} has another modification time")
+                found.append(f"{now['name']}: another modification time")
         there = [path for path in about.get("absent", {}).get("files", ()) if is_there(path)]
         if there:
             count, looked = about["absent"]["count"], len(about["absent"]["files"])
