@@ -46,7 +46,7 @@ def make_config(squares):
     return config
 
 
-def run(config, workdir, **how):
+def run(config, workdir, compile_by=compiled, **how):
     """What the program prints, when it goes on with a run as `how` says.
 
     Two shares are pruned, and a step is compiled once for all runs.
@@ -56,9 +56,9 @@ def run(config, workdir, **how):
     sections = "".join(config[key].to_json() for key in ("model", "gates", "optim", "train"))
 
     def remembered(jitted, *shapes, name, console):
-        key = name, str(shapes), sections
+        key = name, str(shapes), sections, compile_by
         if key not in PROGRAMS:
-            PROGRAMS[key] = compiled(jitted, *shapes, name=name, console=console)
+            PROGRAMS[key] = compile_by(jitted, *shapes, name=name, console=console)
         return PROGRAMS[key]
 
     with (

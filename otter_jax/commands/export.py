@@ -26,7 +26,7 @@ def parser() -> start.Parser:
             "--workdir runs/birds --out birds --share 0.2",
         ),
     )
-    flags.add_workdir(made)
+    flags.add_workdir(made, read_only=True)
     flags.add_out(made)
     made.flag("--weights", choices=["student", "ema"], help="of a run of two encoders [student]")
     made.flag(

@@ -41,8 +41,9 @@ def add_config(parser: Parser, *, saved: bool = False) -> None:
     )
 
 
-def add_workdir(parser: Parser) -> None:
-    """Adds --workdir."""
+def add_workdir(parser: Parser, *, read_only: bool = False) -> None:
+    """Adds --workdir; unless `read_only`, it must be a place that can be written to."""
+    parser.set_defaults(read_only=read_only)
     parser.flag(
         "--workdir",
         type=_path,
@@ -94,6 +95,10 @@ def add_out(parser: Parser) -> None:
 
 
 def _path(text: str) -> pathlib.Path:
+    if re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", text):
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is an address, and a path of a file system is needed: mount it"
+        )
     return pathlib.Path(text).expanduser()
 
 
@@ -110,6 +115,8 @@ def parse(parser: Parser, argv: Sequence[str]) -> argparse.Namespace:
     for name in MISSING:
         if name in options and getattr(options, name) is None:
             raise UserError(f"--{name} is missing: {MISSING[name]}.")
+    if "workdir" in options and not options.read_only:
+        directory.check_place(options.workdir)
     if "config" in options:
         check_config(options, saved=options.saved)
     return options
@@ -161,9 +168,19 @@ def config(options: argparse.Namespace, *, needs: str) -> ConfigDict:
 def any_config(options: argparse.Namespace) -> ConfigDict:
     """Returns the config given, else the one that the run was started by, for any command."""
     if options.config is not None:
-        return configs.load(options.config, options.overrides)
+        return _settled(configs.load(options.config, options.overrides))
     found = ConfigDict(configs.with_tuples(directory.read_config(options.workdir).to_dict()))
-    return configs.override(found.lock(), options.overrides)
+    return _settled(configs.override(found.lock(), options.overrides))
+
+
+def _settled(found: ConfigDict) -> ConfigDict:
+    """Lets eval.best speak of the student where a fixed teacher leaves no EMA weights; says so."""
+    if "teacher" in found and found.teacher.checkpoint:
+        best = found.eval.best.replace("/ema/", "/student/")
+        if best != found.eval.best:
+            print(f"eval.best is {best}: with a fixed teacher there are no EMA weights.")
+            found.eval.best = best
+    return found
 
 
 def join(options: argparse.Namespace, config: ConfigDict) -> None:

@@ -5,13 +5,16 @@ Nothing here imports JAX, so that help and mistakes on the command line are answ
 
 import argparse
 import difflib
+import errno
 import importlib
 import os
 import pathlib
 import shlex
 import shutil
+import signal
 import sys
 import textwrap
+import threading
 import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
@@ -19,6 +22,9 @@ from typing import Any, NoReturn
 
 from otter_jax.errors import Stopped, UserError
 
+COMPILER = "compiler"  # the name of a thread that XLA compiles in
+# What a disk answers when it is full, read-only, failing, or not this user's.
+REFUSALS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO)
 REQUEUE = 75  # EX_TEMPFAIL of sysexits.h: stopped and saved; the same command goes on
 WIDTH = 100  # columns
 
@@ -62,7 +68,7 @@ def choose(commands: Mapping[str, tuple[str, str]], argv: Sequence[str]) -> int:
             file=sys.stderr,
         )
         return 2
-    return importlib.import_module(commands[name][0]).main(rest)
+    return status(lambda: importlib.import_module(commands[name][0]).main(rest))
 
 
 class Parser(argparse.ArgumentParser):
@@ -165,22 +171,52 @@ def following(*commands: Sequence[object]) -> str:
 def status(run: Callable[[], int | None]) -> int:
     """Calls `run` and returns the exit status: what it returns, or 0.
 
-    A user's mistake prints one paragraph and gives 2, a requested stop `REQUEUE`, Ctrl-C 130, and
-    any other exception a traceback and 1. With several processes, an exception ends this one here.
+    A user's mistake and a disk that refuses print one paragraph and give 2, a requested stop and
+    SIGTERM `REQUEUE`, Ctrl-C 130, and any other exception a traceback and 1. With several
+    processes, an exception ends this one here.
     """
     from absl import logging
 
     logging.set_verbosity(logging.ERROR)  # Orbax warns about what is intended here
+    before = signal.signal(signal.SIGTERM, _terminate)
     try:
         return run() or 0
     except Stopped:
-        return REQUEUE
+        return _ended(REQUEUE)
+    except _Terminated:
+        print("Stopped by SIGTERM. The same command starts again.", file=sys.stderr)
+        return _ended(REQUEUE)
+    except KeyboardInterrupt:
+        print("Stopped by Ctrl-C.", file=sys.stderr)
+        return _ended(130)
     except UserError as error:
         return _failed(error, 2)
+    except OSError as error:
+        if error.errno not in REFUSALS:
+            return _failed(error, 1)
+        where = f" {error.filename}" if error.filename else ""
+        return _failed(UserError(f"The system refused to read or write{where}: {error}."), 2)
     except Exception as error:
         return _failed(error, 1)
-    except KeyboardInterrupt as error:
-        return _failed(error, 130)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+class _Terminated(KeyboardInterrupt):
+    """Raised by SIGTERM where nothing else handles it, as KeyboardInterrupt is by Ctrl-C."""
+
+
+def _terminate(number: int, frame: Any) -> NoReturn:
+    raise _Terminated
+
+
+def _ended(number: int) -> int:
+    """Returns the exit status of a stop, but ends at once if XLA compiles in another thread."""
+    if any(t.daemon and t.is_alive() for t in threading.enumerate() if t.name == COMPILER):
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(number)
+    return number
 
 
 def _failed(error: BaseException, number: int) -> int:

@@ -57,6 +57,23 @@ def describe(workdir: pathlib.Path, config: Mapping[str, Any]) -> None:
     write_text(path, json.dumps(starts, indent=2))
 
 
+def check_place(workdir: pathlib.Path) -> None:
+    """Raises UserError if no directory can be made or written to there."""
+    there = workdir.absolute()
+    try:
+        while not there.exists() and there != there.parent:
+            there = there.parent
+        with tempfile.TemporaryFile(dir=there):
+            return
+    except OSError as error:
+        reason = f"{there}: {error.strerror}"
+    if not there.is_dir():
+        reason = f"{there} is a file"
+    raise UserError(
+        f"--workdir {workdir} cannot be the directory of a run: {reason}. Give another path."
+    )
+
+
 def versions() -> dict[str, Any]:
     """Returns the versions of Python and the packages, and a digest of this package's code."""
     here = pathlib.Path(__file__).parent.parent

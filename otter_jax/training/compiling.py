@@ -1,5 +1,8 @@
-"""Compiles programs ahead of their use, and reports their memory."""
+"""Compiles programs ahead of their use, and compares their memory with the machine's."""
 
+import concurrent.futures
+import os
+import threading
 import time
 from collections.abc import Callable
 from typing import Any
@@ -10,7 +13,11 @@ from jax.sharding import Mesh
 from jaxtyping import PyTree
 
 from otter_jax import mesh as meshes
+from otter_jax.errors import UserError
 from otter_jax.run import cluster
+
+THREAD = "compiler"  # `commands.start` does not wait for it when a stop was asked for
+TIGHT = 0.9  # of the memory; more may not be free in one piece
 
 
 def jit_step(step: Callable[..., Any], mesh: Mesh) -> Any:
@@ -25,16 +32,70 @@ def shapes_of(tree: PyTree) -> PyTree:
 
 
 def compiled(jitted: Any, *shapes: Any, name: str, console: rich.console.Console) -> Any:
-    """Compiles a function for arguments of such shapes; prints how long it took, and its memory."""
+    """Compiles a function for arguments of such shapes; prints how long it took, and its memory.
+
+    A signal need not wait for the end.
+    """
     if not console.is_terminal:
         console.print(f"compiling   {name}")
     with console.status(f"Compiling {name}"):
         began = time.monotonic()
-        program = jitted.lower(*shapes).compile()
+        program = _in_thread(jitted.lower(*shapes).compile)
         seconds = time.monotonic() - began
         cluster.meet("compiled")  # on CPUs, a collective waits only half a minute for the others
     console.print(f"compiled    {name} in {seconds:.0f} s; it needs {memory(program)}")
     return program
+
+
+def _in_thread(work: Callable[[], Any]) -> Any:
+    """Calls `work` in another thread: here Python handles no signal while XLA compiles."""
+    done: concurrent.futures.Future = concurrent.futures.Future()
+
+    def call():
+        try:
+            done.set_result(work())
+        except BaseException as error:
+            done.set_exception(error)
+
+    threading.Thread(target=call, daemon=True, name=THREAD).start()
+    return done.result()
+
+
+def check_memory(program: Any, batch_size: int, multiple: int) -> None:
+    """Raises UserError if a step's program cannot fit into a device's memory.
+
+    It names the largest batch, a multiple of `multiple`, that would.
+    """
+    needed, limit = bytes_needed(program), memory_of()
+    if needed is not None and needed > limit:
+        fits = largest_batch(program, batch_size, multiple)
+        raise UserError(
+            f"The step needs {memory(program)}, and there are {limit / 2**20:,.0f} MiB. "
+            + (f"About train.batch_size={fits} would fit; " if fits else "No batch would fit; ")
+            + "more devices or a smaller model help, too."
+        )
+
+
+def largest_batch(program: Any, batch_size: int, multiple: int) -> int:
+    """Returns about the largest batch that fits, 0 if none does.
+
+    What is there once (parameters, optimiser, teacher) stays, and the rest grows with the batch, or
+    faster: so it is an estimate from above.
+    """
+    m = program.memory_analysis()
+    once, grows = m.argument_size_in_bytes, m.temp_size_in_bytes
+    share = (TIGHT * memory_of() - once) / max(grows, 1)
+    return max(0, int(min(share, 1.0) * batch_size) // multiple * multiple)
+
+
+def memory_of() -> float:
+    """Returns a device's memory in bytes; for a CPU device, its share of the machine's memory."""
+    device = jax.local_devices()[0]
+    stats = device.memory_stats() or {}
+    if "bytes_limit" in stats:
+        return stats["bytes_limit"]
+    machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return machine / jax.local_device_count()
 
 
 def memory(program: Any) -> str:

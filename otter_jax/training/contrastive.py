@@ -27,7 +27,7 @@ from otter_jax.objective import LIMITS, Objective
 from otter_jax.optimizer import Schedule, learning_rate, make_optimizer
 from otter_jax.run import batches, cluster, model, trained
 from otter_jax.run.console import duration, in_columns, millions
-from otter_jax.training.compiling import compiled, jit_step, shapes_of
+from otter_jax.training.compiling import check_memory, compiled, jit_step, shapes_of
 from otter_jax.training.loop import Step, is_multiple, train
 from otter_jax.training.meters import Metrics
 from otter_jax.zeroshot.evaluator import Evaluator
@@ -214,6 +214,7 @@ class Contrastive:
             self._compiled = compiled(
                 self._setup.train_step(), self._like, shapes, name="the step", console=self._console
             )
+            check_memory(self._compiled, self.config.train.batch_size, self.mesh.size)
         return self._compiled
 
     def is_evaluated(self, now: int) -> bool:

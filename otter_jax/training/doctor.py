@@ -37,7 +37,6 @@ LOOKED_AT = 500  # images
 SECONDS = 6.0  # of reading, and of stepping, to measure their rates
 STEPS = 20  # at most
 REPEATED = 0.01  # of a batch's rows, that have the picture of another
-TIGHT = 0.9  # of the memory; more may not be free in one piece
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,6 +65,7 @@ def findings(config: ConfigDict, *, step: bool) -> Iterator[Finding]:
     yield from look_at_captions(setup)
     for name, spec in config.eval.sets.items():
         yield from look_at_classes(name, spec, config.data, setup.tokenizer)
+    yield from look_at_workers(config)
     try:
         supply = pipeline_rate(setup)
     except UserError as error:
@@ -182,6 +182,14 @@ def readers(config: ConfigDict) -> str:
     return f"{workers} processes" if workers else f"threads of this process, on {cores} cores"
 
 
+def look_at_workers(config: ConfigDict) -> Iterator[Finding]:
+    """Checks that there are not more processes that read than cores."""
+    cores = os.cpu_count() or 1
+    if config.data.num_workers > cores:
+        text = f"data.num_workers={config.data.num_workers}, and there are {cores} cores"
+        yield Finding("warning", "pipeline", f"{text}: more workers than cores slow each other")
+
+
 def look_at_step(setup: Setup, supply: float) -> Iterator[Finding]:
     """Checks whether the step fits into memory, and whether it waits for the pipeline."""
     whole, _ = meshes.shardings(setup.mesh)
@@ -194,10 +202,13 @@ def look_at_step(setup: Setup, supply: float) -> Iterator[Finding]:
         yield Finding("error", "step", f"cannot be compiled: {str(error).splitlines()[0]}")
         return
     compiled = duration(time.monotonic() - began)
-    needed, limit = compiling.bytes_needed(program), memory_of()
+    needed, limit = compiling.bytes_needed(program), compiling.memory_of()
     text = f"compiled in {compiled}; it needs {compiling.memory(program)} of {limit / 2**20:,.0f}"
-    if needed is not None and needed > TIGHT * limit:
-        text += "; a smaller train.batch_size, more devices or model.dtype=bfloat16 help"
+    if needed is not None and needed > compiling.TIGHT * limit:
+        fits = compiling.largest_batch(program, setup.config.train.batch_size, setup.mesh.size)
+        half = ", model.dtype=bfloat16" if setup.config.model.dtype == "float32" else ""
+        most = f"at most about {fits}" if fits else "none fits"
+        text += f"; a smaller train.batch_size ({most}), more devices{half} help"
         yield Finding("error" if needed > limit else "warning", "step", text)
         if needed > limit:
             return
@@ -218,16 +229,6 @@ def look_at_step(setup: Setup, supply: float) -> Iterator[Finding]:
         yield Finding("warning", "step", text)
     else:
         yield Finding("ok", "step", f"{text}, the pipeline reads {share:.1f} times that")
-
-
-def memory_of() -> float:
-    """Returns a device's memory in bytes; for a CPU device, its share of the machine's memory."""
-    device = jax.local_devices()[0]
-    stats = device.memory_stats() or {}
-    if "bytes_limit" in stats:
-        return stats["bytes_limit"]
-    machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    return machine / jax.local_device_count()
 
 
 def step_rate(setup: Setup, program, state) -> float:

@@ -196,7 +196,12 @@ class Loop:
         number is no longer finite.
         """
         task, last, batch_size = self._task, self._task.steps, self._task.config.train.batch_size
-        task.step_at(start + 1)  # compiled before the clock starts
+        try:
+            with self._stop.interrupting():
+                task.step_at(start + 1)  # compiled before the clock starts
+        except Stopped:
+            self._print_stop(start)
+            raise
         now, stopped = start, False
         mishaps = Mishaps(task.source, self._console)
         clock = Clock(batch_size, task.unit)

@@ -1,8 +1,11 @@
 """The door: what commands say of themselves, and of a mistake before JAX is loaded."""
 
+import errno
 import importlib
 import json
+import os
 import shlex
+import signal
 import subprocess
 import sys
 import time
@@ -12,7 +15,7 @@ from ml_collections import ConfigDict
 
 from otter_jax import main as entry
 from otter_jax.__main__ import COMMANDS
-from otter_jax.commands import configs, flags, prepare, start
+from otter_jax.commands import configs, flags, prepare, start, train
 from otter_jax.errors import Stopped, UserError
 
 
@@ -256,6 +259,53 @@ def test_an_ending_becomes_an_exit_status(capsys):
     assert ends_by(ValueError("It was us.")) == 1
     assert "Traceback" in capsys.readouterr().err
     assert ends_by(KeyboardInterrupt()) == 130
+    assert capsys.readouterr().err == "Stopped by Ctrl-C.\n"
+    assert start.status(lambda: signal.raise_signal(signal.SIGTERM)) == start.REQUEUE
+    assert "Stopped by SIGTERM" in capsys.readouterr().err
+
+
+def test_a_disk_that_refuses_is_one_paragraph_and_other_errors_are_not(capsys):
+    def ends_by(number):
+        def run():
+            raise OSError(number, os.strerror(number), "runs/x/metrics.jsonl")
+
+        return start.status(run)
+
+    assert ends_by(errno.ENOSPC) == 2
+    assert capsys.readouterr().err == (
+        "error: The system refused to read or write runs/x/metrics.jsonl: [Errno 28] No space left "
+        "on device: 'runs/x/metrics.jsonl'.\n"
+    )
+    assert ends_by(errno.ENOENT) == 1
+    assert "Traceback" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("workdir", "words"),
+    [
+        ("gs://bucket/run", "is an address, and a path of a file system is needed"),
+        ("{file}", "{file} is a file"),
+        ("{file}/run", "{file} is a file"),
+        ("/proc/run", "cannot be the directory of a run: /proc: "),
+    ],
+)
+@pytest.mark.parametrize("name", ["train", "transfer", "eval"])
+def test_a_place_that_holds_no_run_is_refused_at_once(tmp_path, capsys, name, workdir, words):
+    file = tmp_path / "file"
+    file.touch()
+    config = [] if name == "eval" else ["--config", "transfer" if name == "transfer" else "pairs"]
+    place = workdir.replace("{file}", str(file))
+    status, said = told(capsys, name, "--workdir", place, *config)
+    assert status == 2
+    assert words.replace("{file}", str(file)) in said
+    assert "Traceback" not in said
+
+
+def test_with_a_fixed_teacher_the_best_is_the_students(capsys):
+    argv = ["--config", "pairs:kd", "--workdir", "x", "--config.teacher.checkpoint=runs/first"]
+    found = flags.config(flags.parse(train.parser(), argv), needs="objective")
+    assert found.eval.best == "heldout/student/FH@10"
+    assert "with a fixed teacher there are no EMA weights" in capsys.readouterr().out
 
 
 def test_what_comes_next_is_said_in_commands_that_can_be_copied():

@@ -10,7 +10,7 @@ from PIL import Image
 from tars import write_tar
 
 from otter_jax.data.source import Source
-from otter_jax.training import doctor
+from otter_jax.training import compiling, doctor
 from otter_jax.training.contrastive import Setup
 
 
@@ -110,11 +110,11 @@ def test_labels_that_are_no_names_are_told(config, tmp_path):
 
 def test_a_step_that_does_not_fit_or_waits_is_told(config, monkeypatch):
     setup = Setup.of(config)
-    monkeypatch.setattr(doctor, "memory_of", lambda: 2**20)
+    monkeypatch.setattr(compiling, "memory_of", lambda: 2**20)
     findings = list(doctor.look_at_step(setup, supply=1e9))
     assert [f.level for f in findings] == ["error"]
     assert "smaller train.batch_size" in findings[0].text
-    monkeypatch.setattr(doctor, "memory_of", lambda: 2**40)
+    monkeypatch.setattr(compiling, "memory_of", lambda: 2**40)
     findings = list(doctor.look_at_step(Setup.of(config), supply=1e-3))
     assert [f.level for f in findings] == ["ok", "warning"]
     assert "devices will wait 100% of the time" in findings[1].text

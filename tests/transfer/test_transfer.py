@@ -428,3 +428,13 @@ def test_another_set_of_the_same_name_is_noticed(finished, config, squares, tmp_
     with pytest.raises(UserError, match="18 was saved, the data set was squares:train .36 images"):
         run(config, workdir)
     assert "going on from step 18" in run(config, workdir, anyway=True)
+
+
+def test_a_stop_while_a_step_is_compiled_ends_at_once_and_leaves_nothing(config, tmp_path):
+    def interrupted(*_, **__):
+        signal.raise_signal(signal.SIGINT)
+        pytest.fail("was not interrupted")
+
+    said = run(config, tmp_path / "run", compile_by=interrupted)
+    assert "Stopped by SIGINT after step 0 of 18. The same command goes on from there." in said
+    assert not (tmp_path / "run" / "config.json").exists()
