@@ -32,7 +32,9 @@ _MAGIC = (b"\xff\xd8\xff", b"\x89PNG", b"GIF8", b"BM", b"II*\0", b"MM\0*", b"RIF
 _BASE64 = re.compile(r"[A-Za-z0-9+/\s_-]{40,}={0,2}\s*")
 _NO_PATH = 1_024  # characters without a dot, which are base64 of whatever it may be
 _TEXT = r"""(?:"(?:[^"\\]|\\.)*"|'(?:[^'\\]|\\.)*')"""
-_LIST = re.compile(rf"\[\s*{_TEXT}(?:[\s,]+{_TEXT})*\s*,?\s*\]", re.DOTALL)
+_ITEM = rf"(?:{_TEXT}|None|nan)"
+_LIST = re.compile(rf"\[\s*{_ITEM}(?:[\s,]+{_ITEM})*\s*,?\s*\]", re.DOTALL)
+NULL = "\\N"  # as MySQL, Hive and PostgreSQL write it in text
 
 
 class Image(NamedTuple):
@@ -51,7 +53,7 @@ def image_of(value: Any, root: pathlib.Path) -> Image:
         value = value.get("bytes") or path
     if isinstance(value, bytes | bytearray | memoryview):
         return Image(bytes(value), path) if value else Image(None, path, "caption without image")
-    if value is None or value == "" or (isinstance(value, float) and value != value):
+    if value is None or value in ("", NULL) or (isinstance(value, float) and value != value):
         return Image(None, path, "caption without image")
     if not isinstance(value, str):
         return Image(None, path, f"image that is {kind_of(value)}, not a path or bytes")
@@ -79,6 +81,8 @@ def captions_of(value: Any) -> tuple[list[str], str, str]:
     """
     if isinstance(value, str):
         texts = _listed(value)
+        if texts == [] or value.strip() == NULL:
+            return [], "missing caption", ""
         if texts is None:
             return [value], "", ""
         return texts, "", "caption that is a list written as text, read as its captions"
@@ -162,7 +166,10 @@ def _meant(text: str) -> Iterator[str]:
 
 
 def _listed(text: str) -> list[str] | None:
-    """Returns the texts of a list that is written as JSON, Python or NumPy do; None of others."""
+    """Returns the texts of a list that is written as JSON, Python or NumPy do; None of others.
+
+    What is null in it is left out.
+    """
     text = text.strip()
     if not (text.startswith("[") and text.endswith("]")):
         return None
@@ -175,6 +182,7 @@ def _listed(text: str) -> list[str] | None:
             found = [ast.literal_eval(part) for part in re.findall(_TEXT, text, re.DOTALL)]
         except (ValueError, SyntaxError):
             return None
-    if found and isinstance(found, list) and all(isinstance(item, str) for item in found):
-        return found
-    return None
+    if not isinstance(found, list):
+        return None
+    found = [item for item in found if item is not None and item == item]  # NaN is not itself
+    return found if all(isinstance(item, str) for item in found) else None

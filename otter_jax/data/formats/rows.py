@@ -4,15 +4,19 @@ A row that RFC 4180 cannot explain is read in the first of these ways that gives
 as the table has columns: quotes, or delimiters, escaped by a backslash (Spark, Hive), and a quote
 that is neither doubled nor escaped, which is taken for a letter. White space before a quote is
 skipped.
+
+A row of TSV is a line, since captions with one stray quote are common there. It goes on in further
+lines only where a quote is open and these lines are no rows of their own (pandas, Excel).
 """
 
 import csv
+import itertools
 import re
 from collections.abc import Iterator
 from typing import NamedTuple
 
 from otter_jax.data.build.plan import MAX_BYTES
-from otter_jax.data.formats.lines import Lines
+from otter_jax.data.formats.lines import Lines, fields_of, placed
 
 DELIMITERS = (",", ";", "\t", "|")  # that a .csv may have, in the order in which they are tried
 LINES = 20  # per row; more are taken for a quote that is not closed
@@ -73,6 +77,42 @@ def rows_of(lines: Lines, delimiter: str, width: int = 0) -> Iterator[Row]:
             lines.back_to(stop)
         rows = _reader(counted, delimiter)
         yield row
+
+
+def rows_of_tsv(lines: Lines, width: int) -> Iterator[Row]:
+    """Yields the rows of TSV, each of `width` fields; a field in quotes may have several lines."""
+    for place, line in placed(lines):
+        fields = fields_of(line)
+        if fields and _is_open(fields[-1]) and len(fields) <= width:
+            end = lines.position
+            more = _rest_of(lines, len(fields), width)
+            if more:
+                fields = fields_of(line + more)
+            else:
+                lines.back_to(end)
+        if len(fields) in (0, width):
+            yield Row(place, fields)
+        else:
+            yield Row(place, [], f"{len(fields)} columns instead of {width}")
+
+
+def _rest_of(lines: Lines, before: int, width: int) -> str:
+    """Returns the lines that end a field in quotes, after `before` fields; "" if none do."""
+    more = ""
+    for line in itertools.islice(lines, LINES - 1):
+        more += line
+        first, *others = line.rstrip("\r\n").split("\t")
+        if before == width == len(others) + 1:
+            return ""  # a row of its own
+        if first.count('"') % 2 and first.endswith('"'):
+            return more if before + len(others) == width else ""
+        if others or first.count('"') % 2:
+            return ""
+    return ""
+
+
+def _is_open(field: str) -> bool:
+    return field.startswith('"') and bool(field.count('"') % 2)
 
 
 class _Counted:

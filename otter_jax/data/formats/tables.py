@@ -4,9 +4,8 @@ A row has an image and a caption, or several captions: a pair each, all with the
 image is the path of a file, relative to the table's folder unless another root is given, or its
 bytes (see `cells`). All other columns are kept as one JSON object.
 
-CSV is read as `rows` says. In TSV a row is a line, and a field is quoted only if it begins and ends
-with a quote, since captions with one stray quote are common. Words such as NA or null are text like
-any other.
+CSV and TSV are read as `rows` says; in TSV a field is quoted only if it begins and ends with a
+quote. Words such as NA or null are text like any other.
 """
 
 import csv
@@ -39,21 +38,20 @@ from otter_jax.data.formats.lines import (
     RANGE,
     Lines,
     byte_ranges,
-    fields_of,
     is_cut_freely,
     open_text,
     placed,
 )
 from otter_jax.data.formats.presence import has_pairs
 from otter_jax.data.formats.reading import USUAL, Reading
-from otter_jax.data.formats.rows import rows_of
+from otter_jax.data.formats.rows import Row, rows_of, rows_of_tsv
 from otter_jax.errors import UserError
 
 __all__ = ("SUFFIXES", "Rows", "plan")
 
 FIRST = 8  # rows of Parquet read at a time, to find one whose image is there
 
-Row = Mapping[str, Any]
+Cells = Mapping[str, Any]  # of a row, by column
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,7 +79,7 @@ class Rows:
         for place, row in self.rows(tally):
             yield from self._records(place, row, tally)
 
-    def rows(self, tally: Tally) -> Iterator[tuple[str, Row]]:
+    def rows(self, tally: Tally) -> Iterator[tuple[str, Cells]]:
         """Yields the position of each row, and its values by column."""
         if self.layout.kind == "parquet":
             for number, row in enumerate(
@@ -107,7 +105,7 @@ class Rows:
         """Returns the names of fields; [] for rows that have their own."""
         return [] if self.layout.kind == "jsonl" else parquet.distinct(self.layout.names)
 
-    def _json(self, lines: Lines, tally: Tally) -> Iterator[tuple[str, Row]]:
+    def _json(self, lines: Lines, tally: Tally) -> Iterator[tuple[str, Cells]]:
         for place, text in placed(lines):
             try:
                 row = json.loads(text) if text.strip() else {}
@@ -119,18 +117,9 @@ class Rows:
                 if row:
                     yield place, row
 
-    def _fields(self, lines: Lines, tally: Tally) -> Iterator[tuple[str, Row]]:
+    def _fields(self, lines: Lines, tally: Tally) -> Iterator[tuple[str, Cells]]:
         names = self._names
-        if self.layout.kind == "tsv":
-            for place, text in placed(lines):
-                fields = fields_of(text)
-                if len(fields) == len(names):
-                    yield place, dict(zip(names, fields, strict=True))
-                elif fields:
-                    what = f"{len(fields)} columns instead of {len(names)}"
-                    self._unreadable(place, what, tally)
-            return
-        for row in rows_of(lines, self.layout.delimiter, len(names)):
+        for row in _rows_of(lines, self.layout):
             if row.error:
                 self._unreadable(row.place, row.error, tally)
             elif row.fields:
@@ -141,7 +130,7 @@ class Rows:
     def _unreadable(self, place: str, why: str, tally: Tally) -> None:
         tally.dropped("row that cannot be read", f"{self.path.name}: {place} ({why})")
 
-    def _records(self, place: str, row: Row, tally: Tally) -> Iterator[Record]:
+    def _records(self, place: str, row: Cells, tally: Tally) -> Iterator[Record]:
         columns = self.columns
         image = image_of(row.get(columns.image), self.root)
         key = row.get(columns.key) if columns.key else image.path
@@ -259,6 +248,9 @@ def _origin(tables: Sequence[pathlib.Path], units: Sequence[Rows]) -> str:
     delimiters = dict.fromkeys(layout.delimiter for layout in layouts if layout.kind == "csv")
     if set(delimiters) - {","}:
         words.append(f"divided at {', '.join(map(shown_delimiter, delimiters))}")
+    unused = {n for layout in layouts for n in layout.names if n.strip().lower() == "split"}
+    if unused and not unused & {name for pair in columns for name in pair}:
+        words.append(f"all splits together, whatever the column {min(unused)!r} says")
     found = {
         part
         for table in tables
@@ -305,19 +297,26 @@ def _units(whole: Rows) -> Iterator[Rows]:
             yield unit(max(1, end * (last - first) // number), start=first, stop=last)
     elif not is_cut_freely(table):  # one unit, which can only be read from its beginning
         yield unit(end)
-    elif kind != "csv":  # a row is a line, so any end of a line will do
+    elif kind == "jsonl":  # a row is a line, so any end of a line will do
         for first, last in byte_ranges(table, RANGE, start):
             yield unit(last - first, start=first, stop=last)
     else:  # a field may span lines: the ends of rows are known only by reading all of them
         with open(table, "rb") as file:
             file.seek(start)
             lines = Lines(file, start)
-            for _ in rows_of(lines, whole.layout.delimiter, len(whole.layout.names)):
+            for _ in _rows_of(lines, whole.layout):
                 if lines.position - start >= RANGE:
                     yield unit(lines.position - start, start=start, stop=lines.position)
                     start = lines.position
             if lines.position > start:
                 yield unit(lines.position - start, start=start, stop=lines.position)
+
+
+def _rows_of(lines: Lines, layout: Layout) -> Iterator[Row]:
+    """Yields the rows of a text whose first line names its columns."""
+    if layout.kind == "tsv":
+        return rows_of_tsv(lines, len(layout.names))
+    return rows_of(lines, layout.delimiter, len(layout.names))
 
 
 def _as_text(value: Any) -> str:

@@ -52,8 +52,10 @@ def test_several_captions_of_a_picture_are_a_pair_each_in_every_kind_of_table(tm
         ("['a' 'b'\n 'c']", ["a", "b", "c"]),  # NumPy
         (' ["a\\"b"] ', ['a"b']),
         ("[Photo]", None),
+        ('["a", null, NaN, "b"]', ["a", "b"]),
+        ("['a', None, nan]", ["a"]),
         ("[1, 2]", None),
-        ("[]", None),
+        ("[nan b]", None),
         ("['a', b]", None),
         ('["a"] and ["b"]', None),
         ("[" * 5000 + "]" * 5000, None),
@@ -91,6 +93,9 @@ def test_a_number_is_a_caption_and_counted(value, text):
         (decimal.Decimal("nan"), "missing caption"),
         ([], "missing caption"),
         ([None], "missing caption"),
+        ("[]", "missing caption"),  # as pandas and json write an empty list
+        ("[null]", "missing caption"),
+        ("\\N", "missing caption"),  # as MySQL, Hive and PostgreSQL write null
     ],
 )
 def test_what_is_no_caption_is_named_by_what_it_is(value, why):
@@ -194,6 +199,7 @@ def test_names_in_a_report_are_short_and_keep_both_ends():
         ("inner.jpg", "It is there with --root .*/pictures"),
         ("sibling.jpg", "It is there with --root .*/beside"),
         ("/nowhere/0.jpg", "looked for at /nowhere/0.jpg. Mend the paths"),
+        (r"C:\photos\0.jpg", r"looked for at .*C:\\photos\\0.jpg. Mend the paths"),
         ("0", "There is one with .jpg at its end"),
         ("http://there/0.jpg", "1 row and no image. The first: URL .*img2dataset"),
         ("", "no image. The first: caption without image. Is another column meant"),

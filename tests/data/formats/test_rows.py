@@ -5,7 +5,7 @@ import io
 import pytest
 
 from otter_jax.data.formats.lines import Lines
-from otter_jax.data.formats.rows import ESCAPED, LINES, STRAY, rows_of
+from otter_jax.data.formats.rows import ESCAPED, LINES, STRAY, rows_of, rows_of_tsv
 
 
 def rows(text, width=2, delimiter=","):
@@ -57,3 +57,28 @@ def test_a_quote_that_is_not_closed_swallows_no_more_than_some_lines():
 
 def test_a_long_line_of_stray_quotes_takes_no_time():
     assert rows("a," + '"x,' * 300_000 + "\nz,last\n")[-1] == (["z", "last"], "")
+
+
+@pytest.mark.parametrize(
+    ("text", "fields"),
+    [
+        ('a\t"two\nlines"\nz\tlast\n', [["a", "two\nlines"], ["z", "last"]]),
+        ('"two\r\n\r\n""lines"""\tb\r\nz\tlast', [['two\r\n\r\n"lines"', "b"], ["z", "last"]]),
+        ('a\t"Stray, he said\nz\tlast\n', [["a", '"Stray, he said'], ["z", "last"]]),
+        ('a\t"Stray\nz\tlast"\n', [["a", '"Stray'], ["z", 'last"']]),
+        ('a\t"Stray\n\nz\tlast\n', [["a", '"Stray'], ["z", "last"]]),
+        ('a\t"Stray', [["a", '"Stray']]),
+    ],
+)
+def test_a_quoted_field_of_tsv_spans_lines_that_are_no_rows_and_a_stray_quote_is_a_letter(
+    text, fields
+):
+    lines = Lines(io.BytesIO(text.encode()))
+    assert [row.fields for row in rows_of_tsv(lines, 2) if row.fields] == fields
+
+
+def test_a_quote_of_tsv_that_is_never_closed_costs_no_row():
+    text = 'a\t"open\n' + "no row\n" * 2 * LINES + "z\tlast\n"
+    found = list(rows_of_tsv(Lines(io.BytesIO(text.encode())), 2))
+    assert [row.fields for row in found if not row.error] == [["a", '"open'], ["z", "last"]]
+    assert [row.error for row in found if row.error] == ["1 columns instead of 2"] * 2 * LINES

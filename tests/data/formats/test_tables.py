@@ -207,3 +207,17 @@ def test_no_bytes_break_a_reader_of_tables(tmp_path_factory, junk, kind):
             json.dumps(record.fields).encode()
             record.fields["caption"].encode()
             image_to_store(record, Options())
+
+
+def test_captions_of_several_lines_in_tsv_are_whole_wherever_units_are_cut(tmp_path, monkeypatch):
+    monkeypatch.setattr(tables, "RANGE", 30)
+    files = write_pictures(tmp_path, 6)
+    text = "".join(f'{name}\t"line one of {name}\nand ""two"""\n' for name in files)
+    (tmp_path / "t.tsv").write_text("image\tcaption\n" + text)
+    plan = kinds.plan_of([str(tmp_path / "t.tsv")], "mine", Options())
+    assert len(plan.units["train"]) == 6
+    kept, part = made(tmp_path, plan)
+    assert {key: row["caption"] for key, row in kept.items()} == {
+        name: f'line one of {name} and "two"' for name in files
+    }
+    assert part["kept"] == part["read"] == 6
