@@ -3,7 +3,7 @@
 The layout is ROOT/CLASS/picture, which becomes the split "train", or ROOT/SPLIT/CLASS/picture,
 where the splits have the names of their folders. A picture is a .jpg, .jpeg, .png or .webp file
 directly in its class folder. Links are followed; hidden files (with a leading dot) are ignored, and
-so are files beside the class folders that are no pictures.
+so are files beside the class folders that are no pictures, and folders called __MACOSX.
 
 A picture that cannot be read stops nothing: it is counted and named in report.json beside the
 records. A class with fewer than two pictures stops the build, since none could be held out.
@@ -37,6 +37,7 @@ LEAST = 2  # pictures of a class: one to learn from, one to be tested on
 NAMED_CLASSES = 10  # that have too few, in the message
 SLICE = 1_000  # files of a unit
 NEAR = 1e-6  # of the distance of a class's pictures in the set; places so near are the same
+MACOS = "__MACOSX"  # in a ZIP archive made there: what it knows of each file, but no picture
 LAYOUTS = "ROOT/CLASS/picture or ROOT/SPLIT/CLASS/picture"
 
 
@@ -195,7 +196,7 @@ def _list(root: pathlib.Path, folder: str) -> tuple[list[str], list[File]]:
     try:
         with os.scandir(root / folder) as entries:
             for entry in sorted(entries, key=lambda entry: entry.name):
-                if entry.name.startswith("."):
+                if entry.name.startswith(".") or entry.name == MACOS:
                     continue
                 if entry.is_dir():
                     folders.append(entry.name)

@@ -23,12 +23,14 @@ class Contents(NamedTuple):
       pictures: whether there is any.
       captioned: whether any has a caption beside it.
       arrow: whether there is a file of Arrow.
+      prepared: whether there is a file of ArrayRecord.
       tables: all of them, sorted.
     """
 
     pictures: bool
     captioned: bool
     arrow: bool
+    prepared: bool
     tables: list[pathlib.Path]
 
 
@@ -37,7 +39,8 @@ def contents_of(root: pathlib.Path) -> Contents:
 
     Raises UserError for a folder that cannot be read.
     """
-    pictures, captioned, arrow, tables, seen = False, False, False, [], set()
+    pictures = captioned = arrow = prepared = False
+    tables, seen = [], set()
     for folder, inner, names in os.walk(root, followlinks=True, onerror=_refuse):
         seen.add(os.path.realpath(folder))
         inner[:] = sorted(
@@ -55,11 +58,12 @@ def contents_of(root: pathlib.Path) -> Contents:
                 # By the first dot too, as in a web-dataset.
                 stems.setdefault(kind, set()).update((stem, name.partition(".")[0]))
             arrow |= suffix.lower() == ".arrow"
+            prepared |= ".array_record" in name
             if name.lower().endswith(TABLES):
                 tables.append(pathlib.Path(folder, name))
         pictures |= "picture" in stems
         captioned |= bool(stems.get("picture", set()) & stems.get("caption", set()))
-    return Contents(pictures, captioned, arrow, sorted(tables))
+    return Contents(pictures, captioned, arrow, prepared, sorted(tables))
 
 
 def tables_of(root: pathlib.Path, reading: Reading) -> list[pathlib.Path]:
@@ -73,6 +77,8 @@ def tables_of(root: pathlib.Path, reading: Reading) -> list[pathlib.Path]:
         return _of_one_kind(metadata)
     if not found.pictures:
         shards = [table for table in found.tables if table.name.lower().endswith(".parquet")]
+        if not shards:
+            _check_not_made(root, found)
         # Spark and Hadoop write a table as a folder of part-00000 and so on.
         parts = [table for table in found.tables if table.name.startswith("part-")]
         if shards or len(found.tables) in (1, len(parts) or 1):
@@ -80,12 +86,6 @@ def tables_of(root: pathlib.Path, reading: Reading) -> list[pathlib.Path]:
     elif found.captioned or not reading.captions:
         return []
     if not found.tables:
-        if found.arrow:
-            raise UserError(
-                f"The folder {root} holds Arrow files, as Hugging Face's save_to_disk writes them. "
-                "Make them Parquet: datasets.load_from_disk(FOLDER)['train'].to_parquet(FILE), "
-                "without ['train'] if there are no splits."
-            )
         return []
     shown = ", ".join(clean(str(table)) for table in found.tables[:NAMED])
     more = f" and {len(found.tables) - NAMED:,} more" * (len(found.tables) > NAMED)
@@ -95,6 +95,22 @@ def tables_of(root: pathlib.Path, reading: Reading) -> list[pathlib.Path]:
         f"The folder {root} holds {what}. It holds {'a table' if one else 'tables'}, {shown}{more}"
         f": give {'that' if one else 'the one that is meant, or a glob,'} instead of the folder."
     )
+
+
+def _check_not_made(root: pathlib.Path, found: Contents) -> None:
+    """Raises UserError for a folder that another program, or this one, has made of a data set."""
+    if found.arrow:
+        raise UserError(
+            f"The folder {root} holds Arrow files, as Hugging Face's save_to_disk writes them. "
+            "Make them Parquet: datasets.load_from_disk(FOLDER)['train'].to_parquet(FILE), "
+            "without ['train'] if there are no splits."
+        )
+    if found.prepared:
+        raise UserError(
+            f"The folder {root} holds a data set that is made already, in ArrayRecord files. To "
+            "read it, name it and the folder of data sets that it is in: --config.data.name=NAME "
+            "--config.data.dir=DIR"
+        )
 
 
 def _of_one_kind(metadata: list[pathlib.Path]) -> list[pathlib.Path]:

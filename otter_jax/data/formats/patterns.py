@@ -7,6 +7,7 @@ import re
 from otter_jax.errors import UserError
 
 MOST = 1_000_000  # names that braces may stand for
+_ELSEWHERE = re.compile(r"(pipe:|[a-z][a-z0-9+.-]*://)", re.IGNORECASE)
 _BRACES = re.compile(r"\{([^{}]*)\}")
 _RANGE = re.compile(r"(-?\d+)\.\.(-?\d+)(?:\.\.(\d+))?")
 
@@ -18,13 +19,19 @@ def matches_of(pattern: str) -> list[str]:
 
     Those of braces come in their order, and those of a glob sorted.
 
-    Raises UserError if some names of braces exist and others do not; it names the first.
+    Raises UserError if some names of braces exist and others do not; it names the first. And for
+    what is no path, such as a URL or a web-dataset's pipe.
     """
     path = os.path.expanduser(pattern)
     if pattern.startswith("$") and not os.path.exists(pattern):  # no shell reads configs
         path = os.path.expandvars(pattern)
     if os.path.exists(path):
         return [path]
+    if _ELSEWHERE.match(path):
+        raise UserError(
+            f"{pattern} is no path on this machine: what lies elsewhere is not fetched. Download "
+            "it, or mount it, and give its path."
+        )
     names = braces(path)
     if len(names) == 1:
         return sorted(glob.glob(path, recursive=True))

@@ -66,7 +66,8 @@ def _nothing_at(
     ending = next((s for s in SUFFIXES if _is_file(path.with_name(path.name + s))), "")
     if ending:
         return f"{said}. There is one with {ending} at its end: write the names with it."
-    if pathlib.Path(text).is_absolute() or text.startswith(("~", "$", "file:")):
+    is_absolute = pathlib.Path(text).is_absolute() or pathlib.PureWindowsPath(text).drive
+    if is_absolute or text.startswith(("~", "$", "file:")):
         return f"{said}. Mend the paths, or make them relative and give their folder as --root DIR."
     other = next((folder for folder in _nearby(table) if _is_file(folder / text)), None)
     if other:

@@ -190,6 +190,7 @@ def test_hidden_files_and_folders_and_other_files_beside_the_classes_are_passed_
         "cat/.DS_Store": b"x",
         "cat/._1.jpg": b"x",
         "cat/.thumbs/1.jpg": noise(),
+        "__MACOSX/cat/._1.jpg": b"x",  # of a ZIP archive
         "README.md": b"cats and dogs",
     }
     build(tmp_path, files)

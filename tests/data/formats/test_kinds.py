@@ -81,9 +81,28 @@ def test_a_folder_of_parts_as_spark_writes_it_is_one_set(tmp_path):
 
 
 def test_a_folder_of_arrow_files_is_named(tmp_path):
-    (tmp_path / "data-00000-of-00001.arrow").write_bytes(b"")
-    with pytest.raises(UserError, match=r"save_to_disk.*to_parquet"):
-        planned(tmp_path)
+    (tmp_path / "train").mkdir()
+    (tmp_path / "train" / "data-00000-of-00001.arrow").write_bytes(b"")
+    for also in ("dataset_dict.json", "train/state.json", "train/dataset_info.json"):
+        (tmp_path / also).write_text("{}")
+        for folder in (tmp_path, tmp_path / "train"):
+            with pytest.raises(UserError, match=r"save_to_disk.*to_parquet"):
+                planned(folder)
+
+
+def test_a_set_that_is_made_already_is_no_source(tmp_path):
+    write_table(tmp_path / "t.csv", write_pictures(tmp_path, 1))
+    made(tmp_path, planned(tmp_path / "t.csv"))
+    with pytest.raises(UserError, match=r"is made already.*--config\.data\.name=NAME"):
+        planned(tmp_path / "sets")
+
+
+def test_that_a_column_of_splits_is_not_obeyed_is_said(tmp_path):
+    write_pictures(tmp_path, 2)
+    (tmp_path / "t.csv").write_text("image,caption,Split\n0.jpg,a,train\n1.jpg,b,test\n")
+    assert "all splits together, whatever the column 'Split' says" in (
+        planned(tmp_path / "t.csv").origin
+    )
 
 
 def test_links_that_lead_in_circles_end(tmp_path):
@@ -128,6 +147,15 @@ def test_braces_name_sources_and_the_tars_of_a_config(tmp_path):
         planned(f"{tmp_path}/t-{{00000..00003}}.tar")
     with pytest.raises(SourceMissing):
         tars.find([f"{tmp_path}/t-{{00000..00003}}.tar"])
+
+
+@pytest.mark.parametrize(
+    "source", ["https://there/00000.tar", "s3://there/{0..9}.tar", "pipe:cat a.tar", "hf://a/b"]
+)
+def test_what_lies_elsewhere_is_said_to_be_no_path(source):
+    for call in (planned, lambda path: tars.find([path])):
+        with pytest.raises(UserError, match="is no path on this machine"):
+            call(source)
 
 
 def test_home_and_variables_at_the_beginning_of_a_pattern_are_expanded(tmp_path, monkeypatch):
