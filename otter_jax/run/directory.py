@@ -17,6 +17,7 @@ import rich.console
 from ml_collections import ConfigDict
 
 from otter_jax.errors import UserError
+from otter_jax.run import lock
 
 COMMANDS = {"objective": "train", "phases": "transfer"}  # key of a config: the command it is for
 # What may differ from start to start of one run; the config's other keys in these sections may not.
@@ -189,8 +190,9 @@ def check_run(
 
     Prints the values that changed since the run's last start; with `anyway` also those of other
     data, another model or method, but not another batch size, since steps are counted in batches.
-    A run without a checkpoint is none yet.
+    A run without a checkpoint is none yet. Raises UserError, too, if another start trains there.
     """
+    lock.check_free(workdir)
     if not any((workdir / "checkpoints").glob("[0-9]*")) or not (workdir / "config.json").exists():
         return
     try:

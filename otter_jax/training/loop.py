@@ -20,7 +20,7 @@ from ml_collections import ConfigDict
 from otter_jax import mesh as meshes
 from otter_jax.data.source import Source
 from otter_jax.errors import Stopped, UserError
-from otter_jax.run import cluster, directory
+from otter_jax.run import cluster, directory, lock
 from otter_jax.run.checkpoint import Checkpoints
 from otter_jax.run.console import progress_bar
 from otter_jax.training.meters import Clock, Metrics, Mishaps, Scalars
@@ -95,7 +95,8 @@ def train(
 
     With `from_step` it goes on from that checkpoint, and sets later ones aside. SIGTERM or Ctrl-C
     saves after the current step, and raises Stopped. Raises UserError if the checkpoint is of
-    another task, or (without `anyway`) of another data set, and when a number is no longer finite.
+    another task or (without `anyway`) of another data set, if the run is being trained by another
+    start, and when a number is no longer finite.
     """
     config = task.config
     whole, _ = meshes.shardings(task.mesh)
@@ -103,6 +104,8 @@ def train(
     best, keep_every = config.eval.best, config.checkpoint.keep_every
     with contextlib.ExitStack() as stack:
         stack.enter_context(_no_empty_folders(workdir))
+        if cluster.is_first():
+            stack.enter_context(lock.held(workdir))
         checkpoints = stack.enter_context(
             contextlib.closing(Checkpoints(workdir, best=best, keep_every=keep_every, about=about))
         )

@@ -11,7 +11,7 @@ import rich.console
 from otter_jax.configs import common
 from otter_jax.configs import transfer as transfer_configs
 from otter_jax.errors import UserError
-from otter_jax.run import directory
+from otter_jax.run import directory, lock
 
 
 def config(**changes):
@@ -153,3 +153,9 @@ def test_nothing_is_left_of_a_new_folder_that_failed(tmp_path):
     with pytest.raises(ZeroDivisionError), directory.new_folder(tmp_path / "out") as folder:
         fail(folder)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_run_that_lives_is_not_started_again(workdir):
+    with lock.held(workdir), pytest.raises(UserError, match="is being trained by process"):
+        checked(workdir, config(), anyway=True)
+    assert checked(workdir, config()) == ""
