@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import math
 import pathlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -31,6 +31,7 @@ from otter_jax.training.compiling import check_memory, compiled, jit_step, shape
 from otter_jax.training.loop import Step, is_multiple, train
 from otter_jax.training.meters import Metrics
 from otter_jax.zeroshot.evaluator import Evaluator
+from otter_jax.zeroshot.sets import EvalSet
 
 SAMPLE = 5_000  # captions whose lengths are looked at before training
 TEACHERS = {"none": "none", "softmax": "softmax", "transport": "optimal transport"}
@@ -201,7 +202,8 @@ class Contrastive:
         """Prints what is in doubt, then method, model, data and length of the run in few lines."""
         for note in self._setup.notes:
             self._console.print(f"Note: {note}")
-        self._console.print(in_columns(_summary(self._setup, state, start)))
+        fields = _summary(self._setup, state, start) | _seen(self._evaluator.sets, self.source)
+        self._console.print(in_columns(fields))
 
     def batches(self, start: int) -> Iterator[dict[str, np.ndarray]]:
         """Yields this process's rows of the batches from step `start` on."""
@@ -358,6 +360,12 @@ def _pictures(source: Source, batch_size: int) -> dict[str, str]:
     """Returns how often a batch has a picture twice, as text; nothing for sets made elsewhere."""
     expected = repeats.expected_repeats(source, batch_size)
     return {} if expected is None else {"pictures": repeats.repeats_line(expected, batch_size)}
+
+
+def _seen(sets: Sequence[EvalSet], training: Source) -> dict[str, str]:
+    """Returns how many pictures of each set are trained on, as text; nothing of those without."""
+    lines = {f"eval {s.name}": repeats.trained_on_line(s.source, training) for s in sets}
+    return {name: line for name, line in lines.items() if line}
 
 
 def _captions(setup: Setup) -> str:

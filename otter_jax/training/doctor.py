@@ -64,7 +64,7 @@ def findings(config: ConfigDict, *, step: bool) -> Iterator[Finding]:
     yield from look_at_repeats(setup.source, B)
     yield from look_at_captions(setup)
     for name, spec in config.eval.sets.items():
-        yield from look_at_classes(name, spec, config.data, setup.tokenizer)
+        yield from look_at_classes(name, spec, config.data, setup.tokenizer, setup.source)
     yield from look_at_workers(config)
     try:
         supply = pipeline_rate(setup)
@@ -144,9 +144,12 @@ def look_at_captions(setup: Setup) -> Iterator[Finding]:
 
 
 def look_at_classes(
-    name: str, spec: ConfigDict, data: ConfigDict, tokenizer: Tokenizer
+    name: str, spec: ConfigDict, data: ConfigDict, tokenizer: Tokenizer, training: Source
 ) -> Iterator[Finding]:
-    """Checks whether a set can be evaluated on, and whether its classes can be told apart."""
+    """Checks whether a set can be evaluated on, and whether its classes can be told apart.
+
+    Pictures that are trained on are a warning, unless all are: that must be meant.
+    """
     try:
         found = EvalSet.open(name, spec, data.dir, exif=data.exif)
     except UserError as error:
@@ -157,6 +160,11 @@ def look_at_classes(
     text = f"{len(found.source):,} images, {len(found.names):,} names, {idle:,} of them never right"
     more = f"; {without:,} images have no label among the names and do not count"
     yield Finding("warning" if without else "ok", f"eval {name}", text + (more if without else ""))
+    seen = repeats.trained_on(found.source, training)
+    if seen:
+        level = "warning" if seen < len(found.source) else "ok"
+        line = repeats.trained_on_line(found.source, training)
+        yield Finding(level, "seen", f"eval {name}: {line}")
     for line in look_at(tokenizer, found.names, found.templates).lines(tokenizer.max_tokens):
         yield Finding("warning", f"eval {name}", line)
 

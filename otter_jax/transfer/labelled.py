@@ -6,6 +6,7 @@ import numpy as np
 from jaxtyping import Int
 from ml_collections import ConfigDict
 
+from otter_jax.data.repeats import trained_on
 from otter_jax.data.source import Source, in_both, open_dataset
 from otter_jax.errors import UserError
 from otter_jax.run.batches import ensure_once
@@ -52,7 +53,7 @@ class Labelled:
 
 
 def open_splits(config: ConfigDict) -> tuple[Labelled, Labelled]:
-    """Opens the training and the validation split.
+    """Opens the training and the validation split; prints how many pictures both have as copies.
 
     Raises UserError if a record is in both, or a class in only one of them.
     """
@@ -83,4 +84,11 @@ def open_splits(config: ConfigDict) -> tuple[Labelled, Labelled]:
                 f"classes that the other split has, such as {some}. Take a larger one, or leave "
                 "these classes out of both."
             )
+    copies = trained_on(validation.source, train.source)
+    if copies:
+        print(
+            f"{copies:,} of the {len(validation.labels):,} pictures of data.validation="
+            f"{data.validation!r} are copies of pictures of data.train={data.train!r}, byte for "
+            "byte. They count like any other."
+        )
     return train, validation

@@ -1,5 +1,7 @@
 """Sets that are mixed meet by chance, and how often a batch has a picture twice is known before."""
 
+import types
+
 import numpy as np
 import pytest
 from making import made
@@ -8,7 +10,12 @@ from tars import write_tar
 
 from otter_jax.data.build.plan import Options
 from otter_jax.data.formats import kinds
-from otter_jax.data.repeats import expected_repeats, repeats_line
+from otter_jax.data.repeats import (
+    expected_repeats,
+    repeats_line,
+    trained_on,
+    trained_on_line,
+)
 from otter_jax.data.source import Mixture, Source, open_dataset
 from otter_jax.training import contrastive, doctor
 
@@ -106,3 +113,16 @@ def test_sets_that_share_pictures_on_disk_are_known_and_sets_of_others_say_nothi
     assert expected_repeats(both, 4) == pytest.approx(3 * (2 / 6) ** 2)
     (tmp_path / "sets" / "b" / "1.0.0" / "pictures-train.npy").unlink()
     assert expected_repeats(both, 4) is None
+
+
+def test_pictures_to_evaluate_on_that_are_trained_on_are_counted():
+    training = Mixture([Kept(range(10)), Kept(range(20, 30))], [1.0, 1.0])
+    assert trained_on(Kept([5, 5, 25, 40]), training) == 3
+    assert trained_on_line(Kept([5, 5, 25, 40]), training) == (
+        "3 of 4 pictures are trained on, too"
+    )
+    sets = [types.SimpleNamespace(name=n, source=Kept([n])) for n in (5, 40)]
+    assert contrastive._seen(sets, training) == {"eval 5": "1 of 1 pictures are trained on, too"}
+    others = Source("others", [{"image": b""}], {"image": None})
+    for first, second in ((Kept([40]), training), (others, training), (Kept([5]), others)):
+        assert trained_on_line(first, second) == ""

@@ -9,6 +9,7 @@ import world as worlds
 from PIL import Image
 from tars import write_tar
 
+from otter_jax.configs import common
 from otter_jax.data.source import Source
 from otter_jax.training import compiling, doctor
 from otter_jax.training.contrastive import Setup
@@ -45,13 +46,14 @@ def test_a_good_run_is_found_good(world, monkeypatch):
     lines = result.stdout.splitlines()
     shown = [line[8:20].strip() for line in lines if line.startswith(("ok ", "warning "))]
     assert shown == [
-        "config", "images", "pictures", "captions", "captions", "eval colours", "pipeline",
-        "step", "step",
+        "config", "images", "pictures", "captions", "captions", "eval colours", "seen",
+        "pipeline", "step", "step",
     ]  # fmt: skip
     for words in (
         "40 of 40 read",
         "packed, 16 captions",
         "4 names, 0 of them",
+        "eval colours: 40 of 40 pictures are trained on, too",
         "compiled in",
         "pairs/s",
     ):
@@ -171,3 +173,9 @@ def test_what_is_in_doubt_about_an_encoder_is_a_warning(world, config, tmp_path)
     assert "data.max_tokens=8, but sentence-transformers cuts texts" in length
     assert "at 6 tokens" in length
     assert "17% of the captions' words are unknown" in unknown  # blue and white of six words
+
+
+def test_only_some_pictures_that_are_trained_on_are_a_warning(config):
+    config.eval.sets.half = common.evaluation("squares", split="train[50%:]", label="json.colour")
+    config.data.split = "train[:75%]"
+    assert found(config)["seen"] == ("warning", "eval half: 10 of 20 pictures are trained on, too")

@@ -59,3 +59,19 @@ def test_records_in_both_splits_are_counted(tmp_path_factory, split, other, both
             file.write_bytes(noise(number))
         ensure("mine", str(home), folder=str(home / "tree"))
     assert in_both(str(home), "mine", split, other) == both
+
+
+def test_copies_of_training_pictures_among_those_to_validate_on_are_told(tmp_path, capsys):
+    numbers = {"train": range(4), "validation": (0, 1, 2, 9)}  # 3 of 4 are copies
+    for split, of in numbers.items():
+        for place, number in enumerate(of):
+            file = tmp_path / "tree" / split / ("cat", "dog")[place % 2] / f"{split}{number}.jpg"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_bytes(noise(number))
+    config = transfer.get_config()
+    config.data.name, config.data.dir = "copies", str(tmp_path / "sets")
+    config.data.folder = str(tmp_path / "tree")
+    labelled.open_splits(config)
+    assert "3 of the 4 pictures of data.validation='validation' are copies" in (
+        capsys.readouterr().out
+    )
