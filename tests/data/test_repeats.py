@@ -1,7 +1,5 @@
 """Sets that are mixed meet by chance, and how often a batch has a picture twice is known before."""
 
-import types
-
 import numpy as np
 import pytest
 from making import made
@@ -18,6 +16,7 @@ from otter_jax.data.repeats import (
 )
 from otter_jax.data.source import Mixture, Source, open_dataset
 from otter_jax.training import contrastive, doctor
+from otter_jax.zeroshot.sets import EvalSet
 
 
 class Kept(Source):
@@ -121,7 +120,8 @@ def test_pictures_to_evaluate_on_that_are_trained_on_are_counted():
     assert trained_on_line(Kept([5, 5, 25, 40]), training) == (
         "3 of 4 pictures are trained on, too"
     )
-    sets = [types.SimpleNamespace(name=n, source=Kept([n])) for n in (5, 40)]
+    labels = np.zeros((1, 1), np.int32)
+    sets = [EvalSet(str(n), Kept([n]), ["a"], labels, ("{}",)) for n in (5, 40)]
     assert contrastive._seen(sets, training) == {"eval 5": "1 of 1 pictures are trained on, too"}
     others = Source("others", [{"image": b""}], {"image": None})
     for first, second in ((Kept([40]), training), (others, training), (Kept([5]), others)):
