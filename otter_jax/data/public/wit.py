@@ -24,6 +24,7 @@ import dataclasses
 import functools
 import gzip
 import pathlib
+import zlib
 from collections.abc import Iterator
 
 import numpy as np
@@ -131,10 +132,16 @@ def open_rows(file: pathlib.Path) -> Iterator[csv.DictReader]:
 
 @functools.lru_cache(maxsize=1)
 def read_texts(files: tuple[pathlib.Path, ...], language: str) -> Texts:
-    """Reads the texts in all files, once per process."""
+    """Reads the texts in all files, once per process.
+
+    Raises UserError for a file that is broken: without its rest, images would lack their texts.
+    """
     found = Texts(language)
     for file in files:
-        found.read(file)
+        try:
+            found.read(file)
+        except (OSError, EOFError, zlib.error, csv.Error) as error:
+            raise UserError(f"{file} cannot be read to its end: {error}. Get it again.") from error
     return found
 
 

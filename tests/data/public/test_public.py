@@ -122,6 +122,14 @@ def test_wit_without_an_english_text_for_any_image_says_why(tmp_path):
         made(tmp_path, "wit", "train")
 
 
+def test_of_a_broken_file_of_wits_texts_that_file_is_named_and_not_one_of_pixels(tmp_path):
+    wit_of(tmp_path, f"{WIT_HEADER}\n" + "en\ta.jpg\ttext\t\t\n" * 99, ["a.jpg"])
+    texts = tmp_path / "wit_v1.train.all-1.tsv.gz"
+    texts.write_bytes(texts.read_bytes()[:-9])
+    with pytest.raises(UserError, match=r"wit_v1.train.all-1.tsv.gz cannot be read to its end"):
+        made(tmp_path, "wit", "train")
+
+
 def test_wit_is_read_after_a_byte_order_mark_and_without_columns_says_which(tmp_path):
     wit_of(tmp_path, f"\ufeff{WIT_HEADER}\nen\ta.jpg\ttext\t\t\n", ["a.jpg"])
     assert made(tmp_path, "wit", "train")[0]["a.jpg"]["caption"] == "text"
