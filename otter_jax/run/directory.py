@@ -89,6 +89,16 @@ def versions() -> dict[str, Any]:
     }
 
 
+def is_run(workdir: str | pathlib.Path) -> bool:
+    """Tells whether this is the directory of a run with checkpoints."""
+    folder = pathlib.Path(workdir).expanduser()
+    return bool(str(workdir)) and (folder / "checkpoints").is_dir() and _described(folder)
+
+
+def _described(folder: pathlib.Path) -> bool:
+    return (folder / "run.json").is_file() or (folder / "config.json").is_file()
+
+
 def config_of(workdir: pathlib.Path, *, needs: str = "objective") -> ConfigDict:
     """Returns the config of the latest start of a run that made steps.
 

@@ -18,6 +18,7 @@ from otter_jax.errors import UserError
 from otter_jax.models.bert import Bert
 from otter_jax.models.towers import Towers
 from otter_jax.models.vit import ViT
+from otter_jax.run import directory
 from otter_jax.weights import encoders, image_config, sentences
 from otter_jax.weights.encoders import Encoder
 from otter_jax.weights.tensors import Tell, quiet
@@ -103,17 +104,24 @@ def load_towers(
 ) -> tuple[Towers, Encoder, Encoder]:
     """Returns the model, and its two encoders from `weights.load_image` and `load_text`.
 
+    Of weights that are a run's only the architecture is taken (`trained.fresh` has the rest).
     `tell` is told what they tell, and of weights that are used to other pixels.
     """
     as_dtype = dtype_of(dtype)
+    base = origin(img["weights"], "img")
     image = encoders.load_image(
-        img["weights"], arch=img["arch"], dtype=as_dtype, pretrained=pretrained, tell=tell
+        base,
+        arch=img["arch"],
+        dtype=as_dtype,
+        pretrained=pretrained and base == img["weights"],
+        tell=tell,
     )
+    base = origin(txt["weights"], "txt")
     text = encoders.load_text(
-        txt["weights"],
+        base,
         dropout=txt["dropout"],
         dtype=as_dtype,
-        pretrained=txt["pretrained"],
+        pretrained=txt["pretrained"] and base == txt["weights"],
         tell=tell,
     )
     model = Towers(
@@ -132,6 +140,21 @@ def load_towers(
             f"to keep to theirs: {remedy}"
         )
     return model, image, text
+
+
+def origin(weights: str, tower: str) -> str:
+    """Returns the weights that a run's tower ("img" or "txt") was started from; others as they are.
+
+    A run may have been started from another one.
+    """
+    folder, seen = weights.partition("#")[0], set()
+    while directory.is_run(folder):
+        if folder in seen:
+            raise UserError(f"The run in {folder} says that it was started from itself.")
+        seen.add(folder)
+        weights = directory.config_of(Path(folder).expanduser()).model[tower].weights
+        folder = weights.partition("#")[0]
+    return weights
 
 
 def dtype_of(name: str) -> Any:

@@ -1,12 +1,15 @@
 """Loads trained weights from a run's directory."""
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import jax
 from flax import linen as nn
+from flax import traverse_util
 from jax.sharding import Sharding
-from jaxtyping import PyTree
+from jaxtyping import Array, Key, PyTree
 from ml_collections import ConfigDict
 
 from otter_jax import gates
@@ -17,6 +20,8 @@ from otter_jax.run import directory, model
 from otter_jax.run.checkpoint import restore_best
 from otter_jax.weights import encoders
 from otter_jax.weights.tensors import Tell, quiet
+
+Flat = dict[tuple[str, ...], Any]  # variables by their paths
 
 
 class Trained(NamedTuple):
@@ -78,10 +83,63 @@ def load(
     return Trained(module, folded, tokenizer, taken.step, str(taken))
 
 
-def is_run(weights: str) -> bool:
-    """Tells whether `weights` is the directory of a run."""
-    folder = Path(weights).expanduser()
-    return bool(weights) and (folder / "checkpoints").is_dir() and (folder / "run.json").is_file()
+def fresh(
+    config: ConfigDict, *, key: Key[Array, ""], tell: Tell = quiet
+) -> tuple[Towers, PyTree, Path]:
+    """Makes the model of a config as `model.fresh` does, from a run's weights where it names a run.
+
+    `model.img.weights` and `model.txt.weights` may be the directory of a contrastive run, or
+    "DIR#ema": then its best or latest tower is taken, with its head if it has as many outputs, and
+    both temperatures if both towers are of one run; gates are folded in. `tell` is told which
+    checkpoint that is. Raises UserError if the run's tower is of another architecture.
+    """
+    section = config.model.to_dict()
+    made, variables, tokenizer = model.fresh(
+        **section, gate_shape=config.gates.shape, key=key, tell=tell
+    )
+    flat = traverse_util.flatten_dict(variables)
+    sources = {tower: section[tower]["weights"] for tower in ("img", "txt")}
+    for weights in dict.fromkeys(sources.values()):
+        if directory.is_run(weights.partition("#")[0]):
+            towers = [tower for tower, source in sources.items() if source == weights]
+            flat |= _of_run(config, weights, towers, flat, tell)
+    return made, traverse_util.unflatten_dict(flat), tokenizer
+
+
+def _of_run(
+    config: ConfigDict, weights: str, towers: Sequence[str], flat: Flat, tell: Tell
+) -> Flat:
+    """Returns what towers, whose fresh variables are in `flat`, take from a run, by its path."""
+    name, _, part = weights.partition("#")
+    folder, part = Path(name).expanduser(), part or "student"
+    theirs = directory.config_of(folder)
+    for key in ("arch", "mean", "std") if "img" in towers else ():
+        ours, there = config.model.img[key], theirs.model.img[key]
+        if json.dumps(ours) != json.dumps(there):
+            raise UserError(
+                f"model.img.{key}={ours!r}, but the run in {folder} has {there!r}: set it alike."
+            )
+    run = load(theirs, folder, meshes.one_device())
+    tell(f"{' and '.join(towers)} begin with the {part} weights of {folder}, {run.taken}.")
+    found = traverse_util.flatten_dict(jax.device_get(run.of(part, folder)))
+    heads = [f"{tower}_head" for tower in towers]
+    names = [*towers, *heads, *(["log_scale"] if len(towers) == 2 else [])]
+    found = {path: leaf for path, leaf in found.items() if path[1] in names}
+    wanted = {path: leaf for path, leaf in flat.items() if path[1] in names}
+    other = [
+        path
+        for path in found | wanted
+        if path not in found or path not in wanted or found[path].shape != wanted[path].shape
+    ]
+    if any(path[1] not in heads for path in other):
+        some = ", ".join("/".join(path[1:]) for path in other[:4])
+        raise UserError(
+            f"The run in {folder} has towers of other sizes: {len(other)} tensors differ, such as "
+            f"{some}. Choose the same encoders."
+        )
+    if other:
+        tell(f"The heads of {folder} have another size than model.dim={config.model.dim}: anew.")
+    return {path: leaf for path, leaf in found.items() if path not in other}
 
 
 def image_module(weights: str, *, arch: str, dtype: str) -> nn.Module:
@@ -89,9 +147,8 @@ def image_module(weights: str, *, arch: str, dtype: str) -> nn.Module:
 
     The weights need not exist any more.
     """
-    if is_run(weights):
-        weights = directory.config_of(Path(weights).expanduser()).model.img.weights
     dtype = model.dtype_of(dtype)
+    weights = model.origin(weights, "img")
     return encoders.load_image(weights, arch=arch, dtype=dtype, pretrained=False).module
 
 
@@ -117,7 +174,7 @@ def image_encoder(
     """
     as_dtype = model.dtype_of(dtype)
     folder = Path(weights).expanduser()
-    if not is_run(weights):
+    if not directory.is_run(weights):
         if ema:
             raise UserError(f"model.ema is for the weights of a run, and {weights!r} is none.")
         pixels = (mean, std)

@@ -119,11 +119,8 @@ class Setup:
         source.check_has(Tokenizer.feature)
         length = Length.of(config, len(source))
         notes: list[str] = []
-        module, variables, tokenizer_folder = model.fresh(
-            **config.model.to_dict(),
-            gate_shape=config.gates.shape,
-            key=jax.random.key(config.seed),
-            tell=notes.append,
+        module, variables, tokenizer_folder = trained.fresh(
+            config, key=jax.random.key(config.seed), tell=notes.append
         )
         tokenizer = Tokenizer(tokenizer_folder, config.data.max_tokens)
         model.check_sizes(config, module, tokenizer)

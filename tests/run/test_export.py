@@ -17,7 +17,7 @@ from otter_jax.data.captions import Tokenizer
 from otter_jax.errors import UserError
 from otter_jax.models.bert import Bert, Projection
 from otter_jax.models.towers import unit
-from otter_jax.run import directory, export
+from otter_jax.run import directory, export, trained
 from otter_jax.run.checkpoint import Checkpoints
 from otter_jax.run.model import initialise, shapes
 from otter_jax.weights import encoders, folders, sentences
@@ -209,3 +209,57 @@ def test_pooling_and_projections_of_a_text_encoder_are_written_and_read_again(ru
     assert json.loads((tmp_path / "text/modules.json").read_text())[-1]["type"].endswith(
         "Normalize"
     )
+
+
+# From one run to another -------------------------------------------------------------------------
+
+
+def begun(config, home, *, img, txt, **changes):
+    """What a run begins with whose towers come from these weights, and what was told."""
+    own = config.copy_and_resolve_references()
+    own.unlock()
+    own.model.img.weights, own.model.txt.weights = str(img), str(txt)
+    own.update_from_flattened_dict(changes)
+    notes = []
+    _, variables, tokenizer = trained.fresh(own, key=jax.random.key(7), tell=notes.append)
+    assert tokenizer == home / "text"
+    shapes_again = shapes(**own.model.to_dict())[1]  # as an evaluation of that run needs them
+    assert jax.tree.structure(shapes_again["params"]) == jax.tree.structure(variables["params"])
+    return variables, " ".join(notes)
+
+
+def equal(one, other):
+    return all(map(np.array_equal, jax.tree.leaves(one), jax.tree.leaves(other)))
+
+
+def test_a_run_begins_where_another_ended_heads_and_temperatures_included(run):
+    home, config, _, student, teacher = run
+    variables, notes = begun(config, home, img=home, txt=home)
+    assert equal(variables, student)
+    assert f"img and txt begin with the student weights of {home}, step 3" in notes
+    variables, notes = begun(config, home, img=f"{home}#ema", txt=f"{home}#ema")
+    assert equal(variables, teacher)
+
+
+def test_one_tower_of_a_run_comes_with_its_head_alone(run):
+    home, config, _, student, _ = run
+    variables, _ = begun(
+        config, home, img=home, txt=home / "text", **{"model.txt.pretrained": False}
+    )
+    ours, theirs = variables["params"], student["params"]
+    assert equal([ours["img"], ours["img_head"]], [theirs["img"], theirs["img_head"]])
+    assert equal(variables["batch_stats"], student["batch_stats"])
+    assert not equal(ours["txt"], theirs["txt"])
+    assert float(ours["log_scale"]["pairs"]) == np.float32(3.9)
+
+
+def test_a_head_of_another_size_begins_anew_and_another_tower_is_refused(run):
+    home, config, _, student, _ = run
+    variables, notes = begun(config, home, img=home, txt=home, **{"model.dim": 10})
+    assert equal(variables["params"]["txt"], student["params"]["txt"])
+    assert variables["params"]["img_head"]["kernel"].shape[-1] == 10
+    assert "have another size than model.dim=10: anew" in notes
+    with pytest.raises(UserError, match="model.img.arch='resnet26', but the run in .* 'resnet18'"):
+        begun(config, home, img=home, txt=home, **{"model.img.arch": "resnet26"})
+    with pytest.raises(UserError, match="has no best weights"):
+        begun(config, home, img=f"{home}#best", txt=home)
