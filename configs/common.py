@@ -37,7 +37,7 @@ def get_config(method: str = "otter") -> ConfigDict:
                 dtype="float32",  # of the encoders: "bfloat16" on GPUs
                 img=dict(
                     arch="resnet50",
-                    weights="",  # file, folder, hub name, package, run (docs/encoders.md); "": random
+                    weights="",  # file, folder, hub, package, run (docs/encoders.md); "": random
                     mean=CLIP_MEAN,  # per channel, in 0..255
                     std=CLIP_STD,
                 ),
