@@ -23,6 +23,8 @@ KEY = ("key", "id", "image_id", "uid")
 OTHERS = {  # than tables, by how they begin
     b"version https://git-lfs": "a pointer of Git LFS, not the file itself: git lfs pull gets that",
     b"PK\x03\x04": "a zip archive, or a workbook of Excel: unpack it, or save it as CSV",
+    b"\xd0\xcf\x11\xe0": "a workbook of Excel before 2007, or the like: save it as CSV",
+    b"SQLite format 3\0": "a data base of SQLite: write the table as CSV",
     b"PAR1": "Parquet: its name must end in .parquet",
     b"ARROW1": "Arrow: write it as Parquet",
 }
@@ -179,10 +181,7 @@ def _headed(table: pathlib.Path, kind: str, delimiter: str) -> Layout:
         mark = _after_mark(file)
         line = file.readline(1 << 20)
         if b"\0" in line:
-            raise UserError(
-                f"The table {table} holds zero bytes, as text in UTF-16 without a byte order mark "
-                f"does. Make it UTF-8: iconv -f utf-16le -t utf-8 {table.name} > new.{kind}"
-            )
+            raise UserError(f"The table {table} holds zero bytes{_zeros(line, table, kind)}")
         if b"\r" in line.rstrip(b"\r\n") and b"\n" not in line[-1:]:
             raise UserError(
                 f"The lines of {table} end in CR alone. Make that LF: "
@@ -205,6 +204,18 @@ def _headed(table: pathlib.Path, kind: str, delimiter: str) -> Layout:
         if fields is None:
             raise UserError(f"The table {table} is empty: no first line names its columns.")
         return Layout(kind, tuple(map(str.strip, fields)), lines.position, delimiter)
+
+
+def _zeros(line: bytes, table: pathlib.Path, kind: str) -> str:
+    """Returns what zero bytes in a first line mean, as the end of a sentence."""
+    even, odd = (line[start::2].count(0) for start in (0, 1))
+    if max(even, odd) < len(line) // 4:
+        return ", and is no text."
+    encoding = "utf-16le" if odd > even else "utf-16be"
+    return (
+        ", as text in UTF-16 without a byte order mark does. Make it UTF-8: "
+        f"iconv -f {encoding} -t utf-8 {table.name} > new.{kind}"
+    )
 
 
 def _after_mark(file) -> int:

@@ -17,6 +17,9 @@ HINTS = {  # by suffixes that people try
     ".arrow": " Write it as .parquet.",
     ".feather": " Write it as .parquet.",
     ".zip": " Unpack it.",
+    ".bz2": " Unpack it.",
+    ".xz": " Unpack it.",
+    ".zst": " Unpack it.",
 }
 
 

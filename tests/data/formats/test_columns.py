@@ -96,6 +96,10 @@ def test_utf_16_is_read_by_its_mark(tmp_path, encoding, packed):
         ("t.csv", "image,caption\n", "no rows in .*t.csv"),
         ("t.csv", "image,caption\n0.jpg,a,b\n", "no rows .*read: t.csv: byte 14 .3 columns"),
         ("t.csv", "image,caption\n0.jpg,a\n".encode("utf-16-le"), "iconv -f utf-16le"),
+        ("t.csv", "image,caption\n0.jpg,a\n".encode("utf-16-be"), "iconv -f utf-16be"),
+        ("t.csv", b"image,cap\0tion\n0.jpg,a\n", "holds zero bytes, and is no text"),
+        ("t.csv", b"\xd0\xcf\x11\xe0\xa1\xb1" + bytes(90), "a workbook of Excel before 2007"),
+        ("t.csv", b"SQLite format 3\0" + bytes(90), "a data base of SQLite"),
         ("t.csv", "image,caption\r0.jpg,a\r", "CR alone.*tr "),
         ("t.csv", "image,caption,caption\n0.jpg,a,b\n", "column 'caption' 2 times"),
         ("t.tsv", "image\timage\tcaption\n0.jpg\ta\tb\n", "column 'image' 2 times"),
@@ -115,6 +119,7 @@ def test_utf_16_is_read_by_its_mark(tmp_path, encoding, packed):
         ("t.jsonl", '{"image": "0.jpg", "caption": {"en": "a"}}', "caption that is an object"),
         ("t.txt", "image,caption\n0.jpg,a\n", "call it .csv"),
         ("t.xlsx", "", "Save the workbook as .csv"),
+        ("t.csv.zst", "", "Unpack it"),
     ],
 )
 def test_a_table_that_cannot_be_right_is_one_paragraph(tmp_path, name, content, words):
