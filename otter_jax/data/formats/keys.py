@@ -90,7 +90,7 @@ class Keys:
                     continue
                 number, first = number + 1, first or member.name
                 key, suffix = self._parse(member.name)
-                last = posixpath.splitext(suffix)[1]
+                last = posixpath.splitext(f"x{suffix}")[1]  # of "..jpg", too
                 known = known or is_known(last or suffix)
                 if last and last != suffix and is_known(last):
                     self._tally.dropped(DOTS, f"{self._name}: {member.name}")

@@ -201,3 +201,25 @@ def test_a_packed_tar_holds_few_bytes_however_far_apart_its_files_are(tmp_path, 
     found, told = read(path)
     assert 2 <= len(found) <= 4
     assert list(told) == [keys.FAR]
+
+
+def test_pictures_far_apart_without_captions_are_said_to_lack_them(tmp_path):
+    path = tmp_path / "a.tar"
+    write_tar(path, [*((f"{n:04}.jpg", noise(n)) for n in range(WINDOW + 6)), *pairs([9000])])
+    path.write_bytes(gzip.compress(path.read_bytes()))
+    found, told = read(path)
+    assert list(found) == ["9000"]
+    assert list(told) == ["image without caption"]
+
+
+def test_a_sparse_file_is_named_and_the_next_pair_is_read(tmp_path):
+    about = {"GNU.sparse.map": "0,1,9,1", "GNU.sparse.size": "10"}
+    info = tarfile.TarInfo("sparse.jpg")
+    info.size, info.pax_headers = 2, about
+    sparse = info.tobuf(tarfile.PAX_FORMAT) + b"ab" + bytes(510)
+    path = tmp_path / "a.tar"
+    write_tar(path, [("sparse.txt", "x"), *pairs([1])])
+    path.write_bytes(sparse + path.read_bytes())
+    found, told = read(path)
+    assert list(found) == ["0001"]
+    assert told["sparse file in a tar"] == ["a.tar: sparse.jpg"]

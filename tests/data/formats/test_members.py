@@ -155,7 +155,9 @@ def test_pictures_of_all_suffixes_are_read(read, suffix):
 def dotted():
     """Files whose names have more dots than one."""
     files = {"ok.jpg": noise(), "ok.txt": "fine", "x.jpg.jpg": noise(), "s.input.jpg": noise()}
-    return files | {"s.output.txt": "apart", "photo.0.jpg": noise(), "photo.0.txt": "zero"}
+    return files | {"s.output.txt": "apart", "photo.0.jpg": noise(), "photo.0.txt": "zero"} | {
+        "A dog..jpg": noise(), "A dog..txt": "dog",  # named by a sentence
+    }  # fmt: skip
 
 
 def test_a_key_ends_at_the_first_dot_in_tars_and_all_others_are_named(tmp_path):
@@ -164,13 +166,13 @@ def test_a_key_ends_at_the_first_dot_in_tars_and_all_others_are_named(tmp_path):
     (unit,) = kinds.plan_of([tar], "mine", Options()).units["train"]
     assert [record.fields["key"] for record in unit.read(tally)] == ["ok"]
     assert tally.found["dropped"] == {
-        keys.DOTS: {"count": 5, "first": [f"a.tar: {name}" for name in list(dotted())[2:]]}
+        keys.DOTS: {"count": 7, "first": [f"a.tar: {name}" for name in list(dotted())[2:7]]}
     }
 
 
 def test_a_key_ends_at_the_last_dot_by_choice_and_in_folders(read):
     found, told = read(dotted(), key="last-dot")
-    assert sorted(row[0] for row in found) == ["ok", "photo.0"]
+    assert sorted(row[0] for row in found) == ["A dog.", "ok", "photo.0"]
     assert told == {"image without caption": 2, "caption without image": 1}
 
 
