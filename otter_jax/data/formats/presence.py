@@ -1,8 +1,9 @@
 """Looks whether any pair of a table is there, before time is spent on all of them."""
 
+import os
 import pathlib
 import shlex
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from otter_jax.data.captions import clean
@@ -12,6 +13,7 @@ from otter_jax.errors import UserError
 
 PATH = 300  # characters of a path in a message
 NEARBY = 100  # folders beside a table that are tried as root
+TRIED = 20  # files that are looked for there; names such as 0.jpg are in many folders
 
 
 def has_pairs(
@@ -27,14 +29,16 @@ def has_pairs(
 
     Raises UserError if there are rows, and no such pair; it names the first image or caption.
     """
-    number, missing, why, what, of_caption = 0, None, "", "", ""
+    missing: list[tuple[str, pathlib.Path]] = []
+    number, why, what, of_caption = 0, "", "", ""
     for cell, caption in cells:
         number += 1
         found = image_of(cell, root)
         if found.image is None:
             why, what = why or found.why, what or found.path
         elif isinstance(found.image, pathlib.Path) and not _is_file(found.image):
-            missing = missing or (found.path, found.image)
+            if len(missing) < TRIED:
+                missing.append((found.path, found.image))
         else:
             texts, reason, _ = captions_of(caption)
             if not captions or any(map(clean, texts)):
@@ -46,7 +50,7 @@ def has_pairs(
             "another column meant? --caption names it."
         )
     if missing:
-        raise UserError(_nothing_at(table, number, *missing, root))
+        raise UserError(_nothing_at(table, number, missing, root))
     if why:
         named = f" ({short(what)})" if what else ""
         advice = " img2dataset downloads them, and its tars are read." if "URL" in why else ""
@@ -58,21 +62,39 @@ def has_pairs(
 
 
 def _nothing_at(
-    table: pathlib.Path, number: int, text: str, path: pathlib.Path, root: pathlib.Path
+    table: pathlib.Path,
+    number: int,
+    missing: Sequence[tuple[str, pathlib.Path]],
+    root: pathlib.Path,
 ) -> str:
     """Returns the message that no file of a table is there, with what may be meant instead."""
+    text, path = missing[0]
     said = f"{_counted(table, number)} no image that is there"
     said = f"{said}; the first is looked for at {short(str(path), PATH)}"
     ending = next((s for s in SUFFIXES if _is_file(path.with_name(path.name + s))), "")
     if ending:
         return f"{said}. There is one with {ending} at its end: write the names with it."
+    alike = _alike(path)
+    if alike:
+        return f"{said}. There is {alike}: write the names with the capitals that the files have."
     is_absolute = pathlib.Path(text).is_absolute() or pathlib.PureWindowsPath(text).drive
     if is_absolute or text.startswith(("~", "$", "file:")):
         return f"{said}. Mend the paths, or make them relative and give their folder as --root DIR."
-    other = next((folder for folder in _nearby(table) if _is_file(folder / text)), None)
+    other = next(
+        (f for f in _nearby(table) if all(_is_file(f / text) for text, _ in missing)), None
+    )
     if other:
         return f"{said}. It is there with --root {shlex.quote(str(other))}"
     return f"{said}: paths are relative to {root}. Give another folder as --root DIR."
+
+
+def _alike(path: pathlib.Path) -> str:
+    """Returns the file in the same folder whose name differs in capitals alone; "" if none does."""
+    try:
+        names = os.listdir(path.parent)
+    except (OSError, ValueError):
+        return ""
+    return next((name for name in names if name.casefold() == path.name.casefold()), "")
 
 
 def _counted(table: pathlib.Path, number: int) -> str:

@@ -201,6 +201,7 @@ def test_names_in_a_report_are_short_and_keep_both_ends():
         ("/nowhere/0.jpg", "looked for at /nowhere/0.jpg. Mend the paths"),
         (r"C:\photos\0.jpg", r"looked for at .*C:\\photos\\0.jpg. Mend the paths"),
         ("0", "There is one with .jpg at its end"),
+        ("0.JPG", "There is 0.jpg: write the names with the capitals"),
         ("http://there/0.jpg", "1 row and no image. The first: URL .*img2dataset"),
         ("", "no image. The first: caption without image. Is another column meant"),
     ],
@@ -217,3 +218,16 @@ def test_a_table_none_of_whose_images_is_there_is_one_paragraph(tmp_path, text, 
         kinds.plan_of([str(home / "t.csv")], "mine", Options())
     (home / "t.csv").write_text(f"image,caption\n{text},a\n0.jpg,b\n")
     assert kinds.plan_of([str(home / "t.csv")], "mine", Options()).units
+
+
+def test_a_root_is_proposed_only_if_it_has_the_first_files_of_the_table_and_not_one_of_a_name(
+    tmp_path,
+):
+    (tmp_path / "table").mkdir()
+    write_pictures(tmp_path / "another set", 1)
+    (tmp_path / "table" / "t.csv").write_text("image,caption\n0.jpg,a\n1.jpg,b\n")
+    with pytest.raises(UserError, match="paths are relative to .*. Give another folder"):
+        kinds.plan_of([str(tmp_path / "table" / "t.csv")], "mine", Options())
+    write_pictures(tmp_path / "images", 2)
+    with pytest.raises(UserError, match="It is there with --root .*/images"):
+        kinds.plan_of([str(tmp_path / "table" / "t.csv")], "mine", Options())

@@ -48,6 +48,7 @@ def test_an_image_folder_of_hugging_face_is_its_tables(tmp_path):
 
 def test_a_folder_with_pictures_and_a_table_of_another_name_is_asked_about(tmp_path):
     write_table(tmp_path / "labels.csv", write_pictures(tmp_path, 2))
+    (tmp_path / "readme.txt").write_text("of no picture")
     with pytest.raises(UserError, match="no captions beside them. It holds a table, .*labels.csv"):
         planned(tmp_path)
     write_table(tmp_path / "other.jsonl", [])

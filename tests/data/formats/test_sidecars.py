@@ -6,7 +6,7 @@ import os
 from making import counts, made, write_pictures
 from pictures import noise
 
-from otter_jax.data.build.plan import Options
+from otter_jax.data.build.plan import MAX_BYTES, Options
 from otter_jax.data.build.report import Tally
 from otter_jax.data.formats import kinds, sidecars
 
@@ -79,3 +79,15 @@ def test_names_are_the_same_however_unicode_composes_them(tmp_path):
     (unit,) = kinds.plan_of([str(tmp_path)], "mine", Options()).units["train"]
     (record,) = unit.read(Tally())
     assert record.image.read_bytes() == noise()
+
+
+def test_a_caption_of_over_64_mib_is_named_and_not_read(tmp_path):
+    write_pictures(tmp_path / "tree", 2)
+    for name, size in (("0.txt", MAX_BYTES + 1), ("1.txt", 1)):
+        with open(tmp_path / "tree" / name, "wb") as file:
+            file.write(b"x")
+            file.truncate(size)  # takes no space
+    tally = Tally()
+    (unit,) = kinds.plan_of([str(tmp_path / "tree")], "mine", Options()).units["train"]
+    assert [record.fields["key"] for record in unit.read(tally)] == ["1"]
+    assert tally.found["dropped"] == {"file over 64 MiB": {"count": 1, "first": ["0.txt"]}}
