@@ -286,6 +286,22 @@ def test_a_picture_of_a_folder_that_was_written_to_is_said(tmp_path, kind, capsy
     assert "another modification time. If that matters, remove the set" in capsys.readouterr().out
 
 
+def test_a_folder_with_other_names_makes_another_set_and_a_moved_one_the_same(tmp_path, capsys):
+    root, sets = tmp_path / "here" / "tree", str(tmp_path / "sets")
+    root.parent.mkdir()
+    write_pictures(root, 1)
+    (root / "0.txt").write_text("cat")
+    make(kinds.plan_of([str(root)], "mine", Options()), sets)
+    capsys.readouterr()
+    moved = (tmp_path / "here").rename(tmp_path / "there") / "tree"
+    make(kinds.plan_of([str(moved)], "mine", Options()), sets)
+    assert capsys.readouterr().out == ""
+    for name in ("0.jpg", "0.txt"):
+        (moved / name).rename(moved / name.replace("0", "1"))
+    with pytest.raises(UserError, match="other files than 2 files in tree, by name or size"):
+        make(kinds.plan_of([str(moved)], "mine", Options()), sets)
+
+
 def test_tars_and_folders_tell_how_far_they_are_read(tmp_path, small):
     tar, root = write_tar(tmp_path / "a.tar", pairs(range(150))), tmp_path / "tree"
     for name in write_pictures(root, 4):

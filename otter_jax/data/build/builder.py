@@ -120,7 +120,7 @@ def check_same(home: pathlib.Path, plan: Plan) -> None:
             f"The data set in {home} was not built from files of yours, or by an older version of "
             f"otter_jax. {REMEDY}"
         )
-    if _timeless(built) != _timeless(plan.files):
+    if not _are_same(built, plan.files):
         names = [file["name"] for files in built.values() for file in files]
         more = f" and {len(names) - 10:,} more" if len(names) > 10 else ""
         origin = next(iter(report.values()))["origin"]
@@ -168,12 +168,21 @@ def changes(home: pathlib.Path, plan: Plan) -> str:
     )
 
 
-def _timeless(files: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, Any]:
-    """Returns what identifies the files of each split: all but their times."""
-    return {
-        split: [{k: v for k, v in file.items() if k != "modified"} for file in of or ()]
-        for split, of in files.items()
-    }
+def _are_same(
+    built: Mapping[str, Sequence[Mapping[str, Any]] | None],
+    files: Mapping[str, Sequence[Mapping[str, Any]]],
+) -> bool:
+    """Tells whether the files of a set are those of a plan, by all but times that the set notes."""
+    return built.keys() == files.keys() and all(
+        len(of := built[split] or ()) == len(now)
+        and all(
+            about.get(key) == value
+            for noted, about in zip(of, now, strict=True)
+            for key, value in noted.items()
+            if key != "modified"
+        )
+        for split, now in files.items()
+    )
 
 
 def check_options(home: pathlib.Path, options: Options) -> None:

@@ -1,5 +1,6 @@
-"""Formats of people's own data, one file each: tables, tars, sidecars, class folders.
+"""Formats of people's own data: `tables`, `tars`, `sidecars` and `class_folders` plan a set each.
 
-In come paths, out comes a `Plan`; a new format stands here, and `kinds` or `ensure` chooses it.
-May import build, images and captions of `data`.
+In come paths and a `Reading`, out comes a `Plan`; a new format stands here, and `kinds` or `ensure`
+chooses it. The other files are what several of these share, or one subject of a format: `rows` of
+CSV, `keys` of files. May import build, images, headers and captions of `data`.
 """

@@ -1,9 +1,9 @@
 """Your own labelled pictures, from a folder with a folder per class.
 
 The layout is ROOT/CLASS/picture, which becomes the split "train", or ROOT/SPLIT/CLASS/picture,
-where the splits have the names of their folders. A picture is a .jpg, .jpeg, .png or .webp file
-directly in its class folder. Links are followed; hidden files (with a leading dot) are ignored, and
-so are files beside the class folders that are no pictures, and folders called __MACOSX.
+where the splits have the names of their folders. A picture is a file directly in its class folder
+with one of `images.SUFFIXES`. Links are followed; hidden files (with a leading dot) are ignored,
+and so are files beside the class folders that are no pictures, and folders called __MACOSX.
 
 A picture that cannot be read stops nothing: it is counted and named in report.json beside the
 records. A class with fewer than two pictures stops the build, since none could be held out.

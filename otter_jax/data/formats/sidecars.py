@@ -77,7 +77,8 @@ def plan(name: str, root: pathlib.Path, options: Options, reading: Reading = USU
     Raises UserError if there is no picture or no caption in it.
     """
     root = root.resolve()
-    units, number, size, seen, times = [], 0, 0, set(), hashlib.sha256()
+    units, number, size, seen = [], 0, 0, set()
+    contents, times = hashlib.sha256(), hashlib.sha256()
 
     def refuse(error):
         raise UserError(
@@ -91,13 +92,17 @@ def plan(name: str, root: pathlib.Path, options: Options, reading: Reading = USU
             for name in inner
             if not name.startswith(".") and os.path.realpath(os.path.join(folder, name)) not in seen
         )
-        paths = [os.path.join(folder, name) for name in _files_in(folder)]
-        for path in filter(os.path.exists, paths):  # not a dead link
-            about = os.stat(path)
-            size += about.st_size
-            times.update(os.fsencode(f"{path}\0{about.st_size}\0{about.st_mtime_ns}\n"))
-        files = len(paths)
         relative = os.path.relpath(folder, root) if folder != str(root) else ""
+        within = _files_in(folder)
+        for file in within:
+            path = os.path.join(folder, file)
+            if os.path.exists(path):  # not a dead link
+                about = os.stat(path)
+                size += about.st_size
+                own = os.path.join(relative, file)
+                contents.update(os.fsencode(f"{own}\0{about.st_size}\n"))
+                times.update(os.fsencode(f"{own}\0{about.st_mtime_ns}\n"))
+        files = len(within)
         units += [
             Files(i, min(i + FILES, files), root, relative, reading) for i in range(0, files, FILES)
         ]
@@ -108,13 +113,13 @@ def plan(name: str, root: pathlib.Path, options: Options, reading: Reading = USU
             f"{', '.join(SUFFIXES)}. (Tables, and tars in "
             "folders below it, are given by their own paths, or globs.)"
         )
+    extent = {"name": clean(root.name), "size": size, "digest": contents.hexdigest()[:16]}
+    extent["modified"] = times.hexdigest()[:16]
     return Plan(
         name=name,
         features=pair_features(),
         units={"train": units},
-        files={
-            "train": [{"name": clean(root.name), "size": size, "modified": times.hexdigest()[:16]}]
-        },
+        files={"train": [extent]},
         origin=f"{number:,} files in {clean(root.name)}",
         options=options,
         details=details(reading),
