@@ -80,9 +80,9 @@ def write_zip(path, tree):
             archive.writestr(f"archive/data/{key}", values.tobytes())
 
 
-def write_legacy(path, tree):
+def write_legacy(path, tree, *, little_endian=True):
     with path.open("wb") as file, mock.patch.dict(sys.modules, MODULES):
-        for header in (0x1950A86A20F9469CFC6C, 1001, {"little_endian": True}):
+        for header in (0x1950A86A20F9469CFC6C, 1001, {"little_endian": little_endian}):
             pickle.dump(header, file, protocol=2)
         pickler = Pickler(file)
         pickler.dump(tree)

@@ -16,6 +16,7 @@ from otter_jax import gates
 from otter_jax.data.captions import Tokenizer
 from otter_jax.errors import UserError
 from otter_jax.models.bert import Bert
+from otter_jax.models.clip import ClipText, ClipTextConfig
 from otter_jax.models.towers import Towers
 from otter_jax.models.vit import ViT
 from otter_jax.run import directory
@@ -24,6 +25,7 @@ from otter_jax.weights.encoders import Encoder
 from otter_jax.weights.tensors import Tell, quiet
 
 UNKNOWN = 0.05  # share of unknown tokens in captions that is worth a word
+SPARE = 128, 0.1  # tokens that an encoder embeds beyond its tokenizer's: a number, or a share
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 
 
@@ -173,6 +175,8 @@ def check_sizes(config: ConfigDict, model: Towers, tokenizer: Tokenizer) -> None
             f"{tokenizer.vocab_size} tokens, but the encoder there embeds {words}: "
             "they do not belong together."
         )
+    if isinstance(model.txt, ClipText):
+        check_closing(config.model.txt.weights, model.txt.config, tokenizer)
     longest = model.txt.config.max_length
     if config.data.max_tokens > longest:
         raise UserError(
@@ -186,14 +190,47 @@ def check_sizes(config: ConfigDict, model: Towers, tokenizer: Tokenizer) -> None
     check_image_size(config.data.image_size, model.img, config.model.img.arch)
 
 
+def check_closing(weights: str, config: ClipTextConfig, tokenizer: Tokenizer) -> None:
+    """Raises UserError if captions do not end with the token that CLIP's text encoder reads."""
+    ids, mask = tokenizer.encode([""])
+    last = int(ids[0][mask[0]][-1]) if mask.any() else None
+    if config.eos_token_id not in (2, last):  # 2 stands for the largest id, whatever it is
+        raise UserError(
+            f"The tokenizer of model.txt.weights={weights!r} closes captions with token {last}, "
+            f"but the encoder there reads token {config.eos_token_id}: they do not belong together."
+        )
+
+
+def check_tokens(weights: str, text: nn.Module, tokenizer: Tokenizer) -> list[str]:
+    """Returns sentences on what shows that a tokenizer may be another model's than `text`'s."""
+    found, words = [], text.config.vocab_size
+    if words - tokenizer.vocab_size > max(SPARE[0], SPARE[1] * words):
+        found.append(
+            f"The tokenizer of model.txt.weights={weights!r} has {tokenizer.vocab_size:,} tokens, "
+            f"and the encoder there embeds {words:,}: is the vocabulary whole, and this model's?"
+        )
+    if isinstance(text, Bert) and tokenizer.pad_id != text.config.pad_token_id:
+        found.append(
+            f"The tokenizer of model.txt.weights={weights!r} fills rows with token "
+            f"{tokenizer.pad_id}, and config.json there says {text.config.pad_token_id}: is the "
+            "tokenizer this model's?"
+        )
+    return found
+
+
 def check_captions(
-    config: ConfigDict, folder: Path, tokenizer: Tokenizer, captions: Sequence[str]
+    config: ConfigDict,
+    text: nn.Module,
+    folder: Path,
+    tokenizer: Tokenizer,
+    captions: Sequence[str],
 ) -> list[str]:
-    """Returns sentences on what may be wrong between a sample of captions and the tokenizer.
+    """Returns sentences on what may be wrong between text encoder, tokenizer and some captions.
 
     `folder` is the tokenizer's. Raises UserError if it knows no word of any caption.
     """
-    weights, found = config.model.txt.weights, list(tokenizer.doubts)
+    weights = config.model.txt.weights
+    found = [*tokenizer.doubts, *check_tokens(weights, text, tokenizer)]
     most = sentences.most_tokens(folder)
     if most and config.data.max_tokens > most:
         found.append(

@@ -125,7 +125,7 @@ class Setup:
         tokenizer = Tokenizer(tokenizer_folder, config.data.max_tokens)
         model.check_sizes(config, module, tokenizer)
         captions = [source[i][Tokenizer.feature] for i in source.sample(SAMPLE)]
-        notes += model.check_captions(config, tokenizer_folder, tokenizer, captions)
+        notes += model.check_captions(config, module.txt, tokenizer_folder, tokenizer, captions)
         contents = f"{len(source):,} pairs, {cluster.fingerprint(captions)}"
         cluster.agree(
             lambda: {

@@ -3,6 +3,7 @@
 import dataclasses
 import difflib
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -115,12 +116,32 @@ def load_image(
         used_to = pixels_of(path)
         module = with_pruned(module, path)
         path = weights_file(path)
+    else:
+        tell_name(path, arch, tell)
     found, families = tensors.read(path, part=part, tell=tell), naming.families(module)
     if classifier:
         module = module.clone(num_classes=count_classes(found, module, path))
     like = variable_shapes(module, jnp.zeros((1, 32, 32, 3)))
     variables = naming.convert(found, like, families, source=path)
     return Encoder(module, variables, module.width, pixels=used_to)
+
+
+def tell_name(path: Path, arch: str, tell: Tell) -> None:
+    """Tells if a file is called by another arch than `arch`.
+
+    The names and shapes of tensors may be the same: they do not show padding or activation.
+    """
+    named = [
+        name
+        for name in IMAGE_ENCODERS
+        if re.search(rf"(?<![a-z0-9_]){name}(?![a-z0-9])", path.name)
+    ]
+    theirs = max(named, key=len, default="")
+    if theirs and theirs != arch.removesuffix("_mean"):
+        tell(
+            f"{path} is called {theirs}, and is read as {arch}; names and shapes alone do not show "
+            "the difference."
+        )
 
 
 def count_classes(found: Tensors, module: nn.Module, source: Path) -> int:
@@ -200,7 +221,14 @@ def read_config(folder: Path, *, tell: Tell = quiet) -> tuple[type[nn.Module], A
         raise UserError(f"{file} {error}") from None
     try:
         content = json.loads(file.read_text("utf-8-sig"))
+        if not isinstance(content, dict):
+            raise ValueError("it is not a JSON object")
         model_type = content.get("model_type") or type_of(content.get("architectures"))
+        if content.get("auto_map"):
+            tell(
+                f"{file} names code of its own (auto_map), which is not run: the weights are read "
+                f"as {model_type}."
+            )
         if "model_type" not in content:
             tell(f"{file} has no model_type; its architectures say {model_type!r}.")
         if model_type not in TEXT_ENCODERS:
@@ -235,7 +263,8 @@ def check_numbers(config: Any) -> None:
     values = dataclasses.asdict(config)
     for field in dataclasses.fields(config):
         value = values[field.name]
-        if type(field.default) is int and type(value) is not int:
+        numbers = {int: (int,), float: (int, float)}.get(type(field.default))
+        if numbers and type(value) not in numbers:
             raise ValueError(f"{field.name}={value!r} is not a number")
     divides = config.hidden_size % max(config.num_attention_heads, 1) == 0
     if config.hidden_size < 1 or (config.num_hidden_layers and not divides):

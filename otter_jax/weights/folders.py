@@ -46,7 +46,7 @@ def check_architecture(folder: Path, arch: str, module: nn.Module) -> None:
     ours = arch.removesuffix("_mean").replace("_quickgelu", "")
     if isinstance(module, ViT) and theirs in ACTIVATIONS:
         ours = module.activation
-    if theirs and theirs.replace("_quickgelu", "") != ours:
+    if theirs and str(theirs).replace("_quickgelu", "") != ours:
         raise UserError(
             f"{file} says {theirs}, but model.img.arch={arch!r} is {ours}. Choose the arch that "
             "fits, or give the file of weights itself."

@@ -129,6 +129,9 @@ def weights_file(folder: Path) -> Path:
     suffixes = (".safetensors", ".pth", ".pt", ".bin", ".tar", ".msgpack", ".h5", ".onnx", ".ckpt")
     others = sorted(path.name for path in folder.glob("*") if path.suffix in suffixes)
     there = f"; there is {', '.join(others[:6])}" if others else ""
+    links = [name for name in (*WEIGHTS_FILES, *INDICES) if (folder / name).is_symlink()]
+    if links:  # as a cache of the hub that was copied or cleaned in part has them
+        there = f". {links[0]} is a link to {(folder / links[0]).readlink()}, which is not there"
     raise UserError(
         f"There is no file of weights in {folder}: {' or '.join(WEIGHTS_FILES)}{there}."
     )

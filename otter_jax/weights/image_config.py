@@ -112,9 +112,7 @@ def _check_pictures(
     file: Path, about: dict[str, Any], arch: str, module: nn.Module, tell: Tell
 ) -> None:
     """Checks what pretrained_cfg says of a model's pictures, other than mean and deviation."""
-    cfg = about.get("pretrained_cfg")
-    if not isinstance(cfg, dict):
-        return
+    cfg = _pictures(about)
     size = cfg.get("input_size")
     if isinstance(size, list) and len(size) == 3 and size[0] != 3:
         raise UserError(
@@ -129,22 +127,31 @@ def _check_pictures(
         tell(f"{file} notes that the weights were trained with quick_gelu, that is {other}.")
 
 
+def _pictures(about: dict[str, Any]) -> dict[str, Any]:
+    """Returns what a config.json of timm's says of pictures: before timm 0.6 all of it did."""
+    found = about.get("pretrained_cfg", about)
+    return found if isinstance(found, dict) else {}
+
+
 def pixels_of(folder: Path) -> Pixels | None:
     """Returns mean and deviation, per channel in 0..255, of the pictures of a folder's weights.
 
     None if its files do not say.
     """
-    cfg = _read(folder / "config.json").get("pretrained_cfg")
+    cfg = _pictures(_read(folder / "config.json"))
     theirs = _read(folder / "preprocessor_config.json")
-    if isinstance(cfg, dict) and "mean" in cfg:
+    if "mean" in cfg:
         theirs = {"image_mean": cfg["mean"], "image_std": cfg.get("std")}
+    elif theirs.get("do_normalize") is False:
+        theirs = {"image_mean": [0, 0, 0], "image_std": [1, 1, 1]}
     try:
-        mean, std = (
-            tuple(255 * float(x) for x in theirs[key]) for key in ("image_mean", "image_std")
-        )
+        mean, std = ([float(x) for x in theirs[key]] for key in ("image_mean", "image_std"))
     except (KeyError, TypeError, ValueError):
         return None
-    return (mean, std) if len(mean) == len(std) == 3 else None
+    if not len(mean) == len(std) == 3:
+        return None
+    most = 1 if max(mean) > 1 else 255  # some files give both in 0..255, as here
+    return tuple(most * x for x in mean), tuple(most * x for x in std)
 
 
 def is_same(one: Pixels, other: Pixels) -> bool:

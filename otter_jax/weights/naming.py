@@ -117,10 +117,12 @@ FAMILIES: dict[type[nn.Module], tuple[Family, ...]] = {
 WRAPPERS = {
     "module", "model", "_orig_mod", "net", "network", "backbone", "encoder", "base_model",
     "transformer", "bert", "roberta", "auto_model", "image_encoder", "text_encoder", "visual", "0",
+    "timm_model", "trunk",
 }  # fmt: skip
 INNER = re.compile(
     r"(?:^|(?<=\.))(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module|_forward_module)\."
 )
+COUNTERS = (r"n_averaged",)  # of torch.optim.swa_utils.AveragedModel, beside its module
 LISTED = 50  # names in a message
 
 LEAVES = {  # a layer's (collection, variable) -> its name in a file
@@ -240,7 +242,7 @@ def _convert(
     """Reads by one family's names; returns variables by path, and problems by kind."""
     shapes = traverse_util.flatten_dict(like)
     expected = {name for path in shapes for name in file_names(path, family)}
-    ignored = re.compile("|".join(family.ignore))
+    ignored = re.compile("|".join((*family.ignore, *COUNTERS)))
     called = [own_name(name, family.aliases, expected, ignored) for name in tensors]
     left = dict(zip(called, tensors.values(), strict=True))
     twice = [name for name in left if called.count(name) > 1] if len(left) < len(called) else []

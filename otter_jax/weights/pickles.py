@@ -22,6 +22,7 @@ import numpy as np
 from otter_jax.errors import UserError
 
 DEPTH = 100  # of tuples in tuples; Python hashes, compares and frees them by recursion
+BIG = "has its numbers in big-endian order, which is not read; save it on another kind of machine."
 MAGIC = 0x1950A86A20F9469CFC6C  # the first object in a file of an older PyTorch
 
 
@@ -264,9 +265,12 @@ def read_zip(file: BinaryIO, size: int) -> tuple[Any, dict[str, bytes]]:
             raise UserError(f"is a zip archive, but not PyTorch's: it holds {held}, no data.pkl.")
         if sum(info.file_size for info in archive.infolist()) > 4 * size + 2**20:
             raise UserError("is an archive that unpacks to far more than its size; refused.")
+        folder = names[0].removesuffix(".pkl")
+        order = folder.removesuffix("data") + "byteorder"
+        if order in archive.namelist() and archive.read(order).strip() != b"little":
+            raise UserError(BIG)
         unpickler = unpickler_at(io.BytesIO(archive.read(names[0])))
         tree = unpickler.load()
-        folder = names[0].removesuffix(".pkl")
         return tree, {key: archive.read(f"{folder}/{key}") for key in unpickler.storages}
 
 
@@ -279,8 +283,9 @@ def read_legacy(file: mmap.mmap) -> tuple[Any, dict[str, bytes]]:
     first = unpickler_at(file).load()
     if first != MAGIC:
         raise UserError("is not a PyTorch file.")
-    for _ in ("protocol", "sizes of numbers"):
-        unpickler_at(file).load()
+    _, machine = (unpickler_at(file).load() for _ in ("protocol", "sizes of numbers"))
+    if isinstance(machine, dict) and not machine.get("little_endian", True):
+        raise UserError(BIG)
     unpickler = unpickler_at(file)
     tree = unpickler.load()
     storages = {}

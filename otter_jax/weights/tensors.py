@@ -1,7 +1,7 @@
 """Reads named tensors from safetensors and PyTorch files, and writes safetensors."""
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -90,10 +90,13 @@ def read(path: Path, *, part: str = "", tell: Tell = quiet) -> Tensors:
         if is_safetensors(path):
             if part:
                 raise UserError(f"is a safetensors file, which has no parts such as {part!r}.")
-            return safetensors.numpy.load_file(path)
-        tree, storages = pickles.read_file(path)
-        found = choose(tree, part, path=path, tell=tell)
-        return {name: tensor.array(storages) for name, tensor in found.items()}
+            found = safetensors.numpy.load_file(path)
+        else:
+            tree, storages = pickles.read_file(path)
+            chosen = choose(tree, part, path=path, tell=tell)
+            found = {name: tensor.array(storages) for name, tensor in chosen.items()}
+        tell_zeros(found, path, tell)
+        return found
     except UserError as error:
         raise UserError(f"{path} {error}") from None
     except Exception as error:  # damage in a pickle may raise anything
@@ -101,6 +104,17 @@ def read(path: Path, *, part: str = "", tell: Tell = quiet) -> Tensors:
             f"{path} is not readable as a file of weights ({type(error).__name__}: {error}); "
             "is it complete?"
         ) from error
+
+
+def tell_zeros(found: Tensors, path: Path, tell: Tell) -> None:
+    """Tells which matrices are all zeros: a download that broke off may have left them so."""
+    matrices = {name: values for name, values in found.items() if np.squeeze(values).ndim > 1}
+    zeros = [name for name, values in matrices.items() if not values.any()]
+    if zeros:
+        tell(
+            f"{path}: {len(zeros)} of {len(matrices)} matrices are all zeros, such as {zeros[0]}; "
+            "is the file complete?"
+        )
 
 
 def check_beginning(path: Path) -> None:
@@ -176,13 +190,19 @@ def choose(tree: Any, part: str, *, path: Path, tell: Tell) -> dict[str, pickles
             f"model.txt.weights={path}#{name}"
         )
     taken = min(known, key=_rank) if known else next(iter(parts))
-    others = [name for name in known if name != taken]
+    others = [name for name in parts if name != taken and is_model(name, parts, taken)]
     if others or not known:
         text = f"{path}: the weights are those of {taken!r}"
         if others:
             text += f"; beside it: {', '.join(others)} (weights=PATH#{others[0]} takes it)"
         tell(f"{text}.")
     return parts[taken]
+
+
+def is_model(name: str, parts: Mapping[str, Mapping[str, Any]], taken: str) -> bool:
+    """Tells whether a part seems to hold a model too, beside the one that is taken."""
+    known = all(step in TOPS for step in name.split("/"))
+    return known or ("optim" not in name and len(parts[name]) >= len(parts[taken]))
 
 
 def _rank(name: str) -> list[int]:
@@ -195,7 +215,7 @@ def parts_of(
 ) -> Iterator[tuple[str, dict[str, pickles.Tensor]]]:
     """Yields the dictionaries in a pickled object that hold tensors, by their path.
 
-    What is in one that holds tensors itself is not searched.
+    A few tensors beside a dictionary of more are numbers of the training run, such as a best score.
     """
     if not isinstance(tree, dict):
         return
@@ -204,12 +224,15 @@ def parts_of(
         for key, value in tree.items()
         if isinstance(key, str) and isinstance(value, pickles.Tensor)
     }
-    if own:
-        yield name, own
-    elif levels > 1:
+    inner: list[tuple[str, dict[str, pickles.Tensor]]] = []
+    if levels > 1:
         for key, value in tree.items():
             if isinstance(key, str):
-                yield from parts_of(value, f"{name}/{key}" if name else key, levels - 1)
+                inner += parts_of(value, f"{name}/{key}" if name else key, levels - 1)
+    if own and all(len(found) <= len(own) for _, found in inner):
+        yield name, own
+    else:
+        yield from inner
 
 
 def described(tree: Any) -> str:

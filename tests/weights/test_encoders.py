@@ -1,7 +1,9 @@
 """Encoders are loaded whole, by name, with all that is wrong in one error."""
 
+import dataclasses
 import json
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -82,7 +84,7 @@ def test_when_no_name_fits_a_few_of_each_side_are_shown(resnet, tmp_path):
 WRAPPERS = ["module.", "_orig_mod.", "model.", "module._orig_mod.", "_orig_mod.module.model.net."]
 
 
-@pytest.mark.parametrize("prefix", WRAPPERS)
+@pytest.mark.parametrize("prefix", [*WRAPPERS, "timm_model.", "visual.trunk."])
 def test_the_names_of_what_an_image_encoder_was_wrapped_in_are_left_out(prefix, resnet, tmp_path):
     path = tmp_path / "model.safetensors"
     safetensors.numpy.save_file({f"{prefix}{name}": x for name, x in resnet.items()}, path)
@@ -167,6 +169,57 @@ def test_a_config_that_is_a_web_page_or_a_pointer_is_named(tmp_path):
         (tmp_path / "config.json").write_text(content)
         with pytest.raises(UserError, match=words):
             encoders.load_text(str(tmp_path), pretrained=False)
+
+
+@dataclasses.dataclass
+class Sizes:
+    heads: Any = 2
+    layer_norm_eps: Any = 1e-12
+
+
+@pytest.mark.parametrize("sizes", [{"layer_norm_eps": None}, {"layer_norm_eps": "1e-5"}])
+def test_a_config_whose_sizes_are_no_numbers_is_refused(sizes):
+    with pytest.raises(ValueError, match=r"layer_norm_eps=.* is not a number"):
+        encoders.check_numbers(Sizes(**sizes))
+
+
+def test_code_of_its_own_is_told(tmp_path):
+    about = ROBERTA | {"auto_map": {"AutoModel": "owner/name--modeling.Model"}}
+    (tmp_path / "config.json").write_text(json.dumps(about))
+    said = []
+    encoders.load_text(str(tmp_path), pretrained=False, tell=said.append)
+    (note,) = said
+    assert "code of its own (auto_map), which is not run: the weights are read as roberta" in note
+
+
+def test_the_count_of_an_averaged_model_is_passed_over(resnet, tmp_path):
+    path = tmp_path / "model.safetensors"
+    tensors = {f"module.{name}": tensor for name, tensor in resnet.items()}
+    safetensors.numpy.save_file(tensors | {"n_averaged": np.array(3)}, path)
+    assert encoders.load_image(str(path), arch="resnet18").variables
+
+
+# Padding and activation, which differ, show neither in names nor in shapes.
+CALLED = {
+    ("tf_efficientnet_b0_ns-c0e6a31c.pth", "efficientnet_b0"): "tf_efficientnet_b0",
+    ("efficientnet_b0_ra-3dd342df.pth", "tf_efficientnet_b0"): "efficientnet_b0",
+    ("vit_base_patch32_clip_quickgelu_224.pt", "vit_base_patch32_clip_224"): (
+        "vit_base_patch32_clip_quickgelu_224"
+    ),
+    ("resnet50d_ra2-464e36ba.pth", "resnet50d"): "",
+    ("efficientnet-b0-355c32eb.pth", "tf_efficientnet_b0"): "",  # lukemelas', which is TensorFlow's
+    ("vit_small_patch32_224.npz", "vit_small_patch32_224_mean"): "",
+    ("model.safetensors", "resnet18"): "",
+}
+
+
+@pytest.mark.parametrize("name", CALLED)
+def test_a_file_that_is_called_by_another_arch_is_told(name, tmp_path):
+    said = []
+    encoders.tell_name(tmp_path / name[0], name[1], said.append)
+    theirs = CALLED[name]
+    assert len(said) == bool(theirs)
+    assert not theirs or f"is called {theirs}, and is read as {name[1]}" in said[0]
 
 
 def test_a_decoder_is_refused(tmp_path):

@@ -173,3 +173,11 @@ def test_a_part_of_a_file_is_asked_for_behind_its_name(resnet, tmp_path):
     odd = tmp_path / "a#b.pth"
     odd.write_bytes(path.read_bytes())
     assert hub.parted(str(odd)) == (str(odd), "")
+
+
+def test_a_link_to_weights_that_are_gone_is_named(tmp_path):
+    (tmp_path / "model.safetensors").symlink_to("../../blobs/4d7a2146")
+    with pytest.raises(
+        UserError, match=r"model\.safetensors is a link to \S+4d7a2146, which is not"
+    ):
+        hub.weights_file(tmp_path)

@@ -124,3 +124,24 @@ def test_the_pixels_of_hugging_faces_clip_are_those_of_its_preprocessor(tmp_path
     assert image_config.pixels_of(tmp_path) == ((127.5,) * 3, (63.75,) * 3)
     (tmp_path / "preprocessor_config.json").write_text("{")
     assert image_config.pixels_of(tmp_path) is None
+
+
+PIXELS = (127.5, 127.5, 127.5)
+SAID = {
+    "of timm": ("config.json", {"pretrained_cfg": {"mean": [0.5] * 3, "std": [0.5] * 3}}),
+    "of timm before 0.6": ("config.json", {"mean": [0.5] * 3, "std": [0.5] * 3}),
+    "in 0..255": ("preprocessor_config.json", {"image_mean": PIXELS, "image_std": PIXELS}),
+}
+
+
+@pytest.mark.parametrize("name", SAID)
+def test_pixels_are_read_wherever_a_folder_says_them(name, tmp_path):
+    file, about = SAID[name]
+    (tmp_path / file).write_text(json.dumps(about))
+    assert image_config.pixels_of(tmp_path) == (PIXELS, PIXELS)
+
+
+def test_pictures_that_were_not_normalised_were_in_0_to_1(tmp_path):
+    about = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3, "do_normalize": False}
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(about))
+    assert image_config.pixels_of(tmp_path) == ((0, 0, 0), (255, 255, 255))

@@ -244,3 +244,43 @@ def test_a_truncated_safetensors_file_is_an_error_that_says_so(tmp_path):
     path.write_bytes(safetensors.numpy.save({"weight": VALUES})[:-4])
     with pytest.raises(UserError, match="complete"):
         read(path)
+
+
+def test_numbers_beside_a_model_are_no_part_of_it(tmp_path):
+    path = tmp_path / "model.pth"
+    best = Tensor(VALUES, (), ())
+    write_zip(path, {"best_acc1": best, "state_dict": TREE})  # as PyTorch's ImageNet example does
+    assert read(path).keys() == TREE.keys()
+
+
+def test_a_second_model_of_an_unknown_name_is_told_and_an_optimiser_is_not(tmp_path):
+    path, said = tmp_path / "model.pth", []
+    write_zip(path, {"model": TREE, "averaged": TREE, "optimizer": {"exp_avg": TREE}})
+    read(path, tell=said.append)
+    (note,) = said
+    assert "those of 'model'; beside it: averaged (" in note
+
+
+@pytest.mark.parametrize("zeros", [True, False])
+def test_matrices_of_zeros_alone_are_told(zeros, tmp_path):
+    path, said = tmp_path / "model.safetensors", []
+    kernel = np.zeros((2, 3), np.float32)
+    kernel[1, 2] = not zeros
+    # A bias, and the one kind of token that RoBERTa has, are zeros in good files.
+    more = {"bias": np.zeros(3, np.float32), "types": np.zeros((1, 3), np.float32)}
+    safetensors.numpy.save_file({"kernel": kernel} | more, path)
+    read(path, tell=said.append)
+    expected = [f"{path}: 1 of 1 matrices are all zeros, such as kernel; is the file complete?"]
+    assert said == expected * zeros
+
+
+def test_numbers_of_a_big_endian_machine_are_refused(tmp_path):
+    path = tmp_path / "model.pth"
+    write_zip(path, TREE)
+    with zipfile.ZipFile(path, "a") as archive:
+        archive.writestr("archive/byteorder", "big")
+    with pytest.raises(UserError, match="big-endian"):
+        read(path)
+    write_legacy(path, TREE, little_endian=False)
+    with pytest.raises(UserError, match="big-endian"):
+        read(path)
