@@ -115,6 +115,7 @@ def test_numbers_of_a_class_feature_without_names_are_line_numbers(opened):
 def test_whole_numbers_that_are_missing_in_places_are_read_though_they_came_as_floats(opened):
     found = opened(species(1.0, float("nan"), 0.0), names="lion\ncat")
     assert classes(found) == [[CAT], [], [LION]]
+    assert classes(opened(species(3.0, 3))) == [["3"], ["3"]]
 
 
 def test_whole_numbers_of_a_csv_are_read_though_it_writes_them_as_floats_and_nan(opened):

@@ -185,7 +185,7 @@ def pair(
     if cleaned != caption.strip():
         tally.changed("caption cleaned of control characters", name)
     if "\ufffd" in caption:
-        tally.changed("caption with U+FFFD for bytes that are no UTF-8", name)
+        tally.changed("caption with U+FFFD, for bytes that are (or once were) no UTF-8", name)
     if len(cleaned) > MAX_CHARS:
         tally.changed(f"caption cut at {MAX_CHARS:,} characters", name)
     fields = {"caption": cleaned[:MAX_CHARS], "key": clean(key), "json": sidecar}

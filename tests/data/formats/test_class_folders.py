@@ -400,6 +400,9 @@ def test_class_folders_with_one_name_once_cleaned_are_refused(tmp_path):
     two = ["caf\udce8/1.jpg", "caf\udce8/2.jpg", "caf\udce9/1.jpg", "caf\udce9/2.jpg"]
     refused(tmp_path, two, r"'caf\\udce9' in .* cannot be told apart from 'caf\\udce8'")
     shutil.rmtree(tmp_path / "tree")
+    two = ["train/cat/1.jpg", "train/cat/2.jpg", "test/ cat/1.jpg"]
+    refused(tmp_path, two, r"cannot be told apart from ' cat'")
+    shutil.rmtree(tmp_path / "tree")
     refused(tmp_path, ["\t/1.jpg", "\t/2.jpg"], r"'\\t' in .* cannot be told once")
 
 

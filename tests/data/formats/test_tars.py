@@ -114,7 +114,7 @@ def test_every_defect_is_counted_named_and_stops_nothing(tmp_path, capsys):
         "sidecar is not JSON, left out": 2,
         "caption cut at 10,000 characters": 1,
         "caption cleaned of control characters": 1,
-        "caption with U+FFFD for bytes that are no UTF-8": 1,
+        "caption with U+FFFD, for bytes that are (or once were) no UTF-8": 1,
     }
     assert {key: record["caption"] for key, record in kept.items()} == {
         "good": "good",
