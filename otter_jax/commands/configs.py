@@ -1,6 +1,7 @@
 """Finds and loads configs: those that ship with the package by name, others by path."""
 
 import pathlib
+import re
 import traceback
 import types
 from collections.abc import Sequence
@@ -12,6 +13,7 @@ from ml_collections import ConfigDict, config_flags
 from otter_jax.commands import ranges
 from otter_jax.commands.start import nearest
 from otter_jax.errors import UserError
+from otter_jax.run.directory import flatten
 
 HOME = pathlib.Path(__file__).parent.parent / "configs"
 
@@ -74,6 +76,8 @@ def _where(error: Exception, path: pathlib.Path) -> str:
     elif frames:
         file, line = (own or frames)[-1].filename, (own or frames)[-1].lineno
     said = error.msg if isinstance(error, SyntaxError) else str(error)
+    # An unknown key of a ConfigDict: all that it has fills a screen, what is near stands behind it.
+    said = re.sub(r' Other fields present: ".*\}"', "", said.replace("\\n", " "), flags=re.DOTALL)
     text = f"{type(error).__name__}: {said}"
     return f"{file}:{line}: {' '.join(text.split())}"
 
@@ -84,6 +88,8 @@ def override(config: ConfigDict, overrides: Sequence[str]) -> ConfigDict:
     Raises UserError for an unknown key, with the nearest one, and for a value of another type or
     out of its range.
     """
+    for word in overrides:
+        _check_key(config, re.sub(r"^--?(no)?config\.", "", word.split("=")[0]))
     values, argv = flags.FlagValues(), ["", *overrides]
     try:
         config_flags.DEFINE_config_dict("config", config, flag_values=values, sys_argv=argv)
@@ -94,6 +100,21 @@ def override(config: ConfigDict, overrides: Sequence[str]) -> ConfigDict:
         raise UserError(f"On the command line: {' '.join(text.split())}") from error
     ranges.check(made)
     return made
+
+
+def _check_key(config: ConfigDict, key: str) -> None:
+    """Raises UserError, with the nearest key and those of its section, for a key that is none."""
+    section, before = config, ""
+    for name in key.split("."):
+        if not isinstance(section, ConfigDict):
+            raise UserError(f"The config has no key {key!r}: {before[:-1]} is a value.")
+        if name not in section:
+            every = list(flatten(config.to_dict()))
+            raise UserError(
+                f"The config has no key {key!r}{nearest(key, every)} There are: "
+                f"{', '.join(f'{before}{each}' for each in section)}."
+            )
+        section, before = section[name], f"{before}{name}."
 
 
 def with_tuples(value: Any) -> Any:

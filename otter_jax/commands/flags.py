@@ -94,7 +94,9 @@ def add_out(parser: Parser) -> None:
     parser.flag("--out", type=_path, metavar="DIR", help="a new folder for what is written")
 
 
-def _path(text: str) -> pathlib.Path:
+def _path(text: str) -> pathlib.Path | None:
+    if not text.strip():  # "$DIR" of a variable that is not set: no path, not the current folder
+        return None
     if re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", text):
         raise argparse.ArgumentTypeError(
             f"{text!r} is an address, and a path of a file system is needed: mount it"
@@ -138,7 +140,10 @@ def check_config(options: argparse.Namespace, *, saved: bool) -> None:
 
 
 def split(argv: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Splits the command line into ordinary words and --config.KEY=VALUE overrides."""
+    """Splits the command line into ordinary words and --config.KEY=VALUE overrides.
+
+    Raises UserError for a key without a value.
+    """
     rest, overrides, words = [], [], iter(argv)
     for word in words:
         if not re.match(r"--?(no)?config\.", word):
@@ -146,7 +151,10 @@ def split(argv: Sequence[str]) -> tuple[list[str], list[str]]:
         elif "=" in word or re.match("--?no", word):
             overrides.append(word)
         else:
-            overrides.append(f"{word}={next(words, '')}")
+            value = next(words, "--")
+            if value.startswith("--"):  # the end, or another flag
+                raise UserError(f"{word} needs a value: {word}=VALUE.")
+            overrides.append(f"{word}={value}")
     return rest, overrides
 
 

@@ -35,9 +35,10 @@ def program() -> str:
         return "otter-jax"
     python, here = pathlib.Path(sys.executable), pathlib.Path.cwd()
     known = shutil.which("python")
-    if (known and pathlib.Path(known).parent == python.parent) or not python.is_relative_to(here):
+    if known and pathlib.Path(known).parent == python.parent:
         return "python -m otter_jax"
-    return f"{python.relative_to(here)} -m otter_jax"
+    shown = python.relative_to(here) if python.is_relative_to(here) else python
+    return f"{shlex.quote(str(shown))} -m otter_jax"
 
 
 def nearest(word: str, known: Sequence[str]) -> str:

@@ -69,7 +69,10 @@ def ensure(
             raise
         plan = None
     if plan is None:
-        remedy = "To build it, give the tars or the folder it is made of."
+        remedy = (
+            f"To make it: otter-jax prepare SOURCE --name {dataset}; or name its tars in "
+            "data.tars, the folder of a transfer's pictures in data.folder."
+        )
         found, prepared = version_folder(sets, dataset, remedy), not (tars or folder)
     else:
         if home.exists():  # a set made for either use serves both, unless captions are missing

@@ -1,6 +1,7 @@
 """Reads the records of a set on disk, or of several sets as one."""
 
 import bisect
+import difflib
 import functools
 import itertools
 import math
@@ -319,9 +320,11 @@ def version_folder(data_dir: pathlib.Path, name: str, remedy: str = "") -> pathl
                 for info in data_dir.glob(f"{depth}/dataset_info.json")
             }
         )
+        near = difflib.get_close_matches(name, there, n=1)
+        guess = f" Did you mean {near[0]}?" if near else ""
         raise UserError(
-            f"There is no data set {name} in {data_dir}; there are: {', '.join(there) or 'none'}. "
-            f"{remedy}".strip()
+            f"There is no data set {name} in {data_dir}; there are: {', '.join(there) or 'none'}."
+            f"{guess} {remedy}".strip()
         )
     return max(
         found, key=lambda folder: [int(number) for number in re.findall(r"\d+", folder.name)]

@@ -144,6 +144,7 @@ def write(
     """
     if cluster.stack(np.array((workdir / "report.html").exists()))[0]:
         return
+    console.print(f"Measuring for the report, {workdir / 'report.html'}")
     network = trained(config, workdir, len(validate.data.names))
     model, params, variables = network.model, network.params, network.folded()
     epochs = [json.loads(path.read_text()) for path in sorted((workdir / "results").glob("*.json"))]

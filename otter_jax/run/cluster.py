@@ -263,3 +263,5 @@ class Stop:
             os.kill(os.getpid(), signal.SIGTERM)  # to all processes
         if self._interrupts:
             raise Stopped
+        # A step or an evaluation's batch may take a while. print must not be called in a handler.
+        os.write(2, f"{self.by}: stopping after this step; a second one saves nothing.\n".encode())

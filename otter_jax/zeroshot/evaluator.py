@@ -37,6 +37,8 @@ from otter_jax.zeroshot.prompts import look_at
 from otter_jax.zeroshot.sets import EvalSet
 from otter_jax.zeroshot.standing import check_finite, standing
 
+# What another config must not change unsaid: a model is worse on what it was not trained on.
+SEEN = ("model.", "data.resize", "data.image_size", "data.max_tokens", "data.exif")
 UNKNOWN = 10  # labels that are no class, named in the results
 
 
@@ -105,6 +107,8 @@ class Evaluator:
             return {}
         results: dict[str, dict[str, Any]] = {s.name: {} for s in self.sets}
         total = sum(len(s.source) for s in self.sets) * len(variables)
+        sets = "; ".join(f"{s.name}, {len(s.source):,} images" for s in self.sets)
+        self._console.print(f"Evaluating step {step} on {sets}")
         with progress_bar(self._console) as bar:
             task = bar.add_task("evaluating", total=total)
 
@@ -231,6 +235,16 @@ def _evaluated(config: ConfigDict) -> dict[str, Any]:
     return {"sets": found["eval"]["sets"], "data": found["data"]}
 
 
+def _changed(config: ConfigDict, workdir: pathlib.Path) -> list[str]:
+    """Returns "key: old -> new" where pictures, captions or encoders are other than in training."""
+    try:
+        trained_with = directory.config_of(workdir)
+    except UserError:  # its config is damaged, or lost
+        return []
+    differences = directory.differences(trained_with, config)
+    return [line for line in differences if line.startswith(SEEN)]
+
+
 def _is_own(config: ConfigDict, workdir: pathlib.Path) -> bool:
     """Tells whether the run itself is evaluated as `config` says."""
     try:
@@ -256,6 +270,8 @@ def run(
     console.print(f"Evaluating {workdir}, {found.taken}")
     tokenizer = Tokenizer(found.tokenizer, config.data.max_tokens)
     check_sizes(config, found.model, tokenizer)
+    for line in _changed(config, workdir):
+        console.print(f"Other than in training: {line}")
     kind = "" if _is_own(config, workdir) else directory.digest(_evaluated(config))
     evaluator = Evaluator(config, found.model, tokenizer, mesh, workdir, console, kind)
     with cluster.Stop() as stop:

@@ -74,7 +74,15 @@ def test_the_table_of_commands_is_said_and_so_is_the_nearest(capsys):
         ("train", ["--config", "cc3n:kd", "--workdir", "x"], "did you mean cc3m?"),
         ("train", ["--config", "configs/pair.py", "--workdir", "x"], "did you mean pairs?"),
         ("train", ["--config", "quickstart"], "--workdir is missing"),
+        ("train", ["--config", "quickstart", "--workdir", ""], "--workdir is missing"),
+        ("export", ["--workdir", "x", "--out", ""], "--out is missing"),
         ("train", ["--workdir", "x"], "--config is missing: one of cc3m"),
+        (
+            "train",
+            ["--config.data.packed", "--config", "pairs", "--workdir", "x"],
+            "--config.data.packed needs a value: --config.data.packed=VALUE.",
+        ),
+        ("train", ["--config=pairs", "--workdir=x", "--config.seed"], "seed needs a value"),
         ("train", ["--config", "pairs", "--workdir", "x", "y"], "What is 'y'?"),
         ("train", ["--config", "pairs", "--workdir", "x", "--process_id", "a"], "invalid int"),
         (
@@ -152,7 +160,11 @@ def test_values_of_every_kind_are_set_in_any_number_of_configs_of_one_process():
 @pytest.mark.parametrize(
     ("override", "words"),
     [
-        ("--config.optim.lerning_rate=1", 'Did you mean "learning_rate"'),
+        ("--config.optim.lerning_rate=1", "did you mean optim.learning_rate?"),
+        ("--config.trian.batch_size=1", "did you mean train.batch_size?"),
+        ("--config.learning_rate=1", "did you mean optim.learning_rate?"),
+        ("--config.data.name.first=1", "'data.name.first': data.name is a value."),
+        ("--config.data.tars[0]=a.tar", "did you mean data.tars?"),
         ("--config.train.batch_size=many", "train.batch_size=many"),
         ("--config.data.flip=perhaps", "data.flip"),
     ],
@@ -177,7 +189,7 @@ def test_a_wrong_key_or_value_is_told_with_its_name(override, words):
         (
             "from otter_jax.configs import pairs\n\n\ndef get_config():\n"
             "    c = pairs.get_config()\n    c.optim.warmup_step = 3\n    return c",
-            "config.py:6: AttributeError: ",
+            'cannot be added since the config is locked. Did you mean "warmup_steps" instead of',
         ),
     ],
 )
@@ -314,6 +326,14 @@ def test_what_comes_next_is_said_in_commands_that_can_be_copied():
     long = start.following(("export", "--workdir", "r" * 60, "--out", "o" * 60))
     assert all(len(line) <= start.WIDTH for line in long.splitlines())
     assert long.count(" \\\n      --") == 2
+
+
+def test_the_program_is_called_as_a_shell_here_finds_it(monkeypatch, tmp_path):
+    home = tmp_path / "my venv" / "bin"
+    monkeypatch.setattr(sys, "executable", str(home / "python"))
+    assert start.program() == f"'{home}/python' -m otter_jax"  # no PATH leads there
+    monkeypatch.chdir(tmp_path)
+    assert start.program() == "'my venv/bin/python' -m otter_jax"
 
 
 def test_the_first_of_several_processes_alone_says_what_is_loaded(capsys, monkeypatch):

@@ -239,7 +239,7 @@ def test_what_is_not_finite_ends_the_run_with_its_step_term_and_last_good_checkp
 
 
 MISTAKES = [
-    (["--config.optim.lerning_rate=1"], 'Did you mean "learning_rate"'),
+    (["--config.optim.lerning_rate=1"], "did you mean optim.learning_rate?"),
     (["--config.train.batch_size=many"], "train.batch_size=many"),
     (["--config.train.batch_size=104"], "batch_size=104 is more than squares"),
     (["--config.train.batch_size=100"], "8 devices; nearest: 96 or 104"),

@@ -183,5 +183,9 @@ def test_an_unknown_or_empty_split_lists_those_there_are(folder, split):
 
 
 def test_an_unknown_set_lists_those_there_are(folder):
-    with pytest.raises(UserError, match=r"no data set dice in .*; there are: cards"):
+    with pytest.raises(UserError, match=r"no data set dice in .*; there are: [^?]*$"):
         open_dataset(folder, "dice", "train")
+    with pytest.raises(
+        UserError, match=r"no data set crads in .*; there are: cards.* mean cards\?"
+    ):
+        open_dataset(folder, "crads", "train")

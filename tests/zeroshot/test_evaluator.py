@@ -136,6 +136,17 @@ def test_another_evaluation_of_a_step_does_not_overwrite_its_own(tmp_path):
     assert all(name.startswith("step_00000007.") for name in files)
 
 
+def test_a_config_by_which_pictures_are_seen_otherwise_than_in_training_is_named(tmp_path):
+    config = common.get_config("infonce")
+    assert evaluator._changed(config, tmp_path) == []  # a run that has lost its config
+    directory.describe(tmp_path, json.loads(config.to_json()))
+    config.eval.sets.colours = common.evaluation("colours")
+    config.train.epochs = 0.5
+    assert evaluator._changed(config, tmp_path) == []
+    config.data.image_size = 64
+    assert evaluator._changed(config, tmp_path) == ["data.image_size: 224 -> 64"]
+
+
 def test_results_say_what_they_are_of(evaluated, tmp_path):
     _, colours, _ = evaluated(weights())
     results = json.loads((tmp_path / "results" / "step_00000007.json").read_text())
