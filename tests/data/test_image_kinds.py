@@ -6,7 +6,7 @@ import struct
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageCms
 
 from otter_jax.data import headers, images
 
@@ -51,6 +51,17 @@ def test_every_format_is_read_by_its_content(format, options, near):
     data = encoded(IMG, format, **options)
     assert headers.format_of(data) == format
     assert np.abs(images.decode(data).astype(int) - RGB).max() <= near
+
+
+@pytest.mark.parametrize("format", ["JPEG", "PNG", "WEBP"])
+def test_a_colour_profile_changes_no_pixel_when_stored_resized_or_read(format):
+    lab = ImageCms.ImageCmsProfile(ImageCms.createProfile("LAB")).tobytes()
+    plain, tagged = (encoded(IMG, format, **how) for how in ({}, {"icc_profile": lab}))
+    assert b"Lab " in tagged or format == "PNG"  # there it is packed
+    assert np.array_equal(images.decode(tagged), images.decode(plain))
+    small = [images.shrink(data, 20, format="jpeg", quality=90) for data in (plain, tagged)]
+    assert small[0].content == small[1].content
+    assert images.shrink(tagged, 0, format="jpeg", quality=90).content == tagged
 
 
 def test_cmyk_is_read_as_it_is_shown():
