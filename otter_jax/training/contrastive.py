@@ -361,8 +361,9 @@ def _pictures(source: Source, batch_size: int) -> dict[str, str]:
 
 def _seen(sets: Sequence[EvalSet], training: Source) -> dict[str, str]:
     """Returns how many pictures of each set are trained on, as text; nothing of those without."""
-    lines = {f"eval {s.name}": repeats.trained_on_line(s.source, training) for s in sets}
-    return {name: line for name, line in lines.items() if line}
+    lines = {s.name: repeats.trained_on_line(s.source, training) for s in sets}
+    said = "; ".join(f"eval {name}: {line}" for name, line in lines.items() if line)
+    return {"seen": said} if said else {}
 
 
 def _captions(setup: Setup) -> str:

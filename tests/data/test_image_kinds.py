@@ -168,3 +168,16 @@ def test_what_looks_like_scans_in_the_comment_of_a_jpeg_is_none():
     data = encoded(IMG, "JPEG", progressive=True, comment=b"\xff\xda" * 200)
     assert headers.count_scans(data, 100) < 20
     assert images.decode(data).shape == RGB.shape
+
+
+def test_a_picture_that_webp_cannot_hold_when_resized_stays_as_it_came():
+    data = encoded(Image.new("RGB", (36_000, 4)), "PNG")  # 18,000 x 2 pixels; WebP ends at 16,383
+    stored = images.shrink(data, 2, format="webp", quality=90)
+    assert (stored.content, stored.resized) == (data, False)
+    assert images.shrink(data, 2, format="jpeg", quality=90).resized
+
+
+def test_a_format_that_this_pillow_was_built_without_is_named_with_what_to_do(monkeypatch):
+    monkeypatch.setattr(images.features, "check", lambda _: False)
+    with pytest.raises(images.UnreadableImage, match="AVIF .* pip install -U pillow, or convert"):
+        images.decode(encoded(IMG, "AVIF")[:-20])

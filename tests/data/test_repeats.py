@@ -122,7 +122,10 @@ def test_pictures_to_evaluate_on_that_are_trained_on_are_counted():
     )
     labels = np.zeros((1, 1), np.int32)
     sets = [EvalSet(str(n), Kept([n]), ["a"], labels, ("{}",)) for n in (5, 40)]
-    assert contrastive._seen(sets, training) == {"eval 5": "1 of 1 pictures are trained on, too"}
+    assert contrastive._seen(sets, training) == {
+        "seen": "eval 5: 1 of 1 pictures are trained on, too"
+    }
+    assert contrastive._seen(sets[1:], training) == {}
     others = Source("others", [{"image": b""}], {"image": None})
     for first, second in ((Kept([40]), training), (others, training), (Kept([5]), others)):
         assert trained_on_line(first, second) == ""
