@@ -193,6 +193,18 @@ def test_files_that_were_missing_and_are_there_now_are_said(tmp_path, table, cap
     assert f"rm -r {home}" in said
 
 
+def test_of_many_missing_files_some_are_looked_for_and_that_is_said(
+    tmp_path, table, monkeypatch, capsys
+):
+    monkeypatch.setattr(builder, "ABSENT", 2)
+    make(planned(table), str(tmp_path / "sets"))
+    write_pictures(tmp_path / "pictures", 6)
+    make(planned(table), str(tmp_path / "sets"))
+    assert "since then 2 of 2 of the 3 files that could not be read are there" in (
+        capsys.readouterr().out
+    )
+
+
 def later(path, seconds=10):
     about = os.stat(path)
     os.utime(path, ns=(about.st_atime_ns, about.st_mtime_ns + seconds * 10**9))

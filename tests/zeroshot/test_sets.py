@@ -61,7 +61,7 @@ def test_null_empty_blank_and_nan_are_no_label(opened, capsys, nothing):
 
 
 def test_an_absent_field_is_no_label_and_null_in_a_list_is_left_out(opened):
-    found = opened([*species([LION, None]), {}, {"species": CAT}])
+    found = opened([*species([LION, None, LION]), {}, {"species": CAT}])
     assert classes(found) == [[LION], [], [CAT]]
     assert found.names == [CAT, LION]
 

@@ -215,3 +215,10 @@ def test_a_table_for_evaluation_needs_no_captions(tmp_path):
     assert pairs_of(planned(tmp_path, "t.jsonl", rows)) == [("0.jpg", "a"), ("0.jpg", "b")]
     plan = planned(tmp_path, "t.jsonl", rows, captions=False)
     assert pairs_of(plan) == [("0.jpg", "a"), ("1.jpg", "")]
+    rows = '{"image": "0.jpg", "caption": ["a", true, "b"]}\n{"image": "1.jpg", "caption": true}'
+    _, part = made(tmp_path / "more", planned(tmp_path, "t.jsonl", rows, captions=False))
+    assert counts(part) == {
+        "caption that is true or false, no text": 1,
+        "further captions of a picture, left out by --nocaptions": 1,
+        "picture without caption, kept": 1,
+    }

@@ -98,6 +98,11 @@ def test_a_set_that_is_made_already_is_no_source(tmp_path):
         planned(tmp_path / "sets")
 
 
+def test_a_table_that_is_given_twice_is_read_once(tmp_path):
+    path = write_table(tmp_path / "t.csv", write_pictures(tmp_path, 1))
+    assert len(planned(path, tmp_path / "*.csv").units["train"]) == 1
+
+
 def test_that_a_column_of_splits_is_not_obeyed_is_said(tmp_path):
     write_pictures(tmp_path, 2)
     (tmp_path / "t.csv").write_text("image,caption,Split\n0.jpg,a,train\n1.jpg,b,test\n")

@@ -71,6 +71,7 @@ def test_by_choice_every_line_of_a_text_is_a_caption(read):
         ({"caption": 5}, ["5"], {NUMBER: 1}),
         ({"caption": [2.5, {"raw": "x"}]}, ["2.5"], {NUMBER: 1, f"{NONE} an object, no text": 1}),
         ({"caption": float("nan")}, [], {"missing caption": 1}),
+        ({"caption": [], "captions": ["one"]}, ["one"], {}),
         ({"caption": []}, [], {"missing caption": 1}),
         ({"caption": True}, [], {f"{NONE} true or false, no text": 1}),
     ],
