@@ -139,5 +139,7 @@ def fields_of(line: str) -> list[str]:
     fields = line.rstrip("\r\n").split("\t")
     if fields == [""]:
         return []
+    if '"' not in line:  # most lines: planning a table reads all of them
+        return fields
     quoted = (len(f) > 1 and f[0] == f[-1] == '"' for f in fields)
     return [f[1:-1].replace('""', '"') if q else f for f, q in zip(fields, quoted, strict=True)]
