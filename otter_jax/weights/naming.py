@@ -217,7 +217,7 @@ def convert(
     outcomes = [_convert(tensors, like, family) for family in families]
     best = min(range(len(families)), key=lambda i: len(outcomes[i][1]["missing"]))
     variables, problems = outcomes[best]
-    if not variables and not problems["of another shape"]:
+    if not (variables or problems["of another shape"] or problems["no floating-point numbers"]):
         raise UserError(
             f"{source} does not hold the weights of this model, not one of them: "
             f"{listing('missing', problems['missing'], 6)}; "

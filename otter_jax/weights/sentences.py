@@ -53,7 +53,10 @@ def read_layout(folder: Path, *, tell: Tell = quiet) -> Layout:
             tell(f"{folder} has no modules.json: {', '.join(aside)} in it are left aside.")
         return Layout(folder)
     try:
-        modules = [(_kind(about), folder / about["path"]) for about in _read(file)]
+        listed = _read(file)
+        if not isinstance(listed, list):
+            raise ValueError("it is not a list of modules")
+        modules = [(_kind(about), folder / about["path"]) for about in listed]
         layout = _layout(modules)
         prompts = folder / "config_sentence_transformers.json"
         prompt = _read(prompts).get("default_prompt_name") if prompts.is_file() else None

@@ -83,14 +83,14 @@ def read(path: Path, *, part: str = "", tell: Tell = quiet) -> Tensors:
     """
     if not path.is_file():
         raise UserError(f"There is no file of weights {path}.")
+    if path.name.endswith(".index.json"):
+        return read_shards(path, part=part, tell=tell)
     try:
-        if path.name.endswith(".index.json"):
-            return read_shards(path, part=part, tell=tell)
         check_beginning(path)
         if is_safetensors(path):
             if part:
                 raise UserError(f"is a safetensors file, which has no parts such as {part!r}.")
-            found = safetensors.numpy.load_file(path)
+            found = read_safetensors(path)
         else:
             tree, storages = pickles.read_file(path)
             chosen = choose(tree, part, path=path, tell=tell)
@@ -103,6 +103,17 @@ def read(path: Path, *, part: str = "", tell: Tell = quiet) -> Tensors:
         raise UserError(
             f"{path} is not readable as a file of weights ({type(error).__name__}: {error}); "
             "is it complete?"
+        ) from error
+
+
+def read_safetensors(path: Path) -> Tensors:
+    """Reads a safetensors file; raises UserError for numbers of a type that NumPy lacks."""
+    try:
+        return safetensors.numpy.load_file(path)
+    except (AttributeError, KeyError, TypeError) as error:
+        raise UserError(
+            f"has numbers of a type that is not read, such as float8 ({error}); save it as "
+            "float32, float16 or bfloat16."
         ) from error
 
 
@@ -142,27 +153,35 @@ def is_safetensors(path: Path) -> bool:
 
 
 def read_shards(index: Path, *, part: str, tell: Tell) -> Tensors:
-    """Reads all files that an index names, which lie beside it."""
+    """Reads all files that an index names, which lie beside it; a tensor from the one it names."""
     try:
+        check_beginning(index)
         names = json.loads(index.read_text("utf-8"))["weight_map"]
         files = sorted(set(names.values()))
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"is not the index of a model in several files ({error!r}).") from error
+    except UserError as error:
+        raise UserError(f"{index} {error}") from None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(
+            f"{index} is not the index of a model in several files ({error!r})."
+        ) from error
     outside = [file for file in files if Path(file).name != file]
     if outside:
-        raise UserError(f"names {outside[0]!r}, which is not beside it.")
+        raise UserError(f"{index} names {outside[0]!r}, which is not beside it.")
     missing = [file for file in files if not (index.parent / file).is_file()]
     if missing:
         raise UserError(
-            f"names {len(files)} files, of which {len(missing)} are missing, such as {missing[0]}; "
-            "fetch them, too."
+            f"{index} names {len(files)} files, of which {len(missing)} are missing, such as "
+            f"{missing[0]}; fetch them, too."
         )
     found: Tensors = {}
     for file in files:
-        found |= read(index.parent / file, part=part, tell=tell)
+        held = read(index.parent / file, part=part, tell=tell)
+        found |= {name: values for name, values in held.items() if names.get(name, file) == file}
     lost = [name for name in names if name not in found]
     if lost:
-        raise UserError(f"names {len(lost)} tensors that are not in its files, such as {lost[0]}.")
+        raise UserError(
+            f"{index} names {len(lost)} tensors that are not in its files, such as {lost[0]}."
+        )
     return found
 
 

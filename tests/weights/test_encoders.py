@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import ml_dtypes
 import numpy as np
 import pytest
 import safetensors.numpy
@@ -140,6 +141,14 @@ def test_weights_that_are_quantised_are_refused(resnet, tmp_path):
     safetensors.numpy.save_file(resnet | {"conv1.weight": kernel}, path)
     words = r"1 no floating-point numbers \(conv1\.weight int8\)"
     with pytest.raises(UserError, match=words):
+        encoders.load_image(str(path), arch="resnet18")
+    integers = {name: tensor.astype(np.int8) for name, tensor in resnet.items()}
+    safetensors.numpy.save_file(integers, path)
+    with pytest.raises(UserError, match=r"weights of this model: 100 no floating-point numbers"):
+        encoders.load_image(str(path), arch="resnet18")
+    kernel = resnet["conv1.weight"].astype(ml_dtypes.float8_e4m3fn)
+    safetensors.numpy.save_file(resnet | {"conv1.weight": kernel}, path)
+    with pytest.raises(UserError, match=r"numbers of a type that is not read, such as float8 \("):
         encoders.load_image(str(path), arch="resnet18")
 
 

@@ -123,13 +123,26 @@ def test_weights_in_several_files_are_read_by_their_index_here_and_on_the_hub(
     jax.tree.map(np.testing.assert_array_equal, there.variables, here.variables)
 
 
+def test_a_tensor_that_two_files_hold_is_that_of_the_file_that_the_index_names(resnet, tmp_path):
+    index = in_shards(tmp_path, resnet)
+    kernel = "conv1.weight"
+    (other,) = {*index["weight_map"].values()} - {index["weight_map"][kernel]}
+    held = safetensors.numpy.load_file(tmp_path / other)
+    safetensors.numpy.save_file(held | {kernel: 2 * resnet[kernel]}, tmp_path / other)
+    found = encoders.load_image(str(tmp_path), arch="resnet18").variables["params"]
+    np.testing.assert_array_equal(
+        found["conv1"]["kernel"].transpose(3, 2, 0, 1), resnet["conv1.weight"]
+    )
+
+
 def test_what_is_wrong_with_an_index_is_named(resnet, tmp_path):
     index = in_shards(tmp_path, resnet)
     (tmp_path / "model-00002-of-00002.safetensors").unlink()
     with pytest.raises(UserError, match="2 files, of which 1 are missing, such as model-00002"):
         encoders.load_image(str(tmp_path), arch="resnet18")
     for content, words in (
-        ("{}", "is not the index of a model"),
+        ("{}", r"index\.json is not the index of a model"),
+        ("version https://git-lfs.github.com/spec/v1", r"index\.json is a Git LFS pointer"),
         (json.dumps({"weight_map": {"a": "../model.safetensors"}}), "which is not beside it"),
         (
             json.dumps({"weight_map": {"otter": index["weight_map"]["conv1.weight"]}}),

@@ -175,7 +175,7 @@ OTHER = {
         "applied to token_embeddings",
     ),
     "no path": ({"chain": [{"type": "sentence_transformers.models.Transformer"}]}, "no 'path'"),
-    "no list": ({"chain": {"0": 1}}, "modules.json cannot be followed"),
+    "no list": ({"chain": {"0": 1}}, "followed here: it is not a list of modules"),
 }
 
 
