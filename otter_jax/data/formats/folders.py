@@ -20,14 +20,14 @@ class Contents(NamedTuple):
     """What is in a folder and below it, hidden files aside.
 
     Attributes:
-      pictures: whether there is any.
+      pictures: how many there are.
       captioned: whether any has a caption beside it.
       arrow: whether there is a file of Arrow.
       prepared: whether there is a file of ArrayRecord.
       tables: all of them, sorted.
     """
 
-    pictures: bool
+    pictures: int
     captioned: bool
     arrow: bool
     prepared: bool
@@ -39,8 +39,8 @@ def contents_of(root: pathlib.Path) -> Contents:
 
     Raises UserError for a folder that cannot be read.
     """
-    pictures = captioned = arrow = prepared = False
-    tables, seen = [], set()
+    captioned = arrow = prepared = False
+    pictures, tables, seen = 0, [], set()
     for folder, inner, names in os.walk(root, followlinks=True, onerror=_refuse):
         seen.add(os.path.realpath(folder))
         inner[:] = sorted(
@@ -55,13 +55,13 @@ def contents_of(root: pathlib.Path) -> Contents:
                 continue
             if suffix.lower() in (*PICTURES, *CAPTIONS):
                 kind = "picture" if suffix.lower() in PICTURES else "caption"
+                pictures += kind == "picture"
                 # By the first dot too, as in a web-dataset.
                 stems.setdefault(kind, set()).update((stem, name.partition(".")[0]))
             arrow |= suffix.lower() == ".arrow"
             prepared |= ".array_record" in name
             if name.lower().endswith(TABLES):
                 tables.append(pathlib.Path(folder, name))
-        pictures |= "picture" in stems
         captioned |= bool(stems.get("picture", set()) & stems.get("caption", set()))
     return Contents(pictures, captioned, arrow, prepared, sorted(tables))
 
@@ -69,12 +69,21 @@ def contents_of(root: pathlib.Path) -> Contents:
 def tables_of(root: pathlib.Path, reading: Reading) -> list[pathlib.Path]:
     """Returns the tables that a folder is; [] if it is pictures with their own captions.
 
+    Prints how many pictures there are beside those of an image folder, which may name only some.
+
     Raises UserError if only its user can tell which of its tables is meant.
     """
     found = contents_of(root)
     metadata = [table for table in found.tables if table.name.lower() in METADATA]
     if metadata and found.pictures:
-        return _of_one_kind(metadata)
+        chosen = _of_one_kind(metadata)
+        more = f" and {len(chosen) - 1:,} more" * (len(chosen) > 1)
+        also = ", not those with a caption beside them" * found.captioned
+        print(
+            f"{clean(str(root))}: of its {found.pictures:,} pictures those are taken that "
+            f"{clean(str(chosen[0].relative_to(root)))}{more} names{also}."
+        )
+        return chosen
     if not found.pictures:
         shards = [table for table in found.tables if table.name.lower().endswith(".parquet")]
         if not shards:

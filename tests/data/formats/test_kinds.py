@@ -46,6 +46,16 @@ def test_an_image_folder_of_hugging_face_is_its_tables(tmp_path):
     assert part["origin"] == one.origin
 
 
+def test_how_many_pictures_an_image_folder_has_beside_those_it_names_is_said(tmp_path, capsys):
+    write_table(tmp_path / "metadata.csv", write_pictures(tmp_path, 3)[:1])
+    assert planned(tmp_path).origin.startswith(f"{tmp_path.name}/metadata.csv")
+    said = "of its 3 pictures those are taken that metadata.csv names"
+    assert f"{said}.\n" in capsys.readouterr().out
+    (tmp_path / "2.txt").write_text("a caption")
+    planned(tmp_path)
+    assert f"{said}, not those with a caption beside them.\n" in capsys.readouterr().out
+
+
 def test_a_folder_with_pictures_and_a_table_of_another_name_is_asked_about(tmp_path):
     write_table(tmp_path / "labels.csv", write_pictures(tmp_path, 2))
     (tmp_path / "readme.txt").write_text("of no picture")
