@@ -76,7 +76,8 @@ def table(report: Mapping[str, Any]) -> str:
     for split, about in report.items():
         lines.append(f"{split}: {about['kept']:,} {about['records']} from {about['origin']}")
         if about.get("shared_pictures"):  # sets of older versions do not say
-            several = f"{about['shared_pictures']:,} of them in several {about['records']}"
+            often = "in several pairs" if about["records"] == "pairs" else "several times"
+            several = f"{about['shared_pictures']:,} of them {often}"
             lines.append(f"  {about['pictures']:,} different pictures, {several}")
         for what in ("dropped", "changed"):
             for why, entry in about[what].items():

@@ -2,8 +2,9 @@
 
 The layout is ROOT/CLASS/picture, which becomes the split "train", or ROOT/SPLIT/CLASS/picture,
 where the splits have the names of their folders. A picture is a file directly in its class folder
-with one of `images.SUFFIXES`. Links are followed; hidden files (with a leading dot) are ignored,
-and so are files beside the class folders that are no pictures, and folders called __MACOSX.
+with one of `images.SUFFIXES`; those of HEIC and other formats that are not read are named. Links
+are followed; hidden files (with a leading dot) are ignored, and so are files beside the class
+folders that are no pictures, and folders called __MACOSX.
 
 A picture that cannot be read stops nothing: it is counted and named in report.json beside the
 records. A class with fewer than two pictures stops the build, since none could be held out.
@@ -27,6 +28,7 @@ from typing import Any, NamedTuple
 
 import tensorflow_datasets as tfds
 
+from otter_jax.data import headers
 from otter_jax.data.build.plan import Options, Plan, Record, SourceMissing, fingerprint
 from otter_jax.data.build.report import Tally
 from otter_jax.data.captions import clean
@@ -70,7 +72,7 @@ class Slice:
         for label, file, place in self.files:
             key = clean(file.path)
             if not file.is_picture:
-                tally.dropped("not a picture", key)
+                tally.dropped(_why(file.path), key)
                 continue
             yield Record(key, self.root / file.path, {"label": label, "key": key}, place)
 
@@ -94,8 +96,10 @@ def plan(name: str, root: str | os.PathLike, options: Options) -> Plan:
         ]
         for split, classes in splits.items()
     }
-    check = functools.partial(check_enough, root, sorted(set(labels.values())))
-    every = itertools.chain.from_iterable(files.values())
+    every = list(itertools.chain.from_iterable(files.values()))
+    unread = next((f.path for _, f, _ in every if not f.is_picture and _format(f.path)), "")
+    names = sorted(set(labels.values()))
+    check = functools.partial(check_enough, root, names, unread=unread)
     check(collections.Counter(label for label, file, _ in every if file.is_picture))
     return Plan(
         name=name,
@@ -130,18 +134,35 @@ def placed(files: Sequence[File]) -> list[tuple[File, float]]:
     return [(file, places.get(file, 0.0)) for file in files]
 
 
-def check_enough(root: pathlib.Path, names: Iterable[str], count: Mapping[str, int]) -> None:
-    """Raises UserError if some of the classes in `root` have fewer than LEAST pictures."""
+def check_enough(
+    root: pathlib.Path, names: Iterable[str], count: Mapping[str, int], *, unread: str = ""
+) -> None:
+    """Raises UserError if some of the classes in `root` have fewer than LEAST pictures.
+
+    `unread` is a file there of a format that is not read, if there is any, for the message.
+    """
     few = [name for name in names if count[name] < LEAST]
     if few:
         first = ", ".join(f"{name} ({count[name]})" for name in few[:NAMED_CLASSES])
         more = len(few) - NAMED_CLASSES
+        of_others = f" {clean(unread)} is a {_why(unread)}." if unread else ""
         raise UserError(
             f"Classes in {root} that cannot be both learned and tested, because they "
             f"have fewer than {LEAST} readable pictures: {first}"
             f"{f' and {more:,} more' if more > 0 else ''}. "
-            "Add pictures, or remove the folder of the class."
+            f"Add pictures, or remove the folder of the class.{of_others}"
         )
+
+
+def _format(path: str) -> str:
+    """Returns the format of a picture that is not read, by its suffix; "" for any other file."""
+    return headers.FOREIGN.get(os.path.splitext(path)[1].lower(), "")
+
+
+def _why(path: str) -> str:
+    """Returns why a file is no picture that can be read."""
+    format = _format(path)
+    return f"{format} picture, not read: convert it to JPEG or PNG" if format else "not a picture"
 
 
 def find(root: str | os.PathLike) -> dict[str, Classes]:

@@ -140,6 +140,7 @@ def test_every_picture_left_out_is_counted_and_named_and_stops_nothing(
         "cat/zero.jpg": b"",
         "cat/notes.txt": b"about cats",
         "cat/noext": noise(),
+        "cat/phone.HEIC": b"of a telephone",
         "dog/large.jpg": noise() + b"\0" * 5_000,
     }
     root = write(tmp_path / "tree", files)
@@ -153,6 +154,7 @@ def test_every_picture_left_out_is_counted_and_named_and_stops_nothing(
         "unreadable image": 2,
         "empty file": 1,
         "not a picture": 3,
+        "HEIC picture, not read: convert it to JPEG or PNG": 1,
         "file over 64 MiB": 1,
     }
     others = part["dropped"]["not a picture"]["first"]
@@ -380,6 +382,11 @@ def test_classes_with_fewer_than_two_readable_pictures_are_listed_with_what_was_
     )
 
 
+def test_a_class_of_pictures_in_a_format_that_is_not_read_is_told_that(tmp_path):
+    files = {path: noise() for path in CATS_AND_DOGS} | {"cow/1.heic": b"", "cow/2.heic": b""}
+    refused(tmp_path, files, r"cow \(0\)\. Add .* cow/1.heic is a HEIC picture, not read: convert")
+
+
 def test_a_class_with_one_picture_in_each_of_two_splits_is_enough(tmp_path):
     build(tmp_path, ["train/a/1.jpg", "test/a/1.jpg"])
     assert labels(tmp_path, "test") == {"test/a/1.jpg": "a"}
@@ -442,5 +449,5 @@ def test_what_cannot_be_built_says_why(tmp_path):
         ensure("My Set", str(tmp_path), folder=str(root))
     with pytest.raises(UserError, match="name openmoji is taken: give the data of your folder"):
         ensure("openmoji", str(tmp_path), folder=str(root))
-    with pytest.raises(UserError, match="give the tars or the folder it is made of"):
+    with pytest.raises(UserError, match="To make it: otter-jax prepare SOURCE --name mine"):
         ensure("mine", str(tmp_path))
