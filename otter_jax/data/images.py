@@ -27,7 +27,12 @@ from PIL import (
 from PIL.TiffImagePlugin import TiffImageFile
 
 from otter_jax.data import headers
+from otter_jax.data.in_flight import Bound
 
+# Pillow's blocks of 16 MiB stay with the thread that freed them, for good; malloc gives larger ones
+# than 32 MiB back to the system at once.
+Image.core.set_block_size(64 << 20)
+IN_FLIGHT = Bound(100_000_000)  # pixels that all threads decode at once: some 1 GB at most
 MAX_PIXELS = 89_478_485  # of a decoded image; Pillow begins to warn at the same number
 # What image-caption collections hold. The list keeps Pillow from trying its rarer plug-ins
 # (PostScript, to name one) on bytes from the web.
@@ -97,7 +102,8 @@ def decode(data: bytes, *, exif: str = "apply") -> Pixels:
         pixels = _jpeg(data)
         if pixels is None:
             img = _open(data)
-            pixels = _turned(np.asarray(_rgb(img)), _own_orientation(img))
+            with IN_FLIGHT.hold(img.width * img.height):
+                pixels = _turned(np.asarray(_rgb(img)), _own_orientation(img))
         return _turned(pixels, tag.value) if tag and exif == "apply" else pixels
 
 
@@ -117,7 +123,7 @@ def shrink(data: bytes, size: int, *, format: str, quality: int, exif: str = "ap
 
     Raises UnreadableImage as `decode` does.
     """
-    with _unreadable(data):
+    with _unreadable(data), contextlib.ExitStack() as holding:
         tag = _orientation(data)
         img = _open(data)
         notes = (FIRST,) if _has_more_frames(img, data) else ()
@@ -126,6 +132,7 @@ def shrink(data: bytes, size: int, *, format: str, quality: int, exif: str = "ap
             turn = tag.value if exif == "apply" else 1
             notes += (TURNED if exif == "apply" else IGNORED,)
         shape = img.size if turn < 5 else img.size[::-1]
+        holding.enter_context(IN_FLIGHT.hold(img.width * img.height))
         if size and min(shape) > size:
             new = _resized(img.size, size)
             img.draft(img.mode, (2 * size, 2 * size))
@@ -354,7 +361,8 @@ def _jpeg(data: bytes) -> Pixels | None:
         if colours not in ("YCbCr", "Gray"):
             return None
         _check_size(width, height)
-        return simplejpeg.decode_jpeg(data, "RGB")
+        with IN_FLIGHT.hold(width * height):
+            return simplejpeg.decode_jpeg(data, "RGB")
     except UnreadableImage:
         raise
     except ValueError:  # broken; Pillow decides which of these can be read all the same
