@@ -3,6 +3,7 @@
 import glob
 import os
 import re
+import urllib.parse
 
 from otter_jax.errors import UserError
 
@@ -15,7 +16,7 @@ _RANGE = re.compile(r"(-?\d+)\.\.(-?\d+)(?:\.\.(\d+))?")
 def matches_of(pattern: str) -> list[str]:
     """Returns the paths that exist of a path, a glob or braces; [] if none does.
 
-    "~" and variables such as $HOME at its beginning are expanded.
+    "~" and variables such as $HOME at its beginning are expanded, and file:// is taken away.
 
     Those of braces come in their order, and those of a glob sorted.
 
@@ -25,6 +26,8 @@ def matches_of(pattern: str) -> list[str]:
     path = os.path.expanduser(pattern)
     if pattern.startswith("$") and not os.path.exists(pattern):  # no shell reads configs
         path = os.path.expandvars(pattern)
+    if pattern.startswith("file://"):  # and a host, which is this one
+        path = "/" + urllib.parse.unquote(pattern.removeprefix("file://").partition("/")[2])
     if os.path.exists(path):
         return [path]
     if _ELSEWHERE.match(path):

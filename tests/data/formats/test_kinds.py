@@ -179,6 +179,9 @@ def test_home_and_variables_at_the_beginning_of_a_pattern_are_expanded(tmp_path,
     (tmp_path / "a.tar").write_bytes(b"")
     for pattern in ("~/a.tar", "$HOME/*.tar", "${HOME}/{a,a}.tar"):
         assert matches_of(pattern) == [f"{tmp_path}/a.tar"]
+    for pattern in (f"file://{tmp_path}/a.tar", f"file://localhost{tmp_path}/%61.tar"):
+        assert matches_of(pattern) == [f"{tmp_path}/a.tar"]
+    assert matches_of(f"file://{tmp_path}/b.tar") == []
 
 
 def test_what_a_source_cannot_use_is_refused_by_name(tmp_path):
