@@ -56,7 +56,17 @@ class Source:
         return len(self._records)
 
     def __getitem__(self, index: SupportsIndex) -> dict[str, Any]:
-        record = self._records[operator.index(index)]
+        number = operator.index(index)
+        try:
+            record = self._records[number]
+        except IndexError:
+            raise
+        except Exception as error:  # the reader of ArrayRecord raises several types
+            folder = f"Remove {self._folder}, and make the set again" if self._folder else ""
+            raise UserError(
+                f"{self.name}: record {number} cannot be read, its file is damaged or gone "
+                f"({type(error).__name__}: {str(error).strip()[:200]}). {folder}".strip()
+            ) from error
         return {
             name: value.decode("utf-8", "replace")
             if isinstance(value, bytes) and not isinstance(self.features[name], tfds.features.Image)

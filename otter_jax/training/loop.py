@@ -8,7 +8,7 @@ import contextlib
 import json
 import math
 import pathlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, Protocol, runtime_checkable
 
 import jax
@@ -218,6 +218,8 @@ class Loop:
                 except Stopped:
                     stopped = True
                     break
+                except Exception as error:  # damaged files, a worker that was killed
+                    raise self._saved_before(error, now, start, state, pending) from error
                 self._checkpoints.check()
                 now += 1
                 mishaps.add(batch)
@@ -251,6 +253,26 @@ class Loop:
         if stopped:
             self._print_stop(now)
             raise Stopped
+
+    def _saved_before(
+        self, error: Exception, now: int, start: int, state: Any, pending: Iterable[tuple]
+    ) -> UserError:
+        """Saves the state, since no batch follows it; returns the error that says so.
+
+        With several processes the others may not be here to save too.
+        """
+        for step in pending:
+            self._finite(*step)
+        if now > start and jax.process_count() == 1:
+            self._checkpoints.save(now, state)
+            self._checkpoints.wait()
+        kept = self._checkpoints.latest
+        known = isinstance(error, UserError)
+        what = str(error) if known else f"{type(error).__name__}: {error}".strip().splitlines()[0]
+        return UserError(
+            f"No batch could be read for step {now + 1}: {what.rstrip('.')}. "
+            + (f"Step {kept} is saved, and the same command goes on from there." if kept else "")
+        )
 
     def make_up(self, start: int, state: Any) -> None:
         """Evaluates the checkpoint that the run resumes from."""

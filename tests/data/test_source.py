@@ -189,3 +189,20 @@ def test_an_unknown_set_lists_those_there_are(folder):
         UserError, match=r"no data set crads in .*; there are: cards.* mean cards\?"
     ):
         open_dataset(folder, "crads", "train")
+
+
+def test_a_record_that_cannot_be_read_is_named_with_the_set_and_the_remedy(tmp_path):
+    class Damaged(list):
+        def __getitem__(self, index):
+            if index == 1:
+                raise RuntimeError("chunk data hash mismatch")
+            return super().__getitem__(index)
+
+    features = tfds.features.FeaturesDict({"key": tfds.features.Text()})
+    records = Damaged([{"key": b"a"}] * 3)
+    source = Source("mine:train", records, features, folder=tmp_path)
+    assert source[0] == {"key": "a"}
+    with pytest.raises(UserError, match="mine:train: record 1 .*hash mismatch.*Remove /.*again"):
+        source[1]
+    with pytest.raises(IndexError):
+        source[3]

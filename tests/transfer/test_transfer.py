@@ -438,3 +438,30 @@ def test_a_stop_while_a_step_is_compiled_ends_at_once_and_leaves_nothing(config,
     said = run(config, tmp_path / "run", compile_by=interrupted)
     assert "Stopped by SIGINT after step 0 of 18. The same command goes on from there." in said
     assert not (tmp_path / "run" / "config.json").exists()
+
+
+def test_when_no_batch_can_be_read_what_is_in_memory_is_saved(
+    finished, config, tmp_path, monkeypatch
+):
+    whole = task.Transfer.batches
+
+    def broken(self, start):
+        for number, batch in enumerate(whole(self, start)):
+            if number == 6:
+                raise RuntimeError("Worker process was terminated unexpectedly.\nSee above.")
+            yield batch
+
+    config.report = False
+    with monkeypatch.context() as patch:
+        patch.setattr(task.Transfer, "batches", broken)
+        words = (
+            "read for step 7: RuntimeError: Worker .* unexpectedly. Step 6 is saved, and the same"
+        )
+        with pytest.raises(UserError, match=words):
+            run(config, tmp_path / "run")
+    run(config, tmp_path / "run")
+    jax.tree.map(
+        np.testing.assert_array_equal,
+        final(config, tmp_path / "run"),
+        final(finished[1], finished[0]),
+    )
