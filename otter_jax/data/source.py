@@ -19,6 +19,8 @@ from jaxtyping import Int64
 from otter_jax.data.build.report import PICTURES
 from otter_jax.errors import UserError
 
+AGAIN = "Copy it again, or remove that folder and make it again."
+
 
 class Range(NamedTuple):
     """Some records of a split that follow each other: from number `start` to before `stop`."""
@@ -56,17 +58,8 @@ class Source:
         return len(self._records)
 
     def __getitem__(self, index: SupportsIndex) -> dict[str, Any]:
-        number = operator.index(index)
-        try:
-            record = self._records[number]
-        except IndexError:
-            raise
-        except Exception as error:  # the reader of ArrayRecord raises several types
-            folder = f"Remove {self._folder}, and make the set again" if self._folder else ""
-            raise UserError(
-                f"{self.name}: record {number} cannot be read, its file is damaged or gone "
-                f"({type(error).__name__}: {str(error).strip()[:200]}). {folder}".strip()
-            ) from error
+        """Returns the record of this number. Raises UserError if the set's files are damaged."""
+        record = _record_at(self._records, operator.index(index), self.name, self._folder)
         return {
             name: value.decode("utf-8", "replace")
             if isinstance(value, bytes) and not isinstance(self.features[name], tfds.features.Image)
@@ -108,7 +101,10 @@ class Source:
             path = self._folder / PICTURES.format(split)
             if not path.exists():
                 return None
-            found.append(np.load(path, mmap_mode="r")[start:stop])
+            try:
+                found.append(np.load(path, mmap_mode="r")[start:stop])
+            except (ValueError, EOFError) as error:
+                raise UserError(f"{path} is damaged ({error}). {AGAIN}") from error
         joined = np.concatenate(found)
         return joined if len(joined) == len(self) else None
 
@@ -245,6 +241,8 @@ def open_dataset(data_dir: str, name: str, split: str, *, remedy: str = "") -> S
             f"The data set {name} in {data_dir} is not in ArrayRecord files, the only ones that "
             "can be read without TensorFlow. Build it with file_format='array_record'."
         ) from error
+    except UserError:
+        raise
     except (ValueError, KeyError):  # TFDS on an unknown split
         records = ()
     if not len(records):
@@ -290,10 +288,34 @@ def _after_image(builder: tfds.core.DatasetBuilder, split: str, at: int, size: i
         return at
     records = _read(builder, split)
     image = "image" if "image" in images else images[0]
-    before = records[at - 1][image]
-    while at < size and records[at][image] == before:
+    folder = pathlib.Path(builder.data_path)
+
+    def picture(number):
+        return _record_at(records, number, f"{builder.name}:{split}", folder)[image]
+
+    before = picture(at - 1)
+    while at < size and picture(at) == before:
         at += 1
     return at
+
+
+def _record_at(
+    records: Sequence[Any], number: int, name: str, folder: pathlib.Path | None
+) -> dict[str, Any]:
+    """Returns a record of the set `name` in `folder`. Raises UserError for damaged files."""
+    try:
+        record = records[number]
+        if all(value is None for value in record.values()):  # of a file that was cut, in silence
+            raise ValueError("there is nothing at its place")
+    except IndexError:
+        raise
+    except Exception as error:  # the reader of ArrayRecord raises several types
+        remedy = f"Remove {folder}, and make the set again" if folder else ""
+        raise UserError(
+            f"{name}: record {number} cannot be read, its file is damaged or gone "
+            f"({type(error).__name__}: {str(error).strip()[:200]}). {remedy}".strip()
+        ) from error
+    return record
 
 
 def _images(builder: tfds.core.DatasetBuilder) -> list[str]:
@@ -302,7 +324,7 @@ def _images(builder: tfds.core.DatasetBuilder) -> list[str]:
     return [name for name, feature in features if isinstance(feature, tfds.features.Image)]
 
 
-def _read(builder: tfds.core.DatasetBuilder, split: Any) -> Sequence[dict[str, Any]]:
+def _read(builder: tfds.core.DatasetBuilder, split: Any) -> Sequence[Any]:
     """Returns the records of a split as they are stored, images as bytes."""
     skip = {name: tfds.decode.SkipDecoding() for name in _images(builder)}
     return builder.as_data_source(split, decoders=skip)
@@ -310,7 +332,13 @@ def _read(builder: tfds.core.DatasetBuilder, split: Any) -> Sequence[dict[str, A
 
 def _open(data_dir: str, name: str) -> tfds.core.DatasetBuilder:
     folder = version_folder(pathlib.Path(data_dir).expanduser(), name)
-    return tfds.builder_from_directory(str(folder))
+    try:
+        return tfds.builder_from_directory(str(folder))
+    except Exception as error:  # of TFDS, protobuf or JSON: whatever is damaged
+        reason = str(error).partition("\n")[0].rstrip(".")
+        raise UserError(
+            f"The data set in {folder} cannot be opened: {reason or type(error).__name__}. {AGAIN}"
+        ) from error
 
 
 def version_folder(data_dir: pathlib.Path, name: str, remedy: str = "") -> pathlib.Path:

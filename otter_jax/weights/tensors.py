@@ -258,7 +258,7 @@ def described(tree: Any) -> str:
     """Returns what a pickled object is, as text."""
     if isinstance(tree, dict):
         keys = ", ".join(repr(key) for key in list(tree)[:6] if isinstance(key, str))
-        return f"a dictionary of {keys}" if keys else "an empty dictionary"
+        return f"a dictionary of {keys or 'no names'}"
     if isinstance(tree, pickles.Ignored):
         return "an object of a class of its own; save its state_dict()"
     return "one tensor alone" if isinstance(tree, pickles.Tensor) else f"a {type(tree).__name__}"

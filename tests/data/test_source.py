@@ -1,5 +1,9 @@
 """Any set on disk opens; several are mixed by weight, by (seed, step) alone as one is."""
 
+import os
+import pathlib
+import shutil
+
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
@@ -17,6 +21,7 @@ from records import (
 from tars import pairs, write_tar
 
 from otter_jax.data.build.builder import write
+from otter_jax.data.build.report import read_report
 from otter_jax.data.ensure import ensure
 from otter_jax.data.pipeline import eval_batches
 from otter_jax.data.source import Mixture, Source, open_dataset, parse_mixture
@@ -206,3 +211,54 @@ def test_a_record_that_cannot_be_read_is_named_with_the_set_and_the_remedy(tmp_p
         source[1]
     with pytest.raises(IndexError):
         source[3]
+
+
+def halve(path):
+    os.truncate(path, path.stat().st_size // 2)
+
+
+DAMAGED = {
+    "records cut": ("*array_record*", halve, r"mine:train: record \d+ cannot be read"),
+    "records gone": (
+        "*array_record*",
+        pathlib.Path.unlink,
+        "record 0 cannot be read, its file is damaged or gone",
+    ),
+    "about cut": ("dataset_info.json", halve, "cannot be opened: Failed to load JSON"),
+    "features gone": ("features.json", pathlib.Path.unlink, "cannot be opened"),
+    "digests cut": ("pictures-train.npy", halve, r"pictures-train\.npy is damaged"),
+    "report cut": ("report.json", halve, r"report\.json is damaged"),
+}
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    home = tmp_path_factory.mktemp("whole")
+    ensure("mine", str(home), (write_tar(home / "a.tar", pairs(range(40))),))
+    return home
+
+
+@pytest.mark.parametrize("name", DAMAGED)
+def test_a_set_that_is_damaged_is_one_paragraph(name, whole, tmp_path):
+    pattern, damage, words = DAMAGED[name]
+    shutil.copytree(whole / "mine", tmp_path / "mine")
+    (file,) = (tmp_path / "mine" / "1.0.0").glob(pattern)
+    damage(file)
+
+    def look():
+        read_report(file.parent)
+        source = open_dataset(str(tmp_path), "mine", "train")
+        source.pictures()
+        for number in range(len(source)):
+            source[number]
+
+    with pytest.raises(UserError, match=words):
+        look()
+
+
+def test_a_slice_of_a_damaged_set_is_one_paragraph(whole, tmp_path):
+    shutil.copytree(whole / "mine", tmp_path / "mine")
+    (file,) = tmp_path.glob("mine/*/*array_record*")
+    halve(file)
+    with pytest.raises(UserError, match="mine:train: record 19 cannot be read"):
+        open_dataset(str(tmp_path), "mine", "train[50%:]")

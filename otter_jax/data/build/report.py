@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from otter_jax.data.captions import clean
+from otter_jax.errors import UserError
 
 NAMED = 5  # examples of each defect in the report
 PICTURES = "pictures-{}.npy"  # beside a set, per split: a digest of each record's image
@@ -65,9 +66,17 @@ def _write(path: pathlib.Path, text: str) -> None:
 
 
 def read_report(folder: pathlib.Path) -> dict[str, Any]:
-    """Reads the report.json of the set in `folder`; {} if there is none."""
+    """Reads the report.json of the set in `folder`; {} if there is none.
+
+    Raises UserError if it is damaged.
+    """
     path = folder / "report.json"
-    return json.loads(path.read_text("utf-8")) if path.exists() else {}
+    try:
+        return json.loads(path.read_text("utf-8")) if path.exists() else {}
+    except ValueError as error:
+        raise UserError(
+            f"{path} is damaged ({error}). Remove the set's folder to make it again."
+        ) from error
 
 
 def table(report: Mapping[str, Any]) -> str:
