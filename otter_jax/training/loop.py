@@ -196,7 +196,7 @@ class Loop:
         """Makes all steps after `start`.
 
         Raises Stopped after a stop was asked for and the state is saved, and UserError when a
-        number is no longer finite.
+        number is no longer finite, or no batch can be read.
         """
         task, last, batch_size = self._task, self._task.steps, self._task.config.train.batch_size
         try:
@@ -206,8 +206,7 @@ class Loop:
             self._print_stop(start)
             raise
         now, stopped = start, False
-        mishaps = Mishaps(task.source, self._console)
-        clock = Clock(batch_size, task.unit)
+        mishaps, clock = Mishaps(task.source, self._console), Clock(batch_size, task.unit)
         pending: collections.deque = collections.deque()  # metrics still being computed
         with progress_bar(self._console) as bar:
             shown = bar.add_task("training", total=last, completed=start)
