@@ -7,6 +7,7 @@ cd "$(dirname "$0")/.."
 done=.venv/installed
 if [ "$done" -nt requirements.txt ] && [ "$done" -nt pyproject.toml ]; then exit 0; fi
 
+echo "Installing into .venv, which takes some minutes"
 [ -x .venv/bin/python ] || "${PYTHON:-python3}" -m venv .venv
 pip=(.venv/bin/python -m pip install --quiet --disable-pip-version-check)
 "${pip[@]}" -e ".[test]"

@@ -179,36 +179,42 @@ def status(run: Callable[[], int | None]) -> int:
     from absl import logging
 
     logging.set_verbosity(logging.ERROR)  # Orbax warns about what is intended here
-    before = signal.signal(signal.SIGTERM, _terminate)
+    asked: list[KeyboardInterrupt] = []
+
+    def ask(number, _frame):
+        asked.append(_Terminated() if number == signal.SIGTERM else KeyboardInterrupt())
+        raise asked[-1]
+
+    signals = [s for s in (signal.SIGTERM, signal.SIGINT) if signal.getsignal(s) != signal.SIG_IGN]
+    before = {number: signal.signal(number, ask) for number in signals}
     try:
         return run() or 0
     except Stopped:
         return _ended(REQUEUE)
-    except _Terminated:
-        print("Stopped by SIGTERM. The same command starts again.", file=sys.stderr)
-        return _ended(REQUEUE)
-    except KeyboardInterrupt:
-        print("Stopped by Ctrl-C.", file=sys.stderr)
-        return _ended(130)
-    except UserError as error:
-        return _failed(error, 2)
-    except OSError as error:
-        if error.errno not in REFUSALS:
-            return _failed(error, 1)
-        where = f" {error.filename}" if error.filename else ""
-        return _failed(UserError(f"The system refused to read or write{where}: {error}."), 2)
-    except Exception as error:
-        return _failed(error, 1)
+    except (Exception, KeyboardInterrupt) as error:
+        # Extension modules that are being imported make an ImportError of what a signal raises.
+        return _told(asked[-1] if asked else error)
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 class _Terminated(KeyboardInterrupt):
     """Raised by SIGTERM where nothing else handles it, as KeyboardInterrupt is by Ctrl-C."""
 
 
-def _terminate(number: int, frame: Any) -> NoReturn:
-    raise _Terminated
+def _told(error: BaseException) -> int:
+    """Prints how a command ended early; returns its exit status."""
+    if isinstance(error, _Terminated):
+        print("Stopped by SIGTERM. The same command starts again.", file=sys.stderr)
+        return _ended(REQUEUE)
+    if isinstance(error, KeyboardInterrupt):
+        print("Stopped by Ctrl-C.", file=sys.stderr)
+        return _ended(130)
+    if isinstance(error, OSError) and error.errno in REFUSALS:
+        where = f" {error.filename}" if error.filename else ""
+        error = UserError(f"The system refused to read or write{where}: {error}.")
+    return _failed(error, 2 if isinstance(error, UserError) else 1)
 
 
 def _ended(number: int) -> int:

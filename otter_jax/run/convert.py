@@ -29,6 +29,11 @@ def run(
     """
     if config.gates.shape:
         raise UserError(f"gates.shape={config.gates.shape!r}, but a released model has no gates.")
+    if not checkpoint.is_file():  # before a text encoder is fetched
+        what = "a folder: give the checkpoint in it" if checkpoint.is_dir() else "not there"
+        raise UserError(f"The checkpoint {checkpoint} is {what}.")
+    if any((workdir / "checkpoints").glob("[0-9]*")):
+        raise UserError(f"{workdir} already holds a run; give another --workdir.")
     model, like, folder = shapes(**config.model.to_dict())
     check_sizes(config, model, Tokenizer(folder, config.data.max_tokens))
 
@@ -38,8 +43,6 @@ def run(
     state = load(checkpoint, model, like, tell=tell)
     checkpoints = Checkpoints(workdir)
     try:
-        if checkpoints.latest is not None:
-            raise UserError(f"{workdir} already holds a run; give another --workdir.")
         directory.describe(workdir, json.loads(config.to_json()))
         checkpoints.save(0, state)
     finally:

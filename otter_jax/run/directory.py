@@ -67,7 +67,7 @@ def check_place(workdir: pathlib.Path) -> None:
         with tempfile.TemporaryFile(dir=there):
             return
     except OSError as error:
-        reason = f"{there}: {error.strerror}"
+        reason = f"no file can be made in {there} ({error.strerror})"
     if not there.is_dir():
         reason = f"{there} is a file"
     raise UserError(

@@ -298,7 +298,7 @@ def test_a_disk_that_refuses_is_one_paragraph_and_other_errors_are_not(capsys):
         ("gs://bucket/run", "is an address, and a path of a file system is needed"),
         ("{file}", "{file} is a file"),
         ("{file}/run", "{file} is a file"),
-        ("/proc/run", "cannot be the directory of a run: /proc: "),
+        ("/proc/run", "cannot be the directory of a run: no file can be made in /proc ("),
     ],
 )
 @pytest.mark.parametrize("name", ["train", "transfer", "eval"])
@@ -318,6 +318,29 @@ def test_with_a_fixed_teacher_the_best_is_the_students(capsys):
     found = flags.config(flags.parse(train.parser(), argv), needs="objective")
     assert found.eval.best == "heldout/student/FH@10"
     assert "with a fixed teacher there are no EMA weights" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("number", "expected", "words"),
+    [(signal.SIGINT, 130, "Stopped by Ctrl-C.\n"), (signal.SIGTERM, 75, "Stopped by SIGTERM.")],
+)
+def test_a_stop_of_which_a_library_makes_another_error_is_still_a_stop(
+    capsys, number, expected, words
+):
+    before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
+
+    def run():
+        try:
+            os.kill(os.getpid(), number)
+            time.sleep(5)
+        except KeyboardInterrupt as error:  # as extension modules do while they are imported
+            raise ImportError("an extension could not be initialized") from error
+
+    assert start.status(run) == expected
+    said = capsys.readouterr().err
+    assert said.startswith(words)
+    assert said.count("\n") == 1
+    assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
 
 
 def test_what_comes_next_is_said_in_commands_that_can_be_copied():

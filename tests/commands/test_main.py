@@ -13,9 +13,11 @@ from pictures import coloured
 from world import COLOURS, call, make, run, start, state_of, tiny
 
 from otter_jax import mesh
+from otter_jax.configs import common
 from otter_jax.configs.common import CLIP_MEAN, CLIP_STD
 from otter_jax.errors import UserError
-from otter_jax.run import directory, trained
+from otter_jax.run import convert, directory, trained
+from otter_jax.run.console import make_console
 from otter_jax.run.trained import image_encoder
 from otter_jax.weights import naming, otter_release
 
@@ -306,8 +308,18 @@ def test_a_mistake_is_one_paragraph_before_anything_is_compiled(
 
 def test_a_checkpoint_to_convert_that_is_not_there_is_one_paragraph(mistake, tmp_path):
     text = mistake(tmp_path, "/no/last.pth.tar", name="convert")
-    assert "/no/last.pth.tar" in text
+    assert "The checkpoint /no/last.pth.tar is not there." in text
     assert "\n" not in text
+
+
+@pytest.mark.parametrize(("file", "words"), [("", "is a folder"), ("last", "already holds a run")])
+def test_what_cannot_be_converted_is_told_before_any_encoder_is_looked_for(tmp_path, file, words):
+    (tmp_path / "last").write_bytes(b"")
+    (tmp_path / "checkpoints" / "7").mkdir(parents=True)
+    config = common.get_config("otter")
+    config.model.txt.weights = "/no/such"
+    with pytest.raises(UserError, match=words):
+        convert.run(config, tmp_path / file, tmp_path, console=make_console())
 
 
 def test_a_batch_that_does_not_divide_names_the_nearest():
