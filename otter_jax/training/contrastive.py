@@ -142,6 +142,7 @@ class Setup:
                 longest=module.txt.config.max_length,
             )
         schedule, tx = optimizer(config, variables["params"], length)
+        notes += frozen_at_random(config, variables["params"])
         return cls(
             config, mesh, source, length, module, variables, tokenizer, contents, captions,
             lengths, notes, annotation, schedule, tx,
@@ -286,6 +287,18 @@ def check_config(config: ConfigDict, devices: int) -> None:
             f"teacher.checkpoint={config.teacher.checkpoint!r}, but method {config.method!r} has "
             "no teacher. Choose kd or otter, or leave it empty."
         )
+
+
+def frozen_at_random(config: ConfigDict, params: PyTree) -> list[str]:
+    """Returns a sentence for each tower that has no weights, and that nothing trains."""
+    mask = freezing.frozen_mask(params, config.optim.freeze)
+    weights = {"img": config.model.img.weights, "txt": config.model.txt.pretrained}
+    return [
+        f"optim.freeze={config.optim.freeze!r} keeps all of {tower} as it is, and that is random: "
+        f"model.{tower} has no weights."
+        for tower, given in weights.items()
+        if not given and all(jax.tree.leaves(mask[tower]))
+    ]
 
 
 def optimizer(config: ConfigDict, params: PyTree, length: Length) -> tuple[Schedule, Any]:

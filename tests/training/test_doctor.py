@@ -179,3 +179,12 @@ def test_only_some_pictures_that_are_trained_on_are_a_warning(config):
     config.eval.sets.half = common.evaluation("squares", split="train[50%:]", label="json.colour")
     config.data.split = "train[:75%]"
     assert found(config)["seen"] == ("warning", "eval half: 10 of 20 pictures are trained on, too")
+
+
+def test_a_tower_that_stays_random_is_told(config):
+    assert not config.model.img.weights
+    config.optim.freeze = "img/"
+    (note,) = Setup.of(config).notes
+    assert note.startswith("optim.freeze='img/' keeps all of img as it is, and that is random")
+    config.optim.freeze = "img/conv1"
+    assert not Setup.of(config).notes
