@@ -218,18 +218,26 @@ def _told(error: BaseException) -> int:
 
 
 def _ended(number: int) -> int:
-    """Returns the exit status of a stop, but ends at once if XLA compiles in another thread."""
-    if any(t.daemon and t.is_alive() for t in threading.enumerate() if t.name == COMPILER):
+    """Returns the exit status of a stop; ends at once if XLA compiles, or if others would wait.
+
+    After a stop that all processes agreed on none waits for another.
+    """
+    compiles = any(t.is_alive() for t in threading.enumerate() if t.name == COMPILER)
+    if compiles or (_is_one_of_several() and number != REQUEUE):
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(number)
     return number
 
 
+def _is_one_of_several() -> bool:
+    jax = sys.modules.get("jax")
+    return jax is not None and jax.distributed.is_initialized()
+
+
 def _failed(error: BaseException, number: int) -> int:
     """Prints what went wrong and returns the exit status; with several processes, ends this one."""
-    jax = sys.modules.get("jax")
-    several = jax is not None and jax.distributed.is_initialized()
+    jax, several = sys.modules.get("jax"), _is_one_of_several()
     if not isinstance(error, UserError):
         traceback.print_exception(error)
     who = f" in process {jax.process_index()}" if several else ""

@@ -2,6 +2,7 @@
 
 import glob
 import os
+import pathlib
 import re
 import urllib.parse
 
@@ -37,8 +38,8 @@ def matches_of(pattern: str) -> list[str]:
         )
     names = braces(path)
     if len(names) == 1:
-        return sorted(glob.glob(path, recursive=True))
-    found = [sorted([n] if os.path.exists(n) else glob.glob(n, recursive=True)) for n in names]
+        return _glob(path)
+    found = [[n] if os.path.exists(n) else _glob(n) for n in names]
     missing = [name for name, paths in zip(names, found, strict=True) if not paths]
     if missing and any(found):
         raise UserError(
@@ -46,6 +47,24 @@ def matches_of(pattern: str) -> list[str]:
             f"is {missing[0]}. A glob, with * in quotes, takes those that are there."
         )
     return list(dict.fromkeys(path for paths in found for path in paths))
+
+
+def _glob(pattern: str) -> list[str]:
+    """Returns the paths that match, sorted, without hidden ones; ** follows no links.
+
+    Links from a folder to one above it would be followed for ever.
+    """
+    parts = pathlib.Path(pattern).parts
+    if "**" not in parts:
+        return sorted(glob.glob(pattern))
+    first = parts.index("**")
+    inner = os.path.join(*parts[first:], *(["*"] if parts[-1] == "**" else []))
+    found = set()
+    for start in glob.glob(os.path.join(*parts[:first])) if first else [""]:
+        for path in pathlib.Path(start).glob(inner):
+            if not any(part.startswith(".") for part in path.relative_to(start).parts):
+                found.add(str(path))
+    return sorted(found)
 
 
 def braces(pattern: str) -> list[str]:

@@ -184,6 +184,24 @@ def test_home_and_variables_at_the_beginning_of_a_pattern_are_expanded(tmp_path,
     assert matches_of(f"file://{tmp_path}/b.tar") == []
 
 
+def test_two_stars_find_files_at_any_depth_once_and_follow_no_circles(tmp_path, monkeypatch):
+    folder = tmp_path / "a" / "b"
+    folder.mkdir(parents=True)
+    for place in (tmp_path / "1.tar", folder / "2.tar"):
+        place.touch()
+    (tmp_path / ".hidden").mkdir()
+    (tmp_path / ".hidden" / "3.tar").touch()
+    for number in range(5):  # followed, these are millions of paths
+        (folder / f"up{number}").symlink_to(tmp_path)
+        (tmp_path / "a" / f"self{number}").symlink_to(tmp_path / "a")
+    both = [str(tmp_path / "1.tar"), str(folder / "2.tar")]
+    assert matches_of(f"{tmp_path}/**/*.tar") == both
+    assert matches_of(f"{tmp_path.parent}/{tmp_path.name[:-1]}?/a/**/*.tar") == both[1:]
+    monkeypatch.chdir(tmp_path)
+    assert matches_of("**/*.tar") == ["1.tar", "a/b/2.tar"]
+    assert "a/b/2.tar" in matches_of("a/**")
+
+
 def test_what_a_source_cannot_use_is_refused_by_name(tmp_path):
     tar = write_tar(tmp_path / "a.tar", [("a.jpg", noise()), ("a.txt", "x")])
     with pytest.raises(UserError, match="--root, --delimiter are not for tars, such as a.tar"):
