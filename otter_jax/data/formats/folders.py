@@ -13,7 +13,7 @@ from otter_jax.errors import UserError
 # What Hugging Face's image folders call their tables, which name files beside them.
 METADATA = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
 CAPTIONS = (".txt", ".json")  # of a picture of the same name
-NAMED = 6  # tables in a message
+NAMED = 6  # files in a message
 
 
 class Contents(NamedTuple):

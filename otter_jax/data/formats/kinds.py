@@ -4,8 +4,9 @@ import pathlib
 from collections.abc import Sequence
 
 from otter_jax.data.build.plan import Options, Plan
+from otter_jax.data.captions import clean
 from otter_jax.data.formats import archive, sidecars, tables, tars
-from otter_jax.data.formats.folders import tables_of
+from otter_jax.data.formats.folders import NAMED, tables_of
 from otter_jax.data.formats.patterns import matches_of
 from otter_jax.data.formats.reading import OF_FILES, OF_TABLES, USUAL, Reading
 from otter_jax.errors import UserError
@@ -66,10 +67,26 @@ def _paths(source: str, reading: Reading) -> list[tuple[str, pathlib.Path]]:
         if not match.is_dir():
             found.append((_kind(match), match))
             continue
-        inside = [path for path in _listing(match) if path.name.lower().endswith(archive.SUFFIXES)]
+        listing = _listing(match)
+        inside = [path for path in listing if path.name.lower().endswith(archive.SUFFIXES)]
+        if inside:
+            _print_taken(match, inside, [path for path in listing if path not in inside])
         inside = inside or tables_of(match, reading)
         found += [(_kind(path), path) for path in inside] or [("pictures", match)]
     return found
+
+
+def _print_taken(
+    folder: pathlib.Path, tars: list[pathlib.Path], others: list[pathlib.Path]
+) -> None:
+    """Prints which tars of a folder are taken, and what lies beside them and is not."""
+    names = ", ".join(clean(tar.name) for tar in tars[:NAMED])
+    more = f" and {len(tars) - NAMED:,} more" * (len(tars) > NAMED)
+    beside = ""
+    if others:
+        some = ", ".join(clean(path.name) for path in others[:3])
+        beside = f" Beside them lie {len(others):,} files and folders that are not, such as {some}."
+    print(f"{clean(str(folder))}: all of its tars are taken, {names}{more}.{beside}")
 
 
 def _listing(folder: pathlib.Path) -> list[pathlib.Path]:

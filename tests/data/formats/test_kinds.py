@@ -211,3 +211,15 @@ def test_what_a_source_cannot_use_is_refused_by_name(tmp_path):
         planned(table, key="last-dot")
     with pytest.raises(UserError, match="key='no-dot': one of first-dot, last-dot"):
         Reading(key="no-dot")
+
+
+def test_which_tars_of_a_folder_are_taken_is_said_and_what_lies_beside_them(tmp_path, capsys):
+    for name in ("train-0.tar", "eval-0.tar", "concepts.txt", "loose.jpg"):
+        (tmp_path / name).touch()
+    plan = kinds.plan_of([str(tmp_path)], "mine", Options())
+    assert len(plan.units["train"]) == 2
+    said = capsys.readouterr().out
+    assert "all of its tars are taken, eval-0.tar, train-0.tar." in said
+    assert (
+        "Beside them lie 2 files and folders that are not, such as concepts.txt, loose.jpg." in said
+    )
