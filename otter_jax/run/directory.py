@@ -5,6 +5,7 @@ import hashlib
 import json
 import os
 import pathlib
+import shlex
 import shutil
 import subprocess
 import sys
@@ -225,10 +226,15 @@ def check_run(
     changed = list(differences(before, config))
     other = [line for line in changed if _is_fixed(line.split(": ")[0])]
     if other and not anyway:
+        more = f"; and {len(other) - 8} more" if len(other) > 8 else ""
+        theirs = flatten(json.loads(before.to_json()))
+        keys = [line.split(": ")[0] for line in other]
+        flags = " ".join(f"--config.{key}={shlex.quote(str(theirs[key]))}" for key in keys)
+        keep = f", or go on as before by {flags}" if len(keys) <= 3 else ""
         raise UserError(
-            f"The run in {workdir} is another one: {'; '.join(other[:8])}"
-            f"{f'; and {len(other) - 8} more' if len(other) > 8 else ''}. Give another --workdir; "
-            "or --anyway, if this run is meant to go on so."
+            f"The run in {workdir} is another one: {'; '.join(other[:8])}{more}. Give another "
+            f"--workdir{keep}; or --anyway, "
+            "if this run is meant to go on so."
         )
     for line in changed:
         console.print(f"Changed since the last start: {line}")

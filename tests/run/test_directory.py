@@ -70,7 +70,11 @@ def test_what_may_change_is_said(workdir, key, value):
 )
 def test_another_run_is_refused_unless_told(workdir, key, value):
     other = config(**{key: value})
-    with pytest.raises(UserError, match=f"is another one: {key}: .*another --workdir; or --anyway"):
+    was = config()[key.split(".")[0]] if "." not in key else ""
+    words = (
+        f"is another one: {key}: .*another --workdir, or go on as before by --config.{key}={was}"
+    )
+    with pytest.raises(UserError, match=f"{words}.*; or --anyway"):
         checked(workdir, other)
     assert f"Changed since the last start: {key}: " in checked(workdir, other, anyway=True)
 
