@@ -327,6 +327,7 @@ def test_with_a_fixed_teacher_the_best_is_the_students(capsys):
 def test_a_stop_of_which_a_library_makes_another_error_is_still_a_stop(
     capsys, number, expected, words
 ):
+    ours = signal.signal(signal.SIGINT, signal.default_int_handler)  # shells let jobs ignore it
     before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
 
     def run():
@@ -336,11 +337,14 @@ def test_a_stop_of_which_a_library_makes_another_error_is_still_a_stop(
         except KeyboardInterrupt as error:  # as extension modules do while they are imported
             raise ImportError("an extension could not be initialized") from error
 
-    assert start.status(run) == expected
+    try:
+        assert start.status(run) == expected
+        assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
+    finally:
+        signal.signal(signal.SIGINT, ours)
     said = capsys.readouterr().err
     assert said.startswith(words)
     assert said.count("\n") == 1
-    assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
 
 
 def test_what_comes_next_is_said_in_commands_that_can_be_copied():
