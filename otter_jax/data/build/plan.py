@@ -192,6 +192,32 @@ def pair(
     return Record(name, image, fields)
 
 
+def pairs(
+    name: str, *, image: bytes | pathlib.Path | None, captions: Sequence[Any], key: str,
+    sidecar: str, required: bool, tally: Tally,
+) -> Iterator[Record]:  # fmt: skip
+    """Yields the record of an image and each of its captions, or tallies what is missing.
+
+    With required=False, for a set to evaluate on, there is one record whatever captions there are.
+    """
+    if not required:
+        if len(captions) > 1:
+            tally.changed("further captions of a picture, left out by --nocaptions", name)
+        captions = captions[:1] or [""]  # which `pair` counts
+    for number, caption in enumerate(captions, start=1):
+        record = pair(
+            name if len(captions) == 1 else f"{name} (caption {number})",
+            image=image,
+            caption=caption,
+            key=key,
+            sidecar=sidecar,
+            captions=required,
+            tally=tally,
+        )
+        if record:
+            yield record
+
+
 def pair_features() -> dict[str, Any]:
     """Returns the features of a pair: caption, key, and `json` for everything else.
 

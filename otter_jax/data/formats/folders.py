@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+from collections.abc import Iterator
 from typing import NamedTuple
 
 from otter_jax.data.captions import clean
@@ -17,7 +18,7 @@ NAMED = 6  # files in a message
 
 
 class Contents(NamedTuple):
-    """What is in a folder and below it, hidden files aside.
+    """Counts and lists the files in a folder and below it, without hidden ones.
 
     Attributes:
       pictures: how many there are.
@@ -34,13 +35,13 @@ class Contents(NamedTuple):
     tables: list[pathlib.Path]
 
 
-def contents_of(root: pathlib.Path) -> Contents:
-    """Looks through a folder and those below it, once each.
+def walk(root: pathlib.Path) -> Iterator[tuple[str, list[str]]]:
+    """Yields a folder and those below it, without hidden ones, and the names of the files in each.
 
-    Raises UserError for a folder that cannot be read.
+    Links are followed, but no folder is entered twice. Raises UserError for a folder that cannot be
+    read.
     """
-    captioned = arrow = prepared = False
-    pictures, tables, seen = 0, [], set()
+    seen = set()
     for folder, inner, names in os.walk(root, followlinks=True, onerror=_refuse):
         seen.add(os.path.realpath(folder))
         inner[:] = sorted(
@@ -48,6 +49,17 @@ def contents_of(root: pathlib.Path) -> Contents:
             for name in inner
             if not name.startswith(".") and os.path.realpath(os.path.join(folder, name)) not in seen
         )
+        yield folder, names
+
+
+def contents_of(root: pathlib.Path) -> Contents:
+    """Looks through a folder and those below it, once each.
+
+    Raises UserError for a folder that cannot be read.
+    """
+    captioned = arrow = prepared = False
+    pictures, tables = 0, []
+    for folder, names in walk(root):
         stems: dict[str, set[str]] = {}
         for name in names:
             stem, suffix = os.path.splitext(name)

@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from otter_jax.data import headers
-from otter_jax.data.build.plan import Record, pair
+from otter_jax.data.build.plan import Record, pairs
 from otter_jax.data.build.report import Tally
 from otter_jax.data.formats.cells import captions_of
 from otter_jax.data.formats.reading import USUAL, Reading
@@ -89,22 +89,15 @@ def records(
         return
     about, text = _sidecar(known, name, tally)
     captions = _captions(known, about, name, tally, reading)
-    if not reading.captions:  # a set to evaluate on has every picture once
-        if len(captions) > 1:
-            tally.changed("further captions of a picture, left out by --nocaptions", name)
-        captions = captions[:1] or [""]  # which `pair` counts
-    for number, caption in enumerate(captions, start=1):
-        made = pair(
-            name if len(captions) == 1 else f"{name} (caption {number})",
-            image=image,
-            caption=caption,
-            key=key,
-            sidecar=text,
-            captions=reading.captions,
-            tally=tally,
-        )
-        if made:
-            yield made
+    yield from pairs(
+        name,
+        image=image,
+        captions=captions,
+        key=key,
+        sidecar=text,
+        required=reading.captions,
+        tally=tally,
+    )
 
 
 def _picture(

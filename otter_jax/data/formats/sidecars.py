@@ -17,6 +17,7 @@ from collections.abc import Iterator
 from otter_jax.data.build.plan import MAX_BYTES, Options, Plan, Record, Span, pair_features
 from otter_jax.data.build.report import Tally
 from otter_jax.data.captions import clean
+from otter_jax.data.formats.folders import walk
 from otter_jax.data.formats.members import details, is_known, kind_of, records
 from otter_jax.data.formats.reading import USUAL, Reading
 from otter_jax.data.images import SUFFIXES
@@ -77,21 +78,9 @@ def plan(name: str, root: pathlib.Path, options: Options, reading: Reading = USU
     Raises UserError if there is no picture or no caption in it.
     """
     root = root.resolve()
-    units, number, size, seen = [], 0, 0, set()
+    units, number, size = [], 0, 0
     contents, times = hashlib.sha256(), hashlib.sha256()
-
-    def refuse(error):
-        raise UserError(
-            f"The folder {clean(str(error.filename))} cannot be read: {error.strerror}."
-        )
-
-    for folder, inner, _ in os.walk(root, followlinks=True, onerror=refuse):
-        seen.add(os.path.realpath(folder))
-        inner[:] = sorted(
-            name
-            for name in inner
-            if not name.startswith(".") and os.path.realpath(os.path.join(folder, name)) not in seen
-        )
+    for folder, _ in walk(root):
         relative = os.path.relpath(folder, root) if folder != str(root) else ""
         within = _files_in(folder)
         for file in within:

@@ -21,7 +21,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from otter_jax.data.build.plan import Options, Plan, Record, listed, pair, pair_features
+from otter_jax.data.build.plan import Options, Plan, Record, listed, pair_features, pairs
 from otter_jax.data.build.report import Tally
 from otter_jax.data.captions import clean
 from otter_jax.data.formats import arrays, parquet
@@ -144,25 +144,18 @@ class Rows:
             tally.changed(note, name)
         if why and (captions or self.captions):
             tally.dropped(why, name)
-        if not self.captions:  # a set to evaluate on has every picture once
-            if len(captions) > 1:
-                tally.changed("further captions of a picture, left out by --nocaptions", name)
-            captions = captions[:1] or [""]  # which `pair` counts
         used = (columns.image, columns.caption)
         rest = {column: value for column, value in row.items() if column not in used}
         sidecar = json.dumps(rest, default=_as_text)
-        for number, caption in enumerate(captions, start=1):
-            record = pair(
-                name if len(captions) == 1 else f"{name} (caption {number})",
-                image=image.image,
-                caption=caption,
-                key=key,
-                sidecar=sidecar,
-                captions=self.captions,
-                tally=tally,
-            )
-            if record:
-                yield record
+        yield from pairs(
+            name,
+            image=image.image,
+            captions=captions,
+            key=key,
+            sidecar=sidecar,
+            required=self.captions,
+            tally=tally,
+        )
 
 
 def plan(
