@@ -12,8 +12,6 @@ from ml_collections import ConfigDict
 
 from otter_jax import mesh as meshes
 from otter_jax.data import pipeline
-from otter_jax.data.ensure import ensure
-from otter_jax.data.formats.tars import Tars
 from otter_jax.data.source import Source
 from otter_jax.run import cluster
 
@@ -57,20 +55,6 @@ def evaluation(
         process=jax.process_index() if shared else 0,
         num_processes=jax.process_count() if shared else 1,
     )
-
-
-def ensure_once(
-    dataset: str,
-    data_dir: str,
-    tars: Tars = (),
-    folder: str = "",
-    *,
-    captions: bool = True,
-    exif: str = "apply",
-) -> None:
-    """Makes the set if it is missing: the first process makes it, the others wait."""
-    with cluster.first_before_others():
-        ensure(dataset, data_dir, tars, folder, captions=captions, exif=exif)
 
 
 def over_all(

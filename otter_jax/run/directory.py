@@ -93,11 +93,8 @@ def versions() -> dict[str, Any]:
 def is_run(workdir: str | pathlib.Path) -> bool:
     """Tells whether this is the directory of a run with checkpoints."""
     folder = pathlib.Path(workdir).expanduser()
-    return bool(str(workdir)) and (folder / "checkpoints").is_dir() and _described(folder)
-
-
-def _described(folder: pathlib.Path) -> bool:
-    return (folder / "run.json").is_file() or (folder / "config.json").is_file()
+    described = (folder / "run.json").is_file() or (folder / "config.json").is_file()
+    return bool(str(workdir)) and (folder / "checkpoints").is_dir() and described
 
 
 def config_of(workdir: pathlib.Path, *, needs: str = "objective") -> ConfigDict:

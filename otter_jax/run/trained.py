@@ -1,7 +1,6 @@
 """Loads trained weights from a run's directory."""
 
-import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -113,12 +112,8 @@ def _of_run(
     name, _, part = weights.partition("#")
     folder, part = Path(name).expanduser(), part or "student"
     theirs = directory.config_of(folder)
-    for key in ("arch", "mean", "std") if "img" in towers else ():
-        ours, there = config.model.img[key], theirs.model.img[key]
-        if json.dumps(ours) != json.dumps(there):
-            raise UserError(
-                f"model.img.{key}={ours!r}, but the run in {folder} has {there!r}: set it alike."
-            )
+    if "img" in towers:
+        _check_alike(config.model.img, theirs.model.img, folder, "model.img")
     run = load(theirs, folder, meshes.one_device())
     tell(f"{' and '.join(towers)} begin with the {part} weights of {folder}, {run.taken}.")
     found = traverse_util.flatten_dict(jax.device_get(run.of(part, folder)))
@@ -140,6 +135,17 @@ def _of_run(
     if other:
         tell(f"The heads of {folder} have another size than model.dim={config.model.dim}: anew.")
     return {path: leaf for path, leaf in found.items() if path not in other}
+
+
+def _check_alike(
+    ours: Mapping[str, Any] | ConfigDict, theirs: ConfigDict, folder: Path, section: str
+) -> None:
+    """Raises UserError if a run's image tower is of another arch, or used to other pixels."""
+    for key in ("arch", "mean", "std"):
+        pair = ours[key], theirs[key]
+        own, there = pair if key == "arch" else map(tuple, pair)  # read from JSON, it is a list
+        if own != there:
+            raise UserError(f"{section}.{key}={own!r}, but the run in {folder} has {there!r}.")
 
 
 def image_module(weights: str, *, arch: str, dtype: str) -> nn.Module:
@@ -181,11 +187,8 @@ def image_encoder(
         found = encoders.load_image(weights, arch=arch, dtype=as_dtype, pixels=pixels, tell=tell)
         return found.module, found.variables
     config = directory.config_of(folder)
-    theirs = config.model.img
-    for key, ours in (("arch", arch), ("mean", tuple(mean)), ("std", tuple(std))):
-        there = theirs[key] if key == "arch" else tuple(theirs[key])
-        if there != ours:
-            raise UserError(f"model.{key}={ours!r}, but the run in {folder} has {there!r}.")
+    given = {"arch": arch, "mean": tuple(mean), "std": tuple(std)}
+    _check_alike(given, config.model.img, folder, "model")
     trained = load(config, folder, meshes.one_device(), dtype=dtype)
     variables = trained.of("ema" if ema else "student", folder)
     return trained.model.img, {k: tree["img"] for k, tree in variables.items() if "img" in tree}

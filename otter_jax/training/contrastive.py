@@ -19,6 +19,7 @@ from otter_jax import freezing, gates, step
 from otter_jax import mesh as meshes
 from otter_jax.data import repeats
 from otter_jax.data.captions import Tokenizer, visible
+from otter_jax.data.ensure import ensure
 from otter_jax.data.packing import Packed
 from otter_jax.data.pipeline import Annotation
 from otter_jax.data.source import Source, open_dataset
@@ -111,9 +112,8 @@ class Setup:
         """
         mesh = meshes.make_mesh()
         check_config(config, mesh.size)
-        batches.ensure_once(
-            config.data.name, config.data.dir, config.data.tars, exif=config.data.exif
-        )
+        with cluster.first_before_others():
+            ensure(config.data.name, config.data.dir, config.data.tars, exif=config.data.exif)
         source = open_dataset(config.data.dir, config.data.name, config.data.split)
         source.check_has("image")
         source.check_has(Tokenizer.feature)

@@ -6,10 +6,11 @@ import numpy as np
 from jaxtyping import Int
 from ml_collections import ConfigDict
 
+from otter_jax.data.ensure import ensure
 from otter_jax.data.repeats import trained_on
 from otter_jax.data.source import Source, in_both, open_dataset
 from otter_jax.errors import UserError
-from otter_jax.run.batches import ensure_once
+from otter_jax.run import cluster
 
 REMEDY = (
     "data.train and data.validation name the splits; to divide one: "
@@ -63,7 +64,8 @@ def open_splits(config: ConfigDict) -> tuple[Labelled, Labelled]:
             "data.name is missing: the name of a set, for a folder of your own a new one with "
             "--config.data.folder=DIR."
         )
-    ensure_once(data.name, data.dir, folder=data.folder, exif=data.exif)
+    with cluster.first_before_others():
+        ensure(data.name, data.dir, folder=data.folder, exif=data.exif)
     train, validation = Labelled.open(config, "train"), Labelled.open(config, "validation")
     both = in_both(data.dir, data.name, data.train, data.validation)
     if both:

@@ -4,6 +4,8 @@ import collections
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
+import numpy as np
+
 from otter_jax.data.captions import Tokenizer
 
 NAMED = 3  # examples in a line
@@ -54,12 +56,17 @@ def look_at(tokenizer: Tokenizer, names: Sequence[str], templates: Sequence[str]
         some = names[first : first + AT_ONCE]
         for template in templates:
             texts = [template.replace("{}", name) for name in some]
-            rows, _ = tokenizer.encode(texts)
-            lengths = tokenizer.lengths(texts)
-            for number, (row, length) in enumerate(zip(rows, lengths, strict=True), start=first):
+            rows, mask = tokenizer.encode(texts)
+            for number, row in enumerate(rows, start=first):
                 tokens[number] = hash((tokens[number], row.tobytes()))
-                if length > tokenizer.max_tokens:
-                    cut.add(number)
+            full = np.flatnonzero(mask.all(axis=1)).tolist()  # others cannot have been cut
+            if full:
+                lengths = tokenizer.lengths([texts[i] for i in full])
+                cut.update(
+                    first + i
+                    for i, length in zip(full, lengths, strict=True)
+                    if length > tokenizer.max_tokens
+                )
         known = tokenizer.known(some)
         unknown += [name for name, count in zip(some, known, strict=True) if not count]
     groups = collections.defaultdict(list)

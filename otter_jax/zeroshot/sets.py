@@ -11,10 +11,10 @@ import numpy as np
 from jaxtyping import Int
 from ml_collections import ConfigDict
 
+from otter_jax.data.ensure import ensure
 from otter_jax.data.source import Source, open_dataset
 from otter_jax.errors import UserError
 from otter_jax.run import cluster
-from otter_jax.run.batches import ensure_once
 from otter_jax.zeroshot.bank import read_lines, read_names, spelled, templates_of
 from otter_jax.zeroshot.labels import close_to, read_labels
 
@@ -61,7 +61,8 @@ class EvalSet:
         key = f"eval.sets.{name}"
         templates = templates_of(spec.templates, f"{key}.templates")
         captions = spec.label == "caption"
-        ensure_once(spec.data, data_dir, spec.tars, captions=captions, exif=exif)
+        with cluster.first_before_others():
+            ensure(spec.data, data_dir, spec.tars, captions=captions, exif=exif)
         source = open_dataset(data_dir, spec.data, spec.split)
         values = read_labels(source, spec.label, f"{key}.label")
         no_label = sum(not row for row in values)

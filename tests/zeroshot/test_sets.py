@@ -28,7 +28,7 @@ def opened(monkeypatch, tmp_path):
             values = [json.dumps(v) if name == "json" else v for v in values]
         records = [{name: v, "key": f"p{i}".encode()} for i, v in enumerate(values)]
         source = Source("zoo:train", records, features)
-        monkeypatch.setattr(sets, "ensure_once", lambda *_, **__: None)
+        monkeypatch.setattr(sets, "ensure", lambda *_, **__: None)
         monkeypatch.setattr(sets, "open_dataset", lambda *_: source)
         path = ""
         if names is not None:
@@ -268,6 +268,6 @@ def test_only_a_set_whose_labels_are_captions_needs_them(monkeypatch, label, nee
     def ask(*_, captions, exif):
         raise Asked(captions)
 
-    monkeypatch.setattr(sets, "ensure_once", ask)
+    monkeypatch.setattr(sets, "ensure", ask)
     with pytest.raises(Asked, match=str(needed)):
         sets.EvalSet.open("animals", evaluation("animals", label=label), "")
