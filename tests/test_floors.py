@@ -16,6 +16,7 @@ FLOORS = (  # from the ground up; modules of the method's line may import each o
     ("data",),
     ("run",),
     ("zeroshot",),
+    ("predict",),
     ("training",),
     ("transfer",),
     ("report",),
