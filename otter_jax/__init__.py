@@ -1,3 +1,39 @@
 """Language-supervised zero-shot recognition from few, noisy image-caption pairs, in JAX."""
 
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:  # at run time it would import JAX, and `import otter_jax` must be quick
+    from otter_jax.predict.model import Model
+
 __version__ = "0.1.0"
+
+
+def load(
+    model: str | os.PathLike,
+    *,
+    weights: str | None = None,
+    step: int | None = None,
+    dtype: str | None = None,
+) -> Model:
+    """Loads a trained model, to embed pictures and texts, and to name what pictures show.
+
+        model = otter_jax.load("runs/first")
+        for guesses in model.classify(["photo.jpg"], ["dog", "sofa"]):
+            print(guesses[0].name, guesses[0].probability)
+
+    Args:
+      model: the directory of a run, or a folder that `export` wrote.
+      weights: "student" (the default) or "ema", of a run.
+      step: of a run: the checkpoint to take, by default the best by its eval.best, else the latest.
+      dtype: of the computation, "float32" or "bfloat16"; by default float32 on CPUs, and elsewhere
+        what the model was trained in.
+
+    Raises `otter_jax.errors.UserError` if it is neither, damaged, or has no such weights or
+    checkpoint.
+    """
+    from otter_jax.predict import loading
+
+    return loading.load(model, weights=weights, step=step, dtype=dtype)

@@ -1,5 +1,6 @@
 """Turns captions into rows of token ids."""
 
+import hashlib
 import os
 import pathlib
 import re
@@ -80,6 +81,11 @@ class Tokenizer:
         self.doubts = tokenizer_files.doubts(folder, backend)
         self.vocab_size = 1 + max(backend.get_vocab().values(), default=-1)
         self._backend = backend
+
+    @property
+    def digest(self) -> str:
+        """A digest of all that token ids depend on."""
+        return hashlib.sha256(self._backend.to_str().encode()).hexdigest()
 
     def row(self, record: dict[str, Any]) -> dict[str, np.ndarray]:
         """Returns token_ids int32 [L] and mask bool [L] of the record's caption."""

@@ -103,7 +103,7 @@ def decode(data: bytes, *, exif: str = "apply") -> Pixels:
         if pixels is None:
             img = _open(data)
             with IN_FLIGHT.hold(img.width * img.height):
-                pixels = _turned(np.asarray(_rgb(img)), _own_orientation(img))
+                pixels = _turned(np.asarray(rgb(img)), _own_orientation(img))
         return _turned(pixels, tag.value) if tag and exif == "apply" else pixels
 
 
@@ -136,12 +136,12 @@ def shrink(data: bytes, size: int, *, format: str, quality: int, exif: str = "ap
         if size and min(shape) > size:
             new = _resized(img.size, size)
             img.draft(img.mode, (2 * size, 2 * size))
-            small = _rgb(img).resize(new, Image.Resampling.BICUBIC)
+            small = rgb(img).resize(new, Image.Resampling.BICUBIC)
             with contextlib.suppress(OSError, ValueError):  # WebP ends at 16,383 pixels
                 content = _encoded(small, turn, ENCODERS[format], quality=quality)
                 return Stored(shape, content, True, notes)
             img = _open(data)
-        whole = _rgb(img)
+        whole = rgb(img)
         if not tag:
             content = data
         elif exif == "ignore":
@@ -369,7 +369,7 @@ def _jpeg(data: bytes) -> Pixels | None:
         return None
 
 
-def _rgb(img: Image.Image) -> Image.Image:
+def rgb(img: Image.Image) -> Image.Image:
     """Converts an image of any mode to RGB, on white where it is transparent."""
     bits = img.tag_v2.get(258, (16,)) if isinstance(img, TiffImageFile) else (16,)
     if img.mode in ("I", "F") or (img.mode.startswith("I;16") and bits != (16,)):

@@ -119,17 +119,24 @@ def read_config(workdir: pathlib.Path) -> ConfigDict:
     path = workdir / "config.json"
     if not path.is_file():
         raise UserError(f"There is no {path}: is {workdir} the directory of a run?")
-    found = {"gates": {"shape": "", "penalty": "", "strength": 0.0}}  # runs older than gates
     try:
-        found = found | json.loads(path.read_text("utf-8"))  # a TypeError if it is no object
-        if "data" in found:
-            found["data"] = {"exif": "ignore"} | found["data"]  # runs older than this key
-        return ConfigDict(found)
+        return completed(json.loads(path.read_text("utf-8")))
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise UserError(
             f"{path} is damaged, it cannot be read ({error}): restore it, or give the config that "
             "the run was trained with, --config NAME."
         ) from error
+
+
+def completed(config: Any) -> ConfigDict:
+    """Returns a run's config as it was written, with the keys that runs of old versions lack.
+
+    Raises a TypeError if it is no object.
+    """
+    found = {"gates": {"shape": "", "penalty": "", "strength": 0.0}} | config
+    if "data" in found:
+        found["data"] = {"exif": "ignore"} | found["data"]
+    return ConfigDict(found)
 
 
 def command_of(config: ConfigDict) -> str:

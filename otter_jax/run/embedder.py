@@ -1,5 +1,6 @@
-"""Embeds images and texts with one model, compiled once, on all devices."""
+"""Embeds images and texts with one model, compiled once per shape, on all devices."""
 
+import bisect
 from collections.abc import Callable, Sequence
 
 import flax.linen as nn
@@ -14,14 +15,30 @@ from otter_jax.data.captions import Tokenizer
 
 
 class Embedder:
-    """Embeds images and texts with any weights of one model, in batches of one size.
+    """Embeds images and texts with any weights of one model, in batches of one size or of few.
 
     All processes make the same calls; each gets the embeddings of the whole batch.
     """
 
-    def __init__(self, model: nn.Module, tokenizer: Tokenizer, mesh: Mesh, *, batch_size: int):
-        """`batch_size` is over all devices, and must divide over them."""
+    def __init__(
+        self,
+        model: nn.Module,
+        tokenizer: Tokenizer,
+        mesh: Mesh,
+        *,
+        batch_size: int,
+        smaller: Sequence[int] = (),
+        shorter: Sequence[int] = (),
+    ):
+        """Compiles nothing yet; `batch_size` is over all devices, and must divide over them.
+
+        What is left over is padded to one of the sizes `smaller` and `batch_size`; texts of few
+        tokens to the next of the lengths `shorter` and max_tokens.
+        """
         self._tokenizer, self._mesh, self._batch_size = tokenizer, mesh, batch_size
+        self._sizes = [*sorted(size for size in smaller if size < batch_size), batch_size]
+        most = tokenizer.max_tokens
+        self._lengths = [*sorted(length for length in shorter if length < most), most]
         whole, rows = meshes.shardings(mesh)
 
         def images(variables, image):
@@ -46,8 +63,8 @@ class Embedder:
     ) -> Float[np.ndarray, "N D"]:
         """Embeds any number of images; `check_stop` is called once per batch, and may raise."""
 
-        def embed(start, padding):
-            part = images[start : start + self._batch_size]
+        def embed(start, rows, padding):
+            part = images[start : start + rows]
             blank = np.zeros((padding, *images.shape[1:]), images.dtype)
             image = self._put(image=np.concatenate([part, blank]))["image"]
             return np.asarray(self._whole(self._images(variables, image)))
@@ -62,22 +79,32 @@ class Embedder:
     ) -> Float[np.ndarray, "N D"]:
         """Embeds any number of texts; `check_stop` is called once per batch, and may raise."""
 
-        def embed(start, padding):
-            part = [*texts[start : start + self._batch_size], *[""] * padding]
+        def embed(start, rows, padding):
+            part = [*texts[start : start + rows], *[""] * padding]
             token_ids, mask = self._tokenizer.encode(part)
-            rows = self._put(token_ids=token_ids, mask=mask)
+            longest = int(mask.any(axis=0).nonzero()[0].max(initial=-1)) + 1
+            length = self._lengths[bisect.bisect_left(self._lengths, longest)]
+            rows = self._put(token_ids=token_ids[:, :length], mask=mask[:, :length])
             return np.asarray(self._texts(variables, rows["token_ids"], rows["mask"]))
 
         return self._in_batches(embed, len(texts), check_stop)
 
     def _in_batches(self, embed, count, check_stop):
-        """Joins the batches that `embed(start, padding)` makes, without the rows of padding."""
-        parts = []
-        for start in range(0, count, self._batch_size):
+        """Joins the batches that `embed(start, rows, padding)` makes, without the padding."""
+        parts, start = [], 0
+        while start < count:
             check_stop()
-            size = min(self._batch_size, count - start)
-            parts.append(embed(start, self._batch_size - size)[:size])
+            whole = self._fitting(count - start)
+            rows = min(whole, count - start)
+            parts.append(embed(start, rows, whole - rows)[:rows])
+            start += rows
         return np.concatenate(parts)
+
+    def _fitting(self, rest: int) -> int:
+        """Returns the size that holds `rest` rows, or the next below if most would be padding."""
+        place = bisect.bisect_left(self._sizes, min(rest, self._batch_size))
+        size = self._sizes[place]
+        return self._sizes[place - 1] if place and 2 * rest < size else size
 
     def _put(self, **batch):
         """Puts this process's part of a batch that every process has made whole on its devices."""

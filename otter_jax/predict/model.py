@@ -1,0 +1,245 @@
+"""What is done with a trained model: pictures and texts become vectors, and vectors names."""
+
+import concurrent.futures
+import functools
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from flax import linen as nn
+from flax import traverse_util
+from jaxtyping import Float32, PyTree, UInt8
+
+from otter_jax import mesh as meshes
+from otter_jax.data.captions import Tokenizer
+from otter_jax.data.images import center_crop
+from otter_jax.errors import UserError
+from otter_jax.predict.pixels import FORMS, Picture, named, pixels_of
+from otter_jax.predict.ranking import rank
+from otter_jax.run.embedder import Embedder
+from otter_jax.zeroshot.bank import class_bank, templates_of
+
+ANYTHING = "something"  # what a class is compared with on its own
+TEMPLATES = ("a photo of {}.",)
+SIZES = (1, 8, 64, 512)  # of batches: a program is compiled for each that is used
+LENGTHS = (16, 32)  # of texts in tokens, beside max_tokens
+AT_ONCE = 8192  # prompts whose vectors are held
+THREADS = max(1, min(os.cpu_count() or 1, 16))
+Name = str | Sequence[str]  # of a class, or all its names
+
+
+class Pixels(NamedTuple):
+    """Says how pictures become pixels: resized by their shorter side, cropped in the middle.
+
+    `exif` "apply" turns them upright before, "ignore" does not.
+    """
+
+    resize: int
+    size: int
+    exif: str
+
+
+class Loaded(NamedTuple):
+    """Holds what a `Model` is made of, whatever kind of folder it was loaded from.
+
+    Attributes:
+      name: for people: which folder, step and weights.
+      folder: where it was loaded from.
+      module, variables: with the methods `embed_images` and `embed_texts` of `models.Towers`.
+      tokenizer: of the texts.
+      pixels: how pictures are prepared.
+      dim: the size of embeddings.
+      settings: what embeddings depend on beside variables and tokenizer.
+      scale, bias: what cosines are multiplied by, and what is added, to become logits.
+    """
+
+    name: str
+    folder: Path
+    module: nn.Module
+    variables: PyTree
+    tokenizer: Tokenizer
+    pixels: Pixels
+    dim: int
+    settings: Mapping[str, Any]
+    scale: float
+    bias: float = 0.0
+
+
+class Guess(NamedTuple):
+    """A class that a picture may show, with its probability and the cosine of both vectors."""
+
+    name: str
+    probability: float
+    cosine: float
+
+
+class Model:
+    """Embeds pictures and texts in one space, and names what pictures show.
+
+    Attributes:
+      name: for people: which folder, step and weights.
+      folder: where it was loaded from; caches are in its folder `cache`.
+      dim: D, the size of embeddings.
+      image_size: the side of the crop that it sees, in pixels.
+      max_tokens: of a text; what is longer is cut.
+      tokenizer: of the texts.
+      scale: cosines are multiplied by it before the softmax: the learned temperature's inverse.
+      bias: is added then, to give logits; 0 but for models that were trained with a sigmoid.
+      batch_size: the most pictures or texts that are computed at once, over all devices.
+    """
+
+    def __init__(self, loaded: Loaded):
+        """Puts the weights on all devices; nothing is compiled before it is needed."""
+        mesh = meshes.make_mesh()
+        largest = SIZES[-2] if jax.default_backend() == "cpu" else SIZES[-1]
+        sizes = [-(-size // mesh.size) * mesh.size for size in SIZES if size <= largest]
+        self.name, self.folder = loaded.name, loaded.folder
+        self.dim, self.scale, self.bias = loaded.dim, loaded.scale, loaded.bias
+        self.tokenizer, self.max_tokens = loaded.tokenizer, loaded.tokenizer.max_tokens
+        self.batch_size, self.image_size = sizes[-1], loaded.pixels.size
+        self._pixels, self._settings = loaded.pixels, loaded.settings
+        self._variables = meshes.put_whole(loaded.variables, mesh)
+        self._embedder = Embedder(
+            loaded.module,
+            loaded.tokenizer,
+            mesh,
+            batch_size=sizes[-1],
+            smaller=sizes[:-1],
+            shorter=LENGTHS,
+        )
+
+    @functools.cached_property
+    def identity(self) -> str:
+        """A digest of all that embeddings depend on: weights, tokenizer, and how pixels are made.
+
+        It names caches and indexes, so that those of another model are not taken for this one's.
+        """
+        facts = self._settings | self._pixels._asdict() | {"tokenizer": self.tokenizer.digest}
+        digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode())
+        flat = traverse_util.flatten_dict(self._variables)
+        for path in sorted(flat):
+            values = np.ascontiguousarray(flat[path])
+            digest.update(f"{'/'.join(path)} {values.dtype} {values.shape}".encode())
+            digest.update(values)
+        return digest.hexdigest()
+
+    def read(self, picture: Picture) -> UInt8[np.ndarray, "S S 3"]:
+        """Decodes a picture, resizes and crops it exactly as evaluation does.
+
+        Raises UserError, which names the picture, if it cannot be read. Threads may call it.
+        """
+        resize, size, exif = self._pixels
+        return center_crop(pixels_of(picture, exif=exif), resize, size)
+
+    def embed_pixels(self, pixels: UInt8[np.ndarray, "N S S 3"]) -> Float32[np.ndarray, "N D"]:
+        """Returns a vector of length 1 per picture that `read` has prepared."""
+        if not len(pixels):
+            return np.zeros((0, self.dim), np.float32)
+        return self._embedder.images(self._variables, pixels)
+
+    def embed_images(self, pictures: Iterable[Picture]) -> Float32[np.ndarray, "N D"]:
+        """Returns a vector of length 1 per picture: paths, bytes, PIL images or uint8 arrays.
+
+        They are decoded by threads, a batch ahead. Raises UserError, which names the picture, for
+        one that cannot be read.
+        """
+        _check_several(pictures, FORMS, "embed_images")
+        parts = [self.embed_pixels(pixels) for pixels in self._batches(list(pictures))]
+        return np.concatenate(parts or [self.embed_pixels(np.zeros((0, 1, 1, 3), np.uint8))])
+
+    def embed_texts(self, texts: Iterable[str]) -> Float32[np.ndarray, "N D"]:
+        """Returns a vector of length 1 per text; one of more than `max_tokens` tokens is cut."""
+        _check_several(texts, "a text", "embed_texts")
+        texts = list(texts)
+        if not texts:
+            return np.zeros((0, self.dim), np.float32)
+        wrong = [text for text in texts if not isinstance(text, str)]
+        if wrong:
+            raise UserError(f"embed_texts takes texts, and {wrong[0]!r} is none.")
+        order = np.argsort([len(text) for text in texts], kind="stable")  # short ones together
+        found = self._embedder.texts(self._variables, [texts[i] for i in order])
+        vectors = np.empty_like(found)
+        vectors[order] = found
+        return vectors
+
+    def bank(
+        self, names: Sequence[Name], templates: str | Sequence[str] = TEMPLATES
+    ) -> Float32[np.ndarray, "C D"]:
+        """Returns a vector of length 1 per class: the mean of its names' prompts.
+
+        A name may be several, synonyms of one class. `templates` are texts with {} where the name
+        goes, one of them, or the path of a file with one on each line.
+        """
+        templates = templates_of(templates, "templates")
+        if not len(names):
+            raise UserError("There are no class names: give at least one.")
+        most = max(1, AT_ONCE // len(templates))
+        parts = (names[first : first + most] for first in range(0, len(names), most))
+        return np.concatenate([class_bank(self.embed_texts, part, templates) for part in parts])
+
+    def classify(
+        self,
+        images: Iterable[Picture],
+        class_names: Sequence[Name],
+        templates: str | Sequence[str] = TEMPLATES,
+        top: int = 5,
+        multi: bool = False,
+    ) -> list[list[Guess]]:
+        """Returns the `top` most probable of the classes for each picture, best first.
+
+        Probabilities are the softmax over all classes of `scale` times the cosine; with `multi`
+        each class has one of its own (`Model.floor`). A class of several names is called by its
+        first.
+        """
+        _check_several(class_names, "a class name", "classify")
+        _check_several(images, FORMS, "classify")
+        bank = self.bank(class_names, templates)
+        floor = self.floor(templates) if multi else None
+        first = [name if isinstance(name, str) else name[0] for name in class_names]
+        found = []
+        for pixels in self._batches(list(images)):
+            vectors = self.embed_pixels(pixels)
+            ranked = rank(vectors, bank, scale=self.scale, top=top, floor=floor)
+            for row in zip(*ranked, strict=True):
+                classes, probabilities, cosines = (values.tolist() for values in row)
+                names = [first[i] for i in classes]
+                found.append(list(map(Guess, names, probabilities, cosines)))
+        return found
+
+    def floor(
+        self, templates: str | Sequence[str] = TEMPLATES
+    ) -> float | Float32[np.ndarray, " D"]:
+        """Returns what a class has to exceed to be more probable than not, on its own (`rank`).
+
+        A model that was trained with a sigmoid has learned that as its bias, a number. One trained
+        with a softmax has not: it only knows which text fits better. There a class is compared with
+        "something" in its place in the templates, so 0.5 means: the picture fits the class as well
+        as it fits anything. That is no measured probability, but it does not depend on what other
+        classes are asked for.
+        """
+        return -self.bias if self.bias else self.bank([ANYTHING], templates)[0]
+
+    def _batches(self, pictures: Sequence[Picture]) -> Iterator[UInt8[np.ndarray, "B S S 3"]]:
+        """Yields pixels of all pictures, those of the next batch decoded meanwhile."""
+        starts = range(0, len(pictures), self.batch_size)
+        with concurrent.futures.ThreadPoolExecutor(THREADS) as pool:
+            waiting: list[Any] = []
+            for start in starts:
+                waiting.append(pool.map(self.read, pictures[start : start + self.batch_size]))
+                if len(waiting) > 1:
+                    yield np.stack(list(waiting.pop(0)))
+            for rest in waiting:
+                yield np.stack(list(rest))
+
+
+def _check_several(given: Any, what: str, method: str) -> None:
+    """Raises UserError for one picture or text where several are expected."""
+    single = isinstance(given, str | os.PathLike | bytes) or hasattr(given, "getexif")
+    if single or (isinstance(given, np.ndarray) and given.ndim in (2, 3)):
+        shown = named(given) if not isinstance(given, str) else repr(given)
+        raise UserError(f"{method} takes a list ({what} each), and got {shown}: put it in [ ].")
