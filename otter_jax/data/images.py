@@ -33,6 +33,7 @@ from otter_jax.data.in_flight import Bound
 # than 32 MiB back to the system at once.
 Image.core.set_block_size(64 << 20)
 IN_FLIGHT = Bound(100_000_000)  # pixels that all threads decode at once: some 1 GB at most
+MAX_BYTES = 64 << 20  # of a file
 MAX_PIXELS = 89_478_485  # of a decoded image; Pillow begins to warn at the same number
 # What image-caption collections hold. The list keeps Pillow from trying its rarer plug-ins
 # (PostScript, to name one) on bytes from the web.

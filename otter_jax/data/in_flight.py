@@ -1,8 +1,15 @@
-"""Bounds the pixels that the threads of a process decode at the same time."""
+"""Works on pictures in threads, of which only so many, and so many pixels, are in hand at once."""
 
+import collections
+import concurrent.futures
 import contextlib
+import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
+from typing import TypeVar
+
+THREADS = 16  # per process, at most
+Item, Result = TypeVar("Item"), TypeVar("Result")
 
 
 class Bound:
@@ -32,3 +39,27 @@ class Bound:
     def __reduce__(self):
         """Another process has a bound of its own."""
         return Bound, (self.most,)
+
+
+def in_threads(
+    work: Callable[[Item], Result], items: Iterable[Item], *, ahead: int, threads: int = 0
+) -> Iterator[tuple[Item, Result]]:
+    """Yields (item, work(item)) in the order of the items, at most `ahead` of them ahead.
+
+    `threads` 0 are as many as there are cores, at most THREADS. What is not begun when the iterator
+    is closed is left undone.
+    """
+    threads = threads or min(THREADS, os.cpu_count() or 1)
+    pool = concurrent.futures.ThreadPoolExecutor(threads, "pictures")
+    waiting: collections.deque = collections.deque()
+    try:
+        for item in items:
+            waiting.append((item, pool.submit(work, item)))
+            if len(waiting) > ahead:
+                item, result = waiting.popleft()
+                yield item, result.result()
+        while waiting:
+            item, result = waiting.popleft()
+            yield item, result.result()
+    finally:
+        pool.shutdown(cancel_futures=True)

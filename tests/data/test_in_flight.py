@@ -1,6 +1,7 @@
 """Threads hold no more than the bound together, and none waits for ever."""
 
 import concurrent.futures
+import itertools
 import threading
 import time
 
@@ -8,7 +9,7 @@ from pictures import noise
 from PIL import Image
 
 from otter_jax.data import images
-from otter_jax.data.in_flight import Bound
+from otter_jax.data.in_flight import Bound, in_threads
 
 
 def test_threads_together_hold_at_most_the_bound_and_all_get_through():
@@ -63,3 +64,12 @@ def test_decoding_and_resizing_wait_for_room(monkeypatch):
 
 def test_large_pictures_are_given_back_to_the_system():
     assert Image.core.get_block_size() > 32 << 20  # glibc keeps what is smaller, per thread
+
+
+def test_few_files_are_held_at_once_while_a_folder_is_read():
+    begun = itertools.count()
+    files = (next(begun) for _ in range(1000))
+    results = in_threads(str, files, ahead=64)
+    assert [next(results) for _ in range(3)] == [(0, "0"), (1, "1"), (2, "2")]
+    assert next(begun) <= 64 + 3
+    results.close()

@@ -1,7 +1,6 @@
 """Records are checked, large images resized once, and few are held at once."""
 
 import io
-import itertools
 
 import numpy as np
 import pytest
@@ -12,8 +11,8 @@ from pictures import noise
 from PIL import Image
 from tars import write_tar
 
-from otter_jax.data.build.parts import image_to_store, in_threads
-from otter_jax.data.build.plan import WINDOW, Options, Record
+from otter_jax.data.build.parts import image_to_store
+from otter_jax.data.build.plan import Options, Record
 from otter_jax.data.formats import kinds
 
 
@@ -54,12 +53,3 @@ def test_no_bytes_break_the_check_of_an_image(kind, changes):
     for options in (Options(), Options(resize=7)):
         checked = image_to_store(Record("x", bytes(content), {}), options)
         assert bool(checked.why) != bool(checked.image)
-
-
-def test_few_files_are_held_at_once_while_a_folder_is_read():
-    begun = itertools.count()
-    files = (next(begun) for _ in range(10 * WINDOW))
-    results = in_threads(str, files)
-    assert [next(results) for _ in range(3)] == [(0, "0"), (1, "1"), (2, "2")]
-    assert next(begun) <= WINDOW + 3
-    results.close()

@@ -6,8 +6,6 @@ over without decoding their images. A bad record stops nothing: it is counted an
 or, if it cannot even be read, in a JSON file that is written when the unit has all parts.
 """
 
-import collections
-import concurrent.futures
 import contextlib
 import dataclasses
 import functools
@@ -20,8 +18,8 @@ import pathlib
 import time
 import uuid
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any, NamedTuple, TypeVar
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -37,8 +35,7 @@ from otter_jax.data.build.plan import (
     fingerprint,
 )
 from otter_jax.data.build.report import Tally, write_json
-
-THREADS = 16  # per process, at most
+from otter_jax.data.in_flight import in_threads
 
 SECONDS = 30.0  # of work in a part, about: what a stop may cost
 ABOUT = "otter_jax"  # the key of what a part says about itself
@@ -65,7 +62,6 @@ _PART = pa.schema(
 
 SAID = ("caption", "label", "labels")  # fields that make two records of one image different
 
-Item, Result = TypeVar("Item"), TypeVar("Result")
 # Called with how much of the plan's size is done, and the number of its records, None if an earlier
 # start has made them.
 Done = Callable[[int, int | None], None]
@@ -133,7 +129,7 @@ class _Writer:
         self._tell(None)
         work = functools.partial(image_to_store, options=self._options)
         try:
-            for record, stored in in_threads(work, records):
+            for record, stored in in_threads(work, records, ahead=WINDOW):
                 self._add(record, stored)
                 enough = time.monotonic() - self._began > self._seconds
                 if enough or len(self._rows) == ROWS:
@@ -349,22 +345,6 @@ def image_to_store(record: Record, options: Options) -> StoredImage:
         digest=digest,
         picture=fingerprint(content),
     )
-
-
-def in_threads(
-    work: Callable[[Item], Result], items: Iterable[Item]
-) -> Iterator[tuple[Item, Result]]:
-    """Yields (item, work(item)) in the order of the items, at most WINDOW of them ahead."""
-    with concurrent.futures.ThreadPoolExecutor(min(THREADS, os.cpu_count() or 1)) as pool:
-        ahead: collections.deque = collections.deque()
-        for item in items:
-            ahead.append((item, pool.submit(work, item)))
-            if len(ahead) > WINDOW:
-                item, result = ahead.popleft()
-                yield item, result.result()
-        while ahead:
-            item, result = ahead.popleft()
-            yield item, result.result()
 
 
 def write_rows(writer: pq.ParquetWriter, rows: list[tuple]) -> int:

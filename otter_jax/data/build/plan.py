@@ -22,7 +22,7 @@ from otter_jax.data.build.report import Tally
 from otter_jax.data.captions import MAX_CHARS, clean, visible
 from otter_jax.errors import UserError
 
-MAX_BYTES = 64 << 20  # of an image's file
+MAX_BYTES = images.MAX_BYTES  # of an image's file
 WINDOW = 64  # records of a unit held at once
 ROWS = 256  # records of a part written and read at once
 PARTS = 3  # the version of what `parts` writes: parts of another are not used
