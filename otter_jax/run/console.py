@@ -9,11 +9,13 @@ import rich.progress
 WIDTH = 100  # columns of printed lines
 
 
-def make_console() -> rich.console.Console:
-    """Returns the console that programs print to."""
+def make_console(*, stderr: bool = False) -> rich.console.Console:
+    """Returns the console that programs print to; stderr, where stdout is for what they make."""
     # Keys, paths and regular expressions are printed unchanged: no markup, no line breaks, and no
     # pictures for words between colons, as in "birds:train: 3 images".
-    return rich.console.Console(markup=False, emoji=False, highlight=False, soft_wrap=True)
+    return rich.console.Console(
+        markup=False, emoji=False, highlight=False, soft_wrap=True, stderr=stderr
+    )
 
 
 def progress_bar(console: rich.console.Console) -> rich.progress.Progress:

@@ -1,0 +1,179 @@
+"""Keeps what a stopped command has written, so that the same command goes on.
+
+Every output says what it is of: the command, the model, the classes and so on. Text files have that
+in FILE.about.json, Parquet in its metadata. Only a command that says the same goes on with a file;
+for any other it is an error, and the file stays as it is. Parquet cannot grow, so its rows are
+collected in parts, in the folder FILE.parts, and FILE is there when it is whole.
+"""
+
+import contextlib
+import fcntl
+import json
+import os
+import pathlib
+import shutil
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from otter_jax.errors import UserError
+
+ABOUT = b"otter_jax"  # the key of what a Parquet file says of itself
+SECONDS = 30.0  # of work in a part: what SIGKILL may cost
+ROWS = 8_192  # of a row group
+About = Mapping[str, Any]
+
+
+def check_same(path: pathlib.Path, there: About, ours: About) -> None:
+    """Raises UserError that names what differs between a file's command and this one."""
+    told = [
+        f"{name} {there.get(name, 'nothing')!r}, not {ours.get(name, 'nothing')!r}"
+        for name in sorted(there.keys() | ours.keys())
+        if there.get(name) != ours.get(name)
+    ]
+    if told:
+        raise UserError(
+            f"{path} is there, of another command: it has {'; '.join(told)}. Give another --out, "
+            "or delete it."
+        )
+
+
+@contextlib.contextmanager
+def locked(path: pathlib.Path, out: pathlib.Path) -> Iterator[None]:
+    """Holds the lock `path` of an output. Raises UserError if another process writes it."""
+    with path.open("a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(
+                f"{out} is being written by another process: wait for its end, or give another "
+                "--out."
+            ) from None
+        except OSError:  # a file system without locks
+            pass
+        yield
+
+
+def check_place(out: pathlib.Path) -> None:
+    """Raises UserError for an --out that cannot be a new file, before time is spent."""
+    if out.exists() and not out.is_file():
+        kind = "a folder" if out.is_dir() else "no regular file"
+        raise UserError(f"--out {out} is {kind}: give the name of a file.")
+    above = out.absolute().parent
+    if not above.is_dir():
+        raise UserError(f"--out {out}: there is no folder {above}. Make it: mkdir -p {above}")
+    if not os.access(above, os.W_OK):
+        raise UserError(f"--out {out}: the folder {above} cannot be written to.")
+
+
+def about_of(table: pathlib.Path) -> dict[str, Any]:
+    """Returns what a Parquet file says of itself; {} if it is not of this program.
+
+    Raises UserError for what is no Parquet file.
+    """
+    try:
+        said = (pq.read_schema(table).metadata or {}).get(ABOUT)
+    except (OSError, pa.ArrowException) as error:
+        raise UserError(f"{table} is no whole Parquet file ({error}).") from None
+    return json.loads(said) if said else {}
+
+
+def rows_of(table: pathlib.Path, columns: list[str] | None = None) -> Iterator[pa.RecordBatch]:
+    """Yields the rows of a Parquet file, ROWS at most at a time."""
+    with pq.ParquetFile(table) as file:
+        yield from file.iter_batches(ROWS, columns=columns)
+
+
+class Parts:
+    """Collects the rows of a Parquet file in parts, which a later start finds; a context.
+
+    Leaving the context by an exception keeps what is there.
+    """
+
+    def __init__(self, out: pathlib.Path, schema: pa.Schema, about: About):
+        """Raises UserError if parts are there that are of another command."""
+        self.out, self.about = out, dict(about)
+        self.schema = schema.with_metadata({ABOUT: json.dumps(self.about).encode()})
+        self._folder = out.with_name(f"{out.name}.parts")
+        self._rows: list[pa.RecordBatch] = []
+        self._stack = contextlib.ExitStack()
+        self._flushed = time.monotonic()
+
+    def __enter__(self) -> "Parts":
+        for part in self._parts():
+            check_same(self._folder, about_of(part), self.about)
+        self._folder.mkdir(exist_ok=True)
+        self._stack.enter_context(locked(self._folder / "lock", self.out))
+        for scratch in self._folder.glob("*.scratch"):
+            scratch.unlink()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        with self._stack:
+            if self._folder.exists():
+                self.flush()
+                if not self._parts():
+                    shutil.rmtree(self._folder)
+
+    def rows(self, columns: list[str] | None = None) -> Iterator[pa.RecordBatch]:
+        """Yields the rows of all parts, in their order."""
+        for part in self._parts():
+            yield from rows_of(part, columns)
+
+    def add(self, rows: pa.RecordBatch) -> None:
+        """Takes rows; writes a part now and then."""
+        self._rows.append(rows)
+        held = sum(batch.num_rows for batch in self._rows)
+        if held >= ROWS or time.monotonic() - self._flushed > SECONDS:
+            self.flush()
+
+    def flush(self) -> None:
+        """Writes a part of the rows that are held."""
+        self._flushed = time.monotonic()
+        if not self._rows:
+            return
+        numbers = [int(part.stem) for part in self._parts()]
+        part = self._folder / f"{max(numbers, default=-1) + 1:06}.parquet"
+        _write(part, part.with_suffix(".scratch"), self.schema, self._rows)
+        self._rows.clear()
+
+    def finish(self, before: Iterable[pa.RecordBatch] = ()) -> None:
+        """Writes the file of rows that come `before`, and all parts; it is there at once."""
+        self.flush()
+        _write(self.out, self._folder / "whole.scratch", self.schema, _chain(before, self.rows()))
+        self.drop()
+
+    def drop(self) -> None:
+        """Removes the parts."""
+        shutil.rmtree(self._folder)
+
+    def _parts(self) -> list[pathlib.Path]:
+        return sorted(self._folder.glob("*.parquet"))
+
+
+def _chain(*several: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+    for batches in several:
+        yield from batches
+
+
+def _write(
+    out: pathlib.Path, scratch: pathlib.Path, schema: pa.Schema, rows: Iterable[pa.RecordBatch]
+) -> None:
+    """Writes a Parquet file in row groups of about ROWS, and renames it into place."""
+    held: list[pa.RecordBatch] = []
+    with pq.ParquetWriter(scratch, schema, compression="zstd", use_dictionary=False) as writer:
+        for batch in rows:
+            held.append(batch)
+            if sum(each.num_rows for each in held) >= ROWS:
+                writer.write_table(_joined(held, schema))
+                held.clear()
+        if held:
+            writer.write_table(_joined(held, schema))
+    os.replace(scratch, out)
+
+
+def _joined(rows: list[pa.RecordBatch], schema: pa.Schema) -> pa.Table:
+    return pa.Table.from_batches([batch.cast(schema) for batch in rows], schema)
