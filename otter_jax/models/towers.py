@@ -13,6 +13,8 @@ class Towers(nn.Module):
 
     `txt_width` is the width of the text encoder; its linear layer exists only if that differs from
     `dim`. `mean` and `std`, in 0..255, are those that the image encoder was trained with.
+    `unbiased` names the encoders ("img", "txt") whose linear layer is as CLIP's: without a bias,
+    and there even if the width is `dim`.
     """
 
     img: nn.Module
@@ -21,10 +23,13 @@ class Towers(nn.Module):
     txt_width: int
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
+    unbiased: tuple[str, ...] = ()
 
     def setup(self):
-        self.img_head = head(self.img.width, self.dim)
-        self.txt_head = None if self.txt_width == self.dim else head(self.txt_width, self.dim)
+        self.img_head = head(self.img.width, self.dim, bias="img" not in self.unbiased)
+        unbiased = "txt" in self.unbiased
+        projected = unbiased or self.txt_width != self.dim
+        self.txt_head = head(self.txt_width, self.dim, bias=not unbiased) if projected else None
         # Both inverse temperatures start at exp(3.9) = 49, as in the released code.
         self.log_scale = self.param(
             "log_scale", lambda _: {k: jnp.full((), 3.9) for k in ("pairs", "teacher")}
@@ -84,7 +89,7 @@ class Towers(nn.Module):
         return unit(pooled)
 
 
-def head(width: int, dim: int) -> nn.Dense:
+def head(width: int, dim: int, *, bias: bool = True) -> nn.Dense:
     """Makes a linear layer with PyTorch's initialisation: uniform within 1 / sqrt(width).
 
     flax's own initial weights are sqrt(3) times as large, so that a layer before a normalisation
@@ -95,7 +100,7 @@ def head(width: int, dim: int) -> nn.Dense:
     def draw(key, shape, dtype):
         return jax.random.uniform(key, shape, dtype, -bound, bound)
 
-    return nn.Dense(dim, kernel_init=draw, bias_init=draw)
+    return nn.Dense(dim, use_bias=bias, kernel_init=draw, bias_init=draw)
 
 
 def unit(x: Float[Array, "B D"]) -> Float[Array, "B D"]:

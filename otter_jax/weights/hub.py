@@ -2,6 +2,7 @@
 
 import importlib.metadata
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 import huggingface_hub
@@ -19,14 +20,14 @@ PACKAGES = {
 HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*(@[\w./-]+)?")  # owner/name, owner/name@revision
 # The first that a folder has is read; or the files that an index of such a name lists.
 WEIGHTS_FILES = ("model.safetensors", "pytorch_model.bin")
-INDICES = tuple(f"{name}.index.json" for name in WEIGHTS_FILES)
 TOKENIZER_FILES = (
     "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
     "vocab.txt", "vocab.json", "merges.txt",
 )  # fmt: skip
-SMALL_FILES = (  # of timm's and Hugging Face's folders, and the modules of sentence-transformers
-    "config.json", "preprocessor_config.json", *TOKENIZER_FILES, "modules.json", "sentence_*.json",
-    "config_sentence_transformers.json", "[0-9]_*/*.json", "[0-9]_*/*.txt",
+SMALL_FILES = (  # of timm's, Hugging Face's, open_clip's and sentence-transformers' folders
+    "config.json", "preprocessor_config.json", "processor_config.json", "open_clip_config.json",
+    *TOKENIZER_FILES, "modules.json", "sentence_*.json", "config_sentence_transformers.json",
+    "[0-9]_*/*.json", "[0-9]_*/*.txt",
     *(f"[1-9]_*/{name}" for name in WEIGHTS_FILES),
 )  # fmt: skip
 
@@ -38,12 +39,12 @@ def parted(weights: str) -> tuple[str, str]:
     return (weights, "") if is_whole else (where, part)
 
 
-def locate(weights: str, *, pretrained: bool = True) -> Path:
+def locate(weights: str, *, pretrained: bool = True, files: Sequence[str] = WEIGHTS_FILES) -> Path:
     """Returns the local path of `weights`: a path, or a name.
 
     A name is one of `PACKAGES`, or "owner/name" or "owner/name@revision" on the hub, which is
-    fetched if it is not in the cache; pretrained=False leaves out its weights. Raises UserError if
-    there are none.
+    fetched if it is not in the cache; pretrained=False leaves out its weights, which are in the
+    first of `files` that it has. Raises UserError if there are none.
     """
     if weights in PACKAGES:
         try:
@@ -58,23 +59,23 @@ def locate(weights: str, *, pretrained: bool = True) -> Path:
     if path.exists():
         return path
     if HUB_NAME.fullmatch(weights):
-        return from_hub(weights, pretrained=pretrained)
+        return from_hub(weights, pretrained=pretrained, files=files)
     raise UserError(
         f"There are no weights at {weights!r}: this is neither a path, nor a hub name "
         f"(owner/name), nor a package that carries weights ({', '.join(PACKAGES)})."
     )
 
 
-def from_hub(name: str, *, pretrained: bool = True) -> Path:
+def from_hub(name: str, *, pretrained: bool = True, files: Sequence[str] = WEIGHTS_FILES) -> Path:
     """Returns the folder of a hub repository in the local cache, and fetches missing files.
 
-    These are configs, the tokenizer, and the weights in one file or in those that an index lists.
-    Raises UserError if that fails.
+    These are configs, the tokenizer, and the weights: the first of `files` that it has, or the
+    files that an index of such a name lists. Raises UserError if that fails.
     """
     repo, _, revision = name.partition("@")
 
-    def fetch(*files: str) -> Path:
-        wanted = [*SMALL_FILES, *files, *(f"0_*/{name}" for name in files)]
+    def fetch(*more: str) -> Path:
+        wanted = [*SMALL_FILES, *more, *(f"0_*/{name}" for name in more)]
         return Path(
             huggingface_hub.snapshot_download(
                 repo, revision=revision or None, allow_patterns=wanted
@@ -84,13 +85,13 @@ def from_hub(name: str, *, pretrained: bool = True) -> Path:
     try:
         if not pretrained:
             return fetch()
-        for file in WEIGHTS_FILES:
+        for file in files:
             stem, _, suffix = file.rpartition(".")
             folder = fetch(file, f"{file}.index.json", f"{stem}-*.{suffix}")
             for each in (folder, *folder.glob("0_*")):
                 if (each / file).is_file() or (each / f"{file}.index.json").is_file():
                     return folder
-        reason = f"there is no {' or '.join(WEIGHTS_FILES)} in it"
+        reason = f"there is no {' or '.join(files)} in it"
         raise UserError(_hub_message(name, reason, "Take another repository"))
     except hub_errors.LocalEntryNotFoundError as error:
         reason = "it is not in the cache of this machine, and the hub cannot be reached"
@@ -118,20 +119,19 @@ def _hub_message(name: str, reason: str, remedy: str) -> str:
     )
 
 
-def weights_file(folder: Path) -> Path:
-    """Returns the file of weights in a folder, or the index of several.
+def weights_file(folder: Path, names: Sequence[str] = WEIGHTS_FILES) -> Path:
+    """Returns the file of weights in a folder, the first of `names`, or the index of several.
 
     Raises UserError, which names the files that are there, if there is none.
     """
-    for name in (*WEIGHTS_FILES, *INDICES):
+    wanted = (*names, *(f"{name}.index.json" for name in names))
+    for name in wanted:
         if (folder / name).is_file():
             return folder / name
     suffixes = (".safetensors", ".pth", ".pt", ".bin", ".tar", ".msgpack", ".h5", ".onnx", ".ckpt")
     others = sorted(path.name for path in folder.glob("*") if path.suffix in suffixes)
     there = f"; there is {', '.join(others[:6])}" if others else ""
-    links = [name for name in (*WEIGHTS_FILES, *INDICES) if (folder / name).is_symlink()]
+    links = [name for name in wanted if (folder / name).is_symlink()]
     if links:  # as a cache of the hub that was copied or cleaned in part has them
         there = f". {links[0]} is a link to {(folder / links[0]).readlink()}, which is not there"
-    raise UserError(
-        f"There is no file of weights in {folder}: {' or '.join(WEIGHTS_FILES)}{there}."
-    )
+    raise UserError(f"There is no file of weights in {folder}: {' or '.join(names)}{there}.")
