@@ -52,6 +52,9 @@ FLAGS = {
         action="store_true", help="every line of KEY.txt is a caption; images may have none"
     ),
     "--nocaptions": dict(action="store_false", dest="captions", beside="--lines"),
+    "--untrusted": dict(
+        action="store_true", help="leave out files that a SOURCE names outside of its own folder"
+    ),
     "--layout": dict(
         default="",
         metavar="NAME",
@@ -155,6 +158,7 @@ def _make(options: argparse.Namespace, console: rich.console.Console) -> None:
             lines=options.lines,
             key=options.key,
             captions=options.captions,
+            untrusted=options.untrusted,
         ),
         layout=options.layout,
     )

@@ -21,6 +21,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NoReturn
 
 from otter_jax.errors import Stopped, UserError
+from otter_jax.files import Refused
 
 COMPILER = "compiler"  # the name of a thread that XLA compiles in
 # What a disk answers when it is full, read-only, failing, or not this user's.
@@ -214,6 +215,8 @@ def _told(error: BaseException) -> int:
     if isinstance(error, OSError) and error.errno in REFUSALS:
         where = f" {error.filename}" if error.filename else ""
         error = UserError(f"The system refused to read or write{where}: {error}.")
+    if isinstance(error, Refused):
+        error = UserError(f"{error.filename} cannot be read: {error.strerror}.")
     return _failed(error, 2 if isinstance(error, UserError) else 1)
 
 

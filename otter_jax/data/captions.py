@@ -76,6 +76,10 @@ class Tokenizer:
             )
         backend.enable_truncation(max_tokens)
         backend.enable_padding(length=max_tokens, pad_id=pad_id, pad_token=pad_token)
+        try:
+            backend.encode("\u25cf a \U0001f9a6")
+        except Exception as error:  # a vocabulary without its token for what is unknown
+            raise UserError(f"The tokenizer in {folder} cannot be used: {error}.") from error
         self.max_tokens = max_tokens
         self.pad_id = pad_id
         self.doubts = tokenizer_files.doubts(folder, backend)

@@ -17,6 +17,7 @@ import tokenizers
 from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
 
 from otter_jax.errors import UserError
+from otter_jax.files import check_regular, open_regular, read_bytes, read_text
 
 VOCABULARIES = ("tokenizer.json", "vocab.txt", "vocab.json")
 REMEDY = "Give a folder with tokenizer.json, or with the files it is made of (vocab.txt, ...)."
@@ -54,6 +55,11 @@ def read_tokenizer(folder: pathlib.Path) -> tuple[tokenizers.Tokenizer, str]:
     if not any((folder / name).is_file() for name in VOCABULARIES):
         missing = ", ".join(VOCABULARIES)
         raise UserError(f"There is no tokenizer in {folder}: no {missing}. {REMEDY}")
+    for path in filter(is_read, folder.iterdir()):
+        try:
+            check_regular(path)  # before a library opens it, which would wait for a pipe
+        except OSError as error:
+            raise UserError(f"{path} cannot be read: {error.strerror}. {REMEDY}") from error
     for name in (*VOCABULARIES, "merges.txt", "tokenizer_config.json"):
         if is_pointer(folder / name):
             raise UserError(
@@ -77,11 +83,16 @@ def read_tokenizer(folder: pathlib.Path) -> tuple[tokenizers.Tokenizer, str]:
     return made, pad
 
 
+def is_read(path: pathlib.Path) -> bool:
+    """Tells whether a library may open a file of a tokenizer's folder, by its name."""
+    return path.suffix in (".json", ".txt", ".model", ".jinja") and not path.is_dir()
+
+
 def is_pointer(file: pathlib.Path) -> bool:
     """Tells whether Git LFS has left a pointer in the place of a file."""
     if not file.is_file():
         return False
-    with file.open("rb") as content:
+    with open_regular(file) as content:
         return content.read(40).startswith(b"version https://git-lfs")
 
 
@@ -98,7 +109,7 @@ def first_lower_cased(folder: pathlib.Path) -> bool:
     """Tells whether sentence-transformers lower-cases texts before the tokenizer of a folder."""
     for file in sorted(folder.glob("sentence_*_config.json")):
         with contextlib.suppress(OSError, ValueError, AttributeError):
-            return bool(json.loads(file.read_text("utf-8-sig")).get("do_lower_case"))
+            return bool(json.loads(read_text(file)).get("do_lower_case"))
     return False
 
 
@@ -130,7 +141,7 @@ def doubts(folder: pathlib.Path, tokenizer: tokenizers.Tokenizer) -> list[str]:
     if not lost:
         return []
     settings, why = folder / "tokenizer_config.json", "as its files say"
-    if not settings.is_file() or "do_lower_case" not in settings.read_text("utf-8"):
+    if not settings.is_file() or "do_lower_case" not in read_text(settings):
         why = "which is assumed, since no tokenizer_config.json says do_lower_case"
     return [
         f"The vocabulary in {folder} has {len(lost):,} words with capitals, such as "
@@ -149,7 +160,7 @@ def bert_tokenizer(folder: pathlib.Path) -> tuple[tokenizers.Tokenizer, str] | N
         return None
 
     def read(name: str) -> dict[str, Any]:
-        return json.loads((folder / name).read_text("utf-8")) if name in names else {}
+        return json.loads(read_text(folder / name, encoding="utf-8")) if name in names else {}
 
     config, settings = read("config.json"), read("tokenizer_config.json")
     words_alone = "vocab.txt" in names and not any(name.endswith(".json") for name in names)
@@ -252,10 +263,10 @@ def class_of(folder: pathlib.Path) -> str:
         return "BertTokenizerFast"
     for name in ("tokenizer.json", "vocab.json"):
         file = folder / name
-        if file.exists() and b'"<|startoftext|>"' in file.read_bytes():
+        if file.exists() and b'"<|startoftext|>"' in read_bytes(file):
             return "CLIPTokenizerFast"
     with contextlib.suppress(OSError, ValueError, AttributeError, TypeError):
-        config = json.loads((folder / "config.json").read_text("utf-8-sig"))
+        config = json.loads(read_text(folder / "config.json"))
         if "model_type" not in config and model_type_of(config) == "roberta":
             return "RobertaTokenizerFast"  # AutoTokenizer asks the config alone
     return "AutoTokenizer"

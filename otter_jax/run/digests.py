@@ -6,6 +6,7 @@ import pathlib
 import zlib
 from collections.abc import Iterable
 
+from otter_jax.files import open_regular, read_text
 from otter_jax.run.directory import write_text
 
 FILE = "digests.json"
@@ -33,7 +34,7 @@ def damaged(folder: pathlib.Path, part: str) -> list[str]:
     if not (folder / FILE).exists():
         return []
     try:
-        known = json.loads((folder / FILE).read_text("utf-8"))
+        known = json.loads(read_text(folder / FILE))
         known = {name: known[name] for name in known if pathlib.Path(name).parts[0] == part}
     except (OSError, ValueError, TypeError, IndexError):
         return [FILE]
@@ -56,7 +57,7 @@ def _digest(path: pathlib.Path) -> str:
     """Returns eight hexadecimal digits, or why the file cannot be read."""
     crc = 0
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             while block := file.read(_BLOCK):
                 crc = zlib.crc32(block, crc)
     except OSError as error:

@@ -18,6 +18,7 @@ import rich.console
 from ml_collections import ConfigDict
 
 from otter_jax.errors import UserError
+from otter_jax.files import Refused, read_text
 from otter_jax.run import lock
 
 COMMANDS = {"objective": "train", "phases": "transfer"}  # key of a config: the command it is for
@@ -37,8 +38,8 @@ def describe(workdir: pathlib.Path, config: Mapping[str, Any]) -> None:
     write_text(workdir / "config.json", json.dumps(config, indent=2, sort_keys=True))
     path = workdir / "run.json"
     try:
-        starts = list(json.loads(path.read_text("utf-8"))) if path.exists() else []
-    except (ValueError, TypeError):
+        starts = list(json.loads(read_text(path))) if path.exists() else []
+    except (Refused, ValueError, TypeError):
         path.replace(path.with_name("run.json.damaged"))
         starts = []
     here = pathlib.Path(__file__).parent.parent
@@ -120,7 +121,7 @@ def read_config(workdir: pathlib.Path) -> ConfigDict:
     if not path.is_file():
         raise UserError(f"There is no {path}: is {workdir} the directory of a run?")
     try:
-        return completed(json.loads(path.read_text("utf-8")))
+        return completed(json.loads(read_text(path)))
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise UserError(
             f"{path} is damaged, it cannot be read ({error}): restore it, or give the config that "
@@ -220,7 +221,8 @@ def check_run(
             f"{workdir} is a run of {command_of(before)}, and this is {command_of(config)}: give "
             "another --workdir."
         )
-    was, now = before.train.batch_size, config.train.batch_size
+    now = config.train.batch_size
+    was = flatten(json.loads(before.to_json())).get("train.batch_size", now)
     if was != now:
         raise UserError(
             f"The run in {workdir} has batches of {was}, and train.batch_size is {now} here. A run "

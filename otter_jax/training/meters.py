@@ -14,6 +14,7 @@ import rich.console
 import tensorboardX
 
 from otter_jax.data.source import Source
+from otter_jax.files import check_regular
 from otter_jax.run import cluster
 from otter_jax.run.directory import write_text
 
@@ -126,6 +127,7 @@ class Scalars:
 
     def __init__(self, workdir: pathlib.Path, start: int = 0):
         path = workdir / "metrics.jsonl"
+        check_regular(path)
         if path.exists():
             lines = path.read_text("utf-8", "replace").splitlines()
             lines = [line for line in lines if _step_of(line) <= start]

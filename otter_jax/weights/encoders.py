@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from otter_jax.errors import UserError
+from otter_jax.files import read_text
 from otter_jax.models.bert import Bert, BertConfig
 from otter_jax.models.clip import ClipText, ClipTextConfig
 from otter_jax.models.efficientnet import EFFICIENTNETS, EfficientNet
@@ -220,7 +221,7 @@ def read_config(folder: Path, *, tell: Tell = quiet) -> tuple[type[nn.Module], A
     except UserError as error:
         raise UserError(f"{file} {error}") from None
     try:
-        content = json.loads(file.read_text("utf-8-sig"))
+        content = json.loads(read_text(file))
         if not isinstance(content, dict):
             raise ValueError("it is not a JSON object")
         model_type = content.get("model_type") or type_of(content.get("architectures"))

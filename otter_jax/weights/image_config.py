@@ -12,6 +12,7 @@ import numpy as np
 from flax import linen as nn
 
 from otter_jax.errors import UserError
+from otter_jax.files import read_text
 from otter_jax.models.efficientnet import EfficientNet
 from otter_jax.models.mobilenet import MobileNet
 from otter_jax.models.vit import ViT
@@ -170,7 +171,7 @@ def flags(section: str, pixels: Pixels) -> str:
 def _read(file: Path) -> dict[str, Any]:
     """Returns a JSON object; {} if there is none, since weights can be read without it."""
     try:
-        found = json.loads(file.read_text("utf-8-sig"))
+        found = json.loads(read_text(file))
     except (OSError, ValueError):
         return {}
     return found if isinstance(found, dict) else {}

@@ -20,6 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from otter_jax.errors import UserError
+from otter_jax.files import open_regular
 
 DEPTH = 100  # of tuples in tuples; Python hashes, compares and frees them by recursion
 BIG = "has its numbers in big-endian order, which is not read; save it on another kind of machine."
@@ -191,7 +192,7 @@ def read_file(path: Path) -> tuple[Any, dict[str, bytes]]:
     Raises UserError, whose message goes on after the file's name, if it asks for more than
     tensors; damage may raise anything.
     """
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         if file.peek(2)[:2] == b"PK":
             return read_zip(file, path.stat().st_size)
         # Not the file, whose read(n) makes room for n bytes even where there are fewer.

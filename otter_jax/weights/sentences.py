@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from otter_jax.errors import UserError
+from otter_jax.files import read_text
 from otter_jax.models.bert import PROJECTED, Bert, Projection
 from otter_jax.models.pooling import POOLINGS, Pooling
 from otter_jax.weights import hub, tensors
@@ -212,7 +213,7 @@ def write_modules(
 
 def _read(path: Path) -> Any:
     """Reads JSON."""
-    return json.loads(path.read_text("utf-8-sig"))
+    return json.loads(read_text(path))
 
 
 def _write(path: Path, value: Any) -> None:

@@ -9,6 +9,7 @@ import numpy as np
 import safetensors.numpy
 
 from otter_jax.errors import UserError
+from otter_jax.files import open_regular, read_text
 from otter_jax.weights import pickles
 
 Tensors = dict[str, np.ndarray]
@@ -133,7 +134,7 @@ def check_beginning(path: Path) -> None:
 
     Its message goes on after the file's name.
     """
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         begins = file.read(256).lstrip(b"\xef\xbb\xbf \r\n\t").lower()
     if not begins:
         raise UserError("is empty: is it complete?")
@@ -146,7 +147,7 @@ def is_safetensors(path: Path) -> bool:
     """Tells whether a file is safetensors, whatever its name: a length, and then JSON."""
     if path.suffix == ".safetensors":
         return True
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         begins = file.read(9)
     length = int.from_bytes(begins[:8], "little")
     return begins[8:] == b"{" and length <= path.stat().st_size - 8
@@ -156,7 +157,7 @@ def read_shards(index: Path, *, part: str, tell: Tell) -> Tensors:
     """Reads all files that an index names, which lie beside it; a tensor from the one it names."""
     try:
         check_beginning(index)
-        names = json.loads(index.read_text("utf-8"))["weight_map"]
+        names = json.loads(read_text(index))["weight_map"]
         files = sorted(set(names.values()))
     except UserError as error:
         raise UserError(f"{index} {error}") from None

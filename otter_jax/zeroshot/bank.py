@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import Float
 
 from otter_jax.errors import UserError
+from otter_jax.files import read_text
 
 SLOTS = ("{}", "{c}")  # where a template takes the name; CLIP_benchmark's files have the second
 _INVISIBLE = "\ufeff\u200b\u2060"  # byte order mark, zero-width space, word joiner
@@ -32,7 +33,7 @@ def read_lines(path: str, what: str) -> list[str]:
     if not isinstance(path, str):
         raise UserError(f"{what}: give the path of a file with one on each line, not {path!r}.")
     try:
-        text = pathlib.Path(path).expanduser().read_text("utf-8-sig")
+        text = read_text(pathlib.Path(path).expanduser())
     except OSError as error:
         raise UserError(f"The {what} in {path} cannot be read: {error.strerror}.") from None
     except UnicodeDecodeError as error:

@@ -8,6 +8,7 @@ or, if it cannot even be read, in a JSON file that is written when the unit has 
 
 import contextlib
 import dataclasses
+import errno
 import functools
 import hashlib
 import itertools
@@ -36,6 +37,7 @@ from otter_jax.data.build.plan import (
 )
 from otter_jax.data.build.report import Tally, write_json
 from otter_jax.data.in_flight import in_threads
+from otter_jax.files import read_bytes
 
 SECONDS = 30.0  # of work in a part, about: what a stop may cost
 ABOUT = "otter_jax"  # the key of what a part says about itself
@@ -309,15 +311,13 @@ def image_to_store(record: Record, options: Options) -> StoredImage:
     try:
         content = record.image
         if isinstance(content, pathlib.Path):
-            if content.stat().st_size > MAX_BYTES:
-                return StoredImage("file over 64 MiB")
-            if not content.is_file():  # a pipe or a device may never end
-                return StoredImage("unreadable file", " (no regular file)")
-            content = content.read_bytes()
+            content = read_bytes(content, MAX_BYTES)
     except FileNotFoundError:
         return StoredImage("missing file")
     except (OSError, ValueError) as error:  # ValueError: a NUL in the name
-        return StoredImage("unreadable file", f" ({error})")
+        large = isinstance(error, OSError) and error.errno == errno.EFBIG
+        why = "file over 64 MiB" if large else "unreadable file"
+        return StoredImage(why, "" if large else f" ({error})")
     if not content:
         return StoredImage("empty file")
     if len(content) > MAX_BYTES:

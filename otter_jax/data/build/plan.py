@@ -232,7 +232,7 @@ def need(root: pathlib.Path, names: Sequence[str], what: str) -> pathlib.Path:
     Raises UserError if there is none; `what` says what it is, and how to get it.
     """
     for name in names:
-        if (root / name).exists():
+        if (root / name).is_file() or (root / name).is_dir():
             return root / name
     raise UserError(f"There is no {' or '.join(names)} in {root}, {what}.")
 
@@ -242,7 +242,7 @@ def need_all(root: pathlib.Path, pattern: str, what: str) -> list[pathlib.Path]:
 
     Raises UserError if there is none; `what` says what they are, and how to get them.
     """
-    found = sorted(root.glob(pattern))
+    found = sorted(path for path in root.glob(pattern) if path.is_file())
     if not found:
         raise UserError(f"There is no {pattern} in {root}, {what}.")
     return found

@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 
 from otter_jax.data import headers
+from otter_jax.files import open_regular
 
 # Of names, and by content.
 SUFFIXES = (
@@ -133,7 +134,7 @@ class Archive(contextlib.AbstractContextManager):
 
     def __init__(self, path: pathlib.Path):
         """Raises OSError if there is no such file, or it cannot be read."""
-        self._file = open(path, "rb")  # noqa: SIM115 - closed by __exit__
+        self._file = open_regular(path)  # closed by __exit__
         self._size = os.fstat(self._file.fileno()).st_size
         self._head = self._file.read(1 << 10)
         self.packing = next((name for mark, name in _PACKINGS if self._head.startswith(mark)), "")

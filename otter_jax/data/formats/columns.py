@@ -14,6 +14,7 @@ from otter_jax.data.formats.lines import Lines, fields_of, open_text
 from otter_jax.data.formats.reading import Reading
 from otter_jax.data.formats.rows import DELIMITERS, rows_of
 from otter_jax.errors import UserError
+from otter_jax.files import open_regular
 
 KINDS = ("csv", "tsv", "jsonl", "ndjson", "json")  # also with .gz
 SUFFIXES = (*(f".{kind}{packed}" for packed in ("", ".gz") for kind in KINDS), ".parquet")
@@ -126,7 +127,7 @@ def columns_of(table: pathlib.Path, layout: Layout, reading: Reading) -> Columns
 
 def _check_beginning(table: pathlib.Path, kind: str) -> None:
     """Raises UserError for a file that begins as another kind of file does."""
-    with open(table, "rb") as file:
+    with open_regular(table) as file:
         raw = file.read(200)
     what = next((what for magic, what in OTHERS.items() if raw.startswith(magic)), "")
     if raw.lstrip().lower().startswith((b"<!doctype", b"<html", b"<?xml")):

@@ -10,6 +10,7 @@ from otter_jax.data.formats.columns import SUFFIXES as TABLES
 from otter_jax.data.formats.reading import Reading
 from otter_jax.data.images import SUFFIXES as PICTURES
 from otter_jax.errors import UserError
+from otter_jax.files import is_within
 
 # What Hugging Face's image folders call their tables, which name files beside them.
 METADATA = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
@@ -35,15 +36,20 @@ class Contents(NamedTuple):
     tables: list[pathlib.Path]
 
 
-def walk(root: pathlib.Path) -> Iterator[tuple[str, list[str]]]:
+def walk(root: pathlib.Path, untrusted: bool = False) -> Iterator[tuple[str, list[str]]]:
     """Yields a folder and those below it, without hidden ones, and the names of the files in each.
 
     Links are followed, but no folder is entered twice. Raises UserError for a folder that cannot be
-    read.
+    read, and for an `untrusted` one if a link leads out of `root`.
     """
     seen = set()
     for folder, inner, names in os.walk(root, followlinks=True, onerror=_refuse):
         seen.add(os.path.realpath(folder))
+        if untrusted and not is_within(folder, root):
+            raise UserError(
+                f"{clean(folder)} leads out of {clean(str(root))}, which --untrusted refuses: "
+                "remove the link."
+            )
         inner[:] = sorted(
             name
             for name in inner
@@ -52,14 +58,14 @@ def walk(root: pathlib.Path) -> Iterator[tuple[str, list[str]]]:
         yield folder, names
 
 
-def contents_of(root: pathlib.Path) -> Contents:
+def contents_of(root: pathlib.Path, untrusted: bool = False) -> Contents:
     """Looks through a folder and those below it, once each.
 
-    Raises UserError for a folder that cannot be read.
+    Raises UserError as `walk` does.
     """
     captioned = arrow = prepared = False
     pictures, tables = 0, []
-    for folder, names in walk(root):
+    for folder, names in walk(root, untrusted):
         stems: dict[str, set[str]] = {}
         for name in names:
             stem, suffix = os.path.splitext(name)
@@ -85,7 +91,7 @@ def tables_of(root: pathlib.Path, reading: Reading) -> list[pathlib.Path]:
 
     Raises UserError if only its user can tell which of its tables is meant.
     """
-    found = contents_of(root)
+    found = contents_of(root, reading.untrusted)
     metadata = [table for table in found.tables if table.name.lower() in METADATA]
     if metadata and found.pictures:
         chosen = _of_one_kind(metadata)

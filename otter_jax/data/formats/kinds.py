@@ -10,6 +10,7 @@ from otter_jax.data.formats.folders import NAMED, tables_of
 from otter_jax.data.formats.patterns import matches_of
 from otter_jax.data.formats.reading import OF_FILES, OF_TABLES, USUAL, Reading
 from otter_jax.errors import UserError
+from otter_jax.files import is_within
 
 HINTS = {  # by suffixes that people try
     ".txt": " If it is a table, call it .csv.",
@@ -72,6 +73,9 @@ def _paths(source: str, reading: Reading) -> list[tuple[str, pathlib.Path]]:
         if inside:
             _print_taken(match, inside, [path for path in listing if path not in inside])
         inside = inside or tables_of(match, reading)
+        leads = next((p for p in inside if reading.untrusted and not is_within(p, match)), None)
+        if leads:
+            raise UserError(f"{leads} leads out of {match}, which --untrusted refuses: remove it.")
         found += [(_kind(path), path) for path in inside] or [("pictures", match)]
     return found
 

@@ -10,6 +10,8 @@ import io
 import pathlib
 from collections.abc import Iterator
 
+from otter_jax.files import open_regular
+
 RANGE = 1 << 20  # bytes of a text that are read in one go
 LONGEST = 128 << 20  # bytes of a line; what is longer is cut there, to bound the memory
 _UTF_16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
@@ -18,7 +20,7 @@ _UTF_16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 def byte_ranges(path: pathlib.Path, size: int = RANGE, start: int = 0) -> list[tuple[int, int]]:
     """Cuts a text into ranges (begin, end) of some `size` bytes; all end with a line."""
     end, spans = path.stat().st_size, []
-    with open(path, "rb") as file:
+    with open_regular(path) as file:
         while start < end:
             file.seek(min(start + size, end) - 1)
             file.readline()  # to the end of the line that it is in
@@ -46,7 +48,7 @@ def open_text(path: pathlib.Path) -> io.BufferedIOBase:
 
 def is_packed(path: pathlib.Path) -> bool:
     """Tells whether a file is gzipped, by its content: some unpack .gz and keep the name."""
-    with open(path, "rb") as file:
+    with open_regular(path) as file:
         return file.read(2) == b"\x1f\x8b"
 
 
@@ -54,7 +56,7 @@ def is_cut_freely(path: pathlib.Path) -> bool:
     """Tells whether reading may begin anywhere: not in what is gzipped or UTF-16."""
     if is_packed(path):
         return False
-    with open(path, "rb") as file:
+    with open_regular(path) as file:
         return file.read(2) not in _UTF_16
 
 

@@ -20,9 +20,12 @@ from otter_jax.data.build.report import Tally
 from otter_jax.data.formats.cells import captions_of
 from otter_jax.data.formats.reading import USUAL, Reading
 from otter_jax.data.images import SUFFIXES
+from otter_jax.files import open_regular
 
 # What a file is, by its suffix.
 KINDS = dict.fromkeys(SUFFIXES, "image") | {".txt": "txt", ".json": "json", ".cls": "cls"}
+MAX_TEXT = 4 << 20  # bytes of KEY.txt, KEY.json or KEY.cls; JSON takes 20 times as much memory
+LONG_TEXT = "text of over 4 MiB"
 HEAD = 1 << 10  # bytes that tell whether a file is a picture
 
 # Of one key, by kind: "image", "txt", "json", "cls", and ".suffix" of a file of another kind. The
@@ -41,7 +44,7 @@ def details(reading: Reading) -> dict[str, str]:
     """Returns what a set was told about its tars or its folder, for `Plan.details`."""
     captions = "needed" if reading.captions else "not needed"
     lines = "a caption each" if reading.lines else "joined"
-    return {"captions": captions, "lines of KEY.txt": lines}
+    return {"captions": captions, "lines of KEY.txt": lines, "paths": reading.paths}
 
 
 def kind_of(suffix: str) -> str:
@@ -58,9 +61,9 @@ def is_picture(content: bytes | pathlib.Path) -> bool:
     """Tells whether a file begins as a picture does."""
     if isinstance(content, pathlib.Path):
         try:
-            with open(content, "rb") as file:
+            with open_regular(content) as file:
                 content = file.read(HEAD)
-        except OSError:
+        except (OSError, ValueError):
             return False
     return bool(headers.format_of(content[:HEAD]))
 

@@ -8,8 +8,9 @@ from otter_jax.errors import UserError
 
 KEYS = ("first-dot", "last-dot")
 FLAGS = {"captions": "--nocaptions"}  # of a field; the others are called as their fields are
-OF_TABLES = ("image", "caption", "root", "delimiter", "captions")
-OF_FILES = ("lines", "key", "captions")  # of tars, and of folders of pictures
+OUTSIDE = "file outside of the source's folder, refused by --untrusted"
+OF_TABLES = ("image", "caption", "root", "delimiter", "captions", "untrusted")
+OF_FILES = ("lines", "key", "captions", "untrusted")  # of tars, and of folders of pictures
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,6 +25,8 @@ class Reading:
       lines: whether every line of KEY.txt is a caption of its own, in tars and folders.
       key: where the key of a file's name ends: before its first dot, or before its last.
       captions: whether a pair needs a caption; False keeps pictures without one, to evaluate on.
+      untrusted: whether files outside of the source's folder (of `root`, for a table) are left out,
+        since whoever made the source could name any file that its user can read.
     """
 
     image: str = ""
@@ -33,6 +36,7 @@ class Reading:
     lines: bool = False
     key: str = "first-dot"
     captions: bool = True
+    untrusted: bool = False
 
     def __post_init__(self):
         if self.key not in KEYS:
@@ -41,6 +45,11 @@ class Reading:
             raise UserError(
                 f"delimiter={self.delimiter!r}: one character, such as ';', or tab; no quote."
             )
+
+    @property
+    def paths(self) -> str:
+        """Says which files are read, for `Plan.details`."""
+        return "within the source" if self.untrusted else "any"
 
     def check(self, source: str, fields: Collection[str]) -> None:
         """Raises UserError if anything is said beside `fields`, those that a `source` can use."""

@@ -6,6 +6,7 @@ files of other kinds with no caption beside them.
 """
 
 import dataclasses
+import errno
 import functools
 import hashlib
 import itertools
@@ -14,14 +15,15 @@ import pathlib
 import unicodedata
 from collections.abc import Iterator
 
-from otter_jax.data.build.plan import MAX_BYTES, Options, Plan, Record, Span, pair_features
+from otter_jax.data.build.plan import Options, Plan, Record, Span, pair_features
 from otter_jax.data.build.report import Tally
 from otter_jax.data.captions import clean
 from otter_jax.data.formats.folders import walk
-from otter_jax.data.formats.members import details, is_known, kind_of, records
-from otter_jax.data.formats.reading import USUAL, Reading
+from otter_jax.data.formats.members import LONG_TEXT, MAX_TEXT, details, is_known, kind_of, records
+from otter_jax.data.formats.reading import OUTSIDE, USUAL, Reading
 from otter_jax.data.images import SUFFIXES
 from otter_jax.errors import UserError
+from otter_jax.files import is_within, read_bytes
 
 FILES = 20_000  # of a unit
 
@@ -52,8 +54,11 @@ class Files(Span):
     def _records(self, stem: str, files: list[str], tally: Tally) -> Iterator[Record]:
         key = os.path.join(self.folder, stem)
         name, members = clean(key), {}
-        for file in files:
-            path = self.root / self.folder / file
+        paths = [self.root / self.folder / file for file in files]
+        if self.reading.untrusted and not all(is_within(path, self.root) for path in paths):
+            tally.dropped(OUTSIDE, name)
+            return
+        for file, path in zip(files, paths, strict=True):
             kind = kind_of(_suffix(file))
             if kind in members:
                 tally.dropped("second image or caption of a name", clean(file))
@@ -62,12 +67,11 @@ class Files(Span):
                 members[kind] = path
                 continue
             try:
-                if path.stat().st_size > MAX_BYTES:
-                    tally.dropped("file over 64 MiB", clean(file))
-                    return
-                members[kind] = path.read_bytes()
+                members[kind] = read_bytes(path, MAX_TEXT)
             except OSError as error:
-                tally.dropped("unreadable file", f"{clean(file)} ({error.strerror})")
+                large = error.errno == errno.EFBIG
+                why = LONG_TEXT if large else "unreadable file"
+                tally.dropped(why, clean(file) + ("" if large else f" ({error.strerror})"))
                 return
         yield from records(key, members, name, tally, self.reading)
 
@@ -80,7 +84,7 @@ def plan(name: str, root: pathlib.Path, options: Options, reading: Reading = USU
     root = root.resolve()
     units, number, size = [], 0, 0
     contents, times = hashlib.sha256(), hashlib.sha256()
-    for folder, _ in walk(root):
+    for folder, _ in walk(root, reading.untrusted):
         relative = os.path.relpath(folder, root) if folder != str(root) else ""
         within = _files_in(folder)
         for file in within:

@@ -43,9 +43,10 @@ from otter_jax.data.formats.lines import (
     placed,
 )
 from otter_jax.data.formats.presence import has_pairs
-from otter_jax.data.formats.reading import USUAL, Reading
+from otter_jax.data.formats.reading import OUTSIDE, USUAL, Reading
 from otter_jax.data.formats.rows import Row, rows_of, rows_of_tsv
 from otter_jax.errors import UserError
+from otter_jax.files import is_within, open_regular
 
 __all__ = ("SUFFIXES", "Rows", "plan")
 
@@ -62,6 +63,7 @@ class Rows:
       start, stop: in bytes of a text; in rows of a JSON file; start alone, in rows, of Parquet.
       group: of Parquet.
       captions: whether a row needs one.
+      untrusted: whether paths that leave `root` are left out.
     """
 
     path: pathlib.Path
@@ -73,6 +75,7 @@ class Rows:
     stop: int = -1
     group: int = -1
     captions: bool = True
+    untrusted: bool = False
 
     def read(self, tally: Tally) -> Iterator[Record]:
         """Yields the pairs in the order of the table."""
@@ -139,6 +142,10 @@ class Rows:
         if image.why:
             tally.dropped(image.why, name)
             return
+        outside = isinstance(image.image, pathlib.Path) and self.untrusted
+        if outside and not is_within(image.image, self.root):
+            tally.dropped(OUTSIDE, name)
+            return
         captions, why, note = captions_of(row.get(columns.caption) if columns.caption else None)
         if note:
             tally.changed(note, name)
@@ -187,7 +194,7 @@ def plan(
             columns = columns_of(table, layout, reading)
             whole = Rows(
                 table, layout, columns, reading.root or table.parent, 0, layout.start,
-                captions=reading.captions,
+                captions=reading.captions, untrusted=reading.untrusted,
             )  # fmt: skip
             of_table = list(_units(whole))
             units += of_table
@@ -263,6 +270,7 @@ def _details(units: Sequence[Rows], reading: Reading) -> dict[str, str]:
         "root": [clean(str(unit.root.resolve())) for unit in units[:1]],
         "delimiter": [unit.layout.delimiter for unit in units],
         "captions": ["needed" if reading.captions else "not needed"],
+        "paths": [reading.paths],
     }
     return {what: ", ".join(dict.fromkeys(filter(None, each))) for what, each in found.items()}
 
@@ -294,7 +302,7 @@ def _units(whole: Rows) -> Iterator[Rows]:
         for first, last in byte_ranges(table, RANGE, start):
             yield unit(last - first, start=first, stop=last)
     else:  # a field may span lines: the ends of rows are known only by reading all of them
-        with open(table, "rb") as file:
+        with open_regular(table) as file:
             file.seek(start)
             lines = Lines(file, start)
             for _ in _rows_of(lines, whole.layout):

@@ -30,6 +30,7 @@ from collections.abc import Iterator, Mapping
 from otter_jax.data.build.plan import Options, Plan, listed, need
 from otter_jax.data.public.labels import Labelled, count, joined, labelled_plan, slices
 from otter_jax.errors import UserError
+from otter_jax.files import read_text
 
 MAPPING = ("LOC_synset_mapping.txt",)
 IDS, LEMMAS = ("imagenet21k_wordnet_ids.txt",), ("imagenet21k_wordnet_lemmas.txt",)
@@ -65,13 +66,13 @@ def plan_10k(name: str, root: pathlib.Path, options: Options, *, leaves: bool = 
     hierarchy = need(root, HIERARCHY, f"the names of its classes. {GET}")
     need(root, ("images",), f"the folder of its pictures. {GET}")
     names, parents = {}, set()
-    for line in filter(str.strip, hierarchy.read_text("utf-8-sig", "replace").splitlines()[1:]):
+    for line in filter(str.strip, read_text(hierarchy, errors="replace").splitlines()[1:]):
         number, _, parent = line.split(maxsplit=3)[:3]  # a line of it has blanks instead of tabs
         names[int(number)] = joined(line.split(maxsplit=3)[3])
         parents.add(int(parent))
     kept = {n: text for n, text in names.items() if not (leaves and n in parents)}
     records = []
-    for line in filter(str.strip, pictures.read_text("utf-8-sig").splitlines()):
+    for line in filter(str.strip, read_text(pictures).splitlines()):
         path, *labels = line.split()
         numbers = [int(label.partition(":")[0]) for label in labels]
         if any(number not in names for number in numbers):
@@ -101,7 +102,7 @@ def plan_22k(name: str, root: pathlib.Path, options: Options) -> Plan:
     mapping = need(root, MAPPING, f"the names of ImageNet 1k. {GET}")
     for folder in ("images", "val"):
         need(root, (folder,), f"a folder of its pictures. {GET}")
-    keys, values = (path.read_text("utf-8-sig").splitlines() for path in (ids, lemmas))
+    keys, values = (read_text(path).splitlines() for path in (ids, lemmas))
     if len(keys) != len(values):
         raise UserError(f"{ids} has {len(keys)} lines and {lemmas} {len(values)}: not one set.")
     names = {key.strip(): joined(value) for key, value in zip(keys, values, strict=True)}
@@ -120,7 +121,7 @@ def plan_22k(name: str, root: pathlib.Path, options: Options) -> Plan:
 
 def read_mapping(path: pathlib.Path) -> dict[str, str]:
     """Reads {WordNet id: name} from lines such as "n01440764 tench, Tinca tinca"."""
-    lines = path.read_text("utf-8-sig").splitlines()
+    lines = read_text(path).splitlines()
     pairs = (line.partition(" ") for line in lines if line.strip())
     return {key: joined(value) for key, _, value in pairs}
 

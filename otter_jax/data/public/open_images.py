@@ -19,6 +19,7 @@ from otter_jax.data.build.plan import Options, Plan, listed, need
 from otter_jax.data.captions import clean
 from otter_jax.data.public.labels import labelled_plan, slices
 from otter_jax.errors import UserError
+from otter_jax.files import read_text
 
 LABELS = ("test-annotations-human-imagelabels.csv",)
 NAMES = ("oidv6-class-descriptions.csv", "class-descriptions.csv")
@@ -34,9 +35,7 @@ def plan(name: str, root: pathlib.Path, options: Options) -> Plan:
     need(root, ("test",), f"the folder of its photographs. {get}")
     with open(descriptions, newline="", encoding="utf-8-sig") as file:
         names = {row[0]: clean(row[1]) for row in csv.reader(file) if len(row) > 1}
-    classes = [
-        line.strip() for line in trainable.read_text("utf-8-sig").splitlines() if line.strip()
-    ]
+    classes = [line.strip() for line in read_text(trainable).splitlines() if line.strip()]
     nameless = [label for label in classes if not names.get(label)]
     if nameless:
         raise UserError(

@@ -6,9 +6,10 @@ import os
 from making import counts, made, write_pictures
 from pictures import noise
 
-from otter_jax.data.build.plan import MAX_BYTES, Options
+from otter_jax.data.build.plan import Options
 from otter_jax.data.build.report import Tally
 from otter_jax.data.formats import kinds, sidecars
+from otter_jax.data.formats.members import MAX_TEXT
 
 
 def test_a_folder_of_pictures_with_captions_beside_them(tmp_path):
@@ -81,13 +82,13 @@ def test_names_are_the_same_however_unicode_composes_them(tmp_path):
     assert record.image.read_bytes() == noise()
 
 
-def test_a_caption_of_over_64_mib_is_named_and_not_read(tmp_path):
+def test_a_caption_of_over_4_mib_is_named_and_not_read(tmp_path):
     write_pictures(tmp_path / "tree", 2)
-    for name, size in (("0.txt", MAX_BYTES + 1), ("1.txt", 1)):
+    for name, size in (("0.txt", MAX_TEXT + 1), ("1.txt", 1)):
         with open(tmp_path / "tree" / name, "wb") as file:
             file.write(b"x")
             file.truncate(size)  # takes no space
     tally = Tally()
     (unit,) = kinds.plan_of([str(tmp_path / "tree")], "mine", Options()).units["train"]
     assert [record.fields["key"] for record in unit.read(tally)] == ["1"]
-    assert tally.found["dropped"] == {"file over 64 MiB": {"count": 1, "first": ["0.txt"]}}
+    assert tally.found["dropped"] == {"text of over 4 MiB": {"count": 1, "first": ["0.txt"]}}

@@ -1,0 +1,96 @@
+"""Reads files that others made: regular ones alone, and never more of them than was allowed for.
+
+A path may name a pipe, which blocks for ever, or a device, which never ends, also through a
+symbolic link; and what `stat` says of a file's size need not be true, as in /proc or while it is
+written to. All that opens a user's path goes through here.
+"""
+
+import errno
+import io
+import os
+import pathlib
+import stat
+
+TEXT = 64 << 20  # bytes of a text that is read whole: a list of names, a vocabulary, a config
+_KINDS = (
+    (stat.S_ISDIR, "a folder"),
+    (stat.S_ISFIFO, "a pipe"),
+    (stat.S_ISSOCK, "a socket"),
+    (stat.S_ISCHR, "a device"),
+    (stat.S_ISBLK, "a device"),
+)
+
+
+class Refused(OSError):
+    """Raised for what is no regular file, and for one that holds too much."""
+
+
+def open_regular(path: str | os.PathLike) -> io.BufferedReader:
+    """Opens a file to read its bytes.
+
+    Raises OSError; Refused for what is no regular file, such as a pipe, without waiting for it.
+    """
+    _check(os.stat(path).st_mode, path)  # opening alone may do something to a device
+    number = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        _check(os.fstat(number).st_mode, path)  # it may be another one by now
+        return open(number, "rb")
+    except BaseException:
+        os.close(number)
+        raise
+
+
+def read_bytes(path: str | os.PathLike, most: int = TEXT) -> bytes:
+    """Returns what a regular file holds.
+
+    Raises OSError; Refused, of errno EFBIG, for over `most` bytes, whatever its size is said to be.
+    """
+    with open_regular(path) as file:
+        size = os.fstat(file.fileno()).st_size
+        if size > most:
+            raise Refused(errno.EFBIG, too_large(most), str(path))
+        content = file.read(size + 1) or b""
+        if len(content) > size:  # it has grown, or has a size of 0 as in /proc
+            content += file.read(most + 1 - len(content)) or b""
+    if len(content) > most:
+        raise Refused(errno.EFBIG, too_large(most), str(path))
+    return content
+
+
+def read_text(
+    path: str | os.PathLike,
+    most: int = TEXT,
+    *,
+    encoding: str = "utf-8-sig",
+    errors: str = "strict",
+) -> str:
+    """Returns what a regular file holds as text.
+
+    Raises OSError as `read_bytes` does, and UnicodeDecodeError, a ValueError.
+    """
+    return read_bytes(path, most).decode(encoding, errors)
+
+
+def check_regular(path: str | os.PathLike) -> None:
+    """Raises Refused for what is there and no regular file, before a library opens it."""
+    if os.path.exists(path):
+        _check(os.stat(path).st_mode, path)
+
+
+def too_large(most: int) -> str:
+    """Returns what is said of a file that holds more than `most` bytes."""
+    return f"over {most >> 20} MiB"
+
+
+def is_within(path: str | os.PathLike, folder: str | os.PathLike) -> bool:
+    """Tells whether a path lies in a folder once all links are followed."""
+    try:
+        return pathlib.Path(os.path.realpath(path)).is_relative_to(os.path.realpath(folder))
+    except (OSError, ValueError):  # a NUL in the name
+        return False
+
+
+def _check(mode: int, path: str | os.PathLike) -> None:
+    if not stat.S_ISREG(mode):
+        kind = next((kind for test, kind in _KINDS if test(mode)), "none that is known")
+        raise Refused(errno.EINVAL, f"no regular file, but {kind}", str(path))

@@ -1,0 +1,114 @@
+"""Nothing waits for what is no file, and nothing is read beyond what was allowed for."""
+
+import errno
+import os
+import socket
+
+import pytest
+from making import counts, made, write_pictures
+
+from otter_jax import files
+from otter_jax.data.build.plan import Options
+from otter_jax.data.captions import Tokenizer
+from otter_jax.data.formats import kinds
+from otter_jax.data.formats.reading import OUTSIDE, Reading
+from otter_jax.errors import UserError
+from otter_jax.weights import tensors
+from otter_jax.zeroshot import bank
+
+
+@pytest.fixture(params=["pipe", "socket", "device", "folder", "link to a device"])
+def no_file(request, tmp_path):
+    path = tmp_path / "none"
+    if request.param == "pipe":
+        os.mkfifo(path)
+    elif request.param == "socket":
+        place = os.getcwd()
+        os.chdir(tmp_path)  # a socket's path is short
+        try:
+            with socket.socket(socket.AF_UNIX) as made:
+                made.bind("none")
+        finally:
+            os.chdir(place)
+    elif request.param == "folder":
+        path.mkdir()
+    elif request.param == "link to a device":
+        path.symlink_to("/dev/zero")
+    else:
+        return "/dev/zero", request.param
+    return path, request.param
+
+
+def test_only_regular_files_are_opened(no_file):
+    path, kind = no_file
+    with pytest.raises(files.Refused, match=f"no regular file, but a {kind.split()[-1]}"):
+        files.read_bytes(path)
+
+
+def test_at_most_the_limit_is_read_whatever_the_size_is_said_to_be(tmp_path, monkeypatch):
+    assert "VmRSS" in files.read_text("/proc/self/status"), "of size 0 by stat"
+    path = tmp_path / "a"
+    path.write_bytes(b"x" * 11)
+    assert files.read_bytes(path, 11) == b"x" * 11
+    with pytest.raises(files.Refused) as refused:
+        files.read_bytes(path, 10)
+    assert refused.value.errno == errno.EFBIG
+    said = os.fstat
+    monkeypatch.setattr(  # it grows while it is read
+        files.os, "fstat", lambda n: os.stat_result((said(n).st_mode, *[0] * 9))
+    )
+    assert files.read_bytes(path, 11) == b"x" * 11
+    with pytest.raises(files.Refused):
+        files.read_bytes(path, 10)
+
+
+def test_a_pipe_in_place_of_any_file_is_named_at_once(tmp_path):
+    for name in ("t.csv", "t.csv.gz", "t.jsonl", "t.json", "t.parquet", "names.txt", "x.pt"):
+        os.mkfifo(tmp_path / name)
+    for name in ("t.csv", "t.csv.gz", "t.jsonl", "t.json", "t.parquet"):
+        with pytest.raises(UserError, match="no regular file, but a pipe"):
+            kinds.plan_of([str(tmp_path / name)], "mine", Options())
+    with pytest.raises(UserError, match="no regular file, but a pipe"):
+        bank.read_names(str(tmp_path / "names.txt"))
+    with pytest.raises(UserError, match="no file of weights"):
+        tensors.read(tmp_path / "x.pt")
+    (tmp_path / "tokenizer").mkdir()
+    (tmp_path / "tokenizer" / "vocab.txt").write_text("[PAD]\n[UNK]\n[CLS]\n[SEP]\n[MASK]\na")
+    os.mkfifo(tmp_path / "tokenizer" / "config.json")
+    with pytest.raises(UserError, match=r"config.json cannot be read: no regular file"):
+        Tokenizer(tmp_path / "tokenizer", 5)
+
+
+def test_what_leaves_the_folder_of_an_untrusted_source_is_left_out_and_counted(tmp_path):
+    names = write_pictures(tmp_path / "mine", 3)
+    write_pictures(tmp_path / "other", 1)
+    (tmp_path / "mine" / "link.jpg").symlink_to(tmp_path / "other" / "0.jpg")
+    table = tmp_path / "mine" / "t.csv"
+    outside = (tmp_path / "other" / "0.jpg", "../other/0.jpg", "link.jpg", "/proc/self/environ")
+    lines = [f"{path},x" for path in (*names, *outside)]
+    table.write_text("\n".join(["image,caption", *lines]) + "\n")
+    for n in range(3):
+        (tmp_path / "mine" / f"{n}.txt").write_text("x")
+    (tmp_path / "mine" / "link.txt").write_text("x")
+    (tmp_path / "mine" / "3.jpg").write_bytes((tmp_path / "mine" / names[0]).read_bytes())
+    (tmp_path / "mine" / "3.txt").symlink_to("/proc/self/environ")
+    untrusted = Reading(untrusted=True)
+    for source, left_out in ((table, 4), (tmp_path / "mine", 2)):
+        plan = kinds.plan_of([str(source)], f"mine{left_out}", Options(), untrusted)
+        kept, part = made(tmp_path, plan)
+        assert len(kept) == 3
+        assert counts(part) == {OUTSIDE: left_out}
+    kept, _ = made(tmp_path, kinds.plan_of([str(table)], "trusted", Options()))
+    assert len(kept) == 6, "a table of one's own may name any file"
+
+
+def test_a_link_of_an_untrusted_folder_to_another_is_refused(tmp_path):
+    write_pictures(tmp_path / "mine", 1)
+    (tmp_path / "mine" / "0.txt").write_text("x")
+    (tmp_path / "mine" / "all").symlink_to("/")
+    with pytest.raises(UserError, match=r"mine/all leads out of .*mine, which --untrusted refuses"):
+        kinds.plan_of([str(tmp_path / "mine")], "mine", Options(), Reading(untrusted=True))
+    (tmp_path / "tars").mkdir()
+    (tmp_path / "tars" / "a.tar").symlink_to(tmp_path / "mine")
+    with pytest.raises(UserError, match=r"a.tar leads out of"):
+        kinds.plan_of([str(tmp_path / "tars")], "mine", Options(), Reading(untrusted=True))
