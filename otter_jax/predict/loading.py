@@ -17,6 +17,7 @@ from ml_collections import ConfigDict
 from otter_jax import mesh as meshes
 from otter_jax.data.captions import Tokenizer
 from otter_jax.errors import UserError
+from otter_jax.files import read_text
 from otter_jax.models.clip import ClipText
 from otter_jax.models.towers import Towers
 from otter_jax.objective import scale_of
@@ -100,7 +101,7 @@ def _of_run(folder: Path, weights: str, step: int | None, dtype: str | None) -> 
 def _exported(folder: Path, dtype: str | None) -> Loaded:
     """Reads a folder that export wrote, as timm and transformers read it."""
     try:
-        about = json.loads((folder / ABOUT).read_text("utf-8"))
+        about = json.loads(read_text(folder / ABOUT))
         config = directory.completed(about["config"])
         dim, scales = int(about["dim"]), {k: float(v) for k, v in about["scale"].items()}
         name = f"{folder}, exported from step {about['step']}, {about['weights']} weights"

@@ -23,6 +23,7 @@ from otter_jax.data.formats.patterns import matches_of
 from otter_jax.data.images import MAX_BYTES, SUFFIXES, UnreadableImage
 from otter_jax.data.in_flight import in_threads
 from otter_jax.errors import UserError
+from otter_jax.files import open_regular
 
 STDIN = "-"
 AHEAD = 2  # batches that are decoded while a device works on another
@@ -148,7 +149,7 @@ def content_of(path: str | pathlib.Path) -> bytes:
             raise UnreadableImage(kind)
         if status.st_size > MAX_BYTES:
             raise UnreadableImage(f"file over {MAX_BYTES >> 20} MiB")
-        with open(path, "rb") as file:
+        with open_regular(path) as file:
             content = file.read(MAX_BYTES + 1)
     except FileNotFoundError:
         raise UnreadableImage("missing file") from None

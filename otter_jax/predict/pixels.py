@@ -11,6 +11,7 @@ from jaxtyping import UInt8
 
 from otter_jax.data import images
 from otter_jax.errors import UserError
+from otter_jax.files import read_bytes
 
 Picture = str | os.PathLike | bytes | PIL.Image.Image | np.ndarray
 FORMS = "a path, the bytes of a file, a PIL image, or a uint8 array of height x width (x 1, 3 or 4)"
@@ -60,7 +61,7 @@ def _content(path: str | os.PathLike) -> bytes:
     """Returns the bytes of a file."""
     if re.match(r"[a-z]{2,}://", os.fspath(path)):
         raise UserError(f"{path} is an address: fetch the picture, and give its path or its bytes.")
-    return pathlib.Path(path).expanduser().read_bytes()
+    return read_bytes(pathlib.Path(path).expanduser())
 
 
 def _of_array(pixels: np.ndarray) -> UInt8[np.ndarray, "H W 3"]:
