@@ -13,7 +13,6 @@ import stat
 
 TEXT = 64 << 20  # bytes of a text that is read whole: a list of names, a vocabulary, a config
 _KINDS = (
-    (stat.S_ISDIR, "a folder"),
     (stat.S_ISFIFO, "a pipe"),
     (stat.S_ISSOCK, "a socket"),
     (stat.S_ISCHR, "a device"),
@@ -91,6 +90,8 @@ def is_within(path: str | os.PathLike, folder: str | os.PathLike) -> bool:
 
 
 def _check(mode: int, path: str | os.PathLike) -> None:
+    if stat.S_ISDIR(mode):
+        raise Refused(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
     if not stat.S_ISREG(mode):
         kind = next((kind for test, kind in _KINDS if test(mode)), "none that is known")
         raise Refused(errno.EINVAL, f"no regular file, but {kind}", str(path))
