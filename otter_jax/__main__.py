@@ -10,6 +10,11 @@ COMMANDS = {  # name: (module with a function main(argv) -> exit status, what it
     "prepare": ("otter_jax.commands.prepare", "make a data set of your own image-caption pairs"),
     "doctor": ("otter_jax.commands.doctor", "find what would go wrong with a run, or make it slow"),
     "transfer": ("otter_jax.commands.transfer", "train an image encoder on labelled pictures"),
+    "embed": (
+        "otter_jax.commands.embed",
+        "write the vectors of pictures, or make an index of them",
+    ),
+    "search": ("otter_jax.commands.search", "find the pictures of an index that fit a text"),
     "export": ("otter_jax.commands.export", "write a run's encoders for timm and transformers"),
     "convert": ("otter_jax.commands.convert", "turn a checkpoint of the released code into a run"),
 }

@@ -94,6 +94,48 @@ def add_out(parser: Parser) -> None:
     parser.flag("--out", type=_path, metavar="DIR", help="a new folder for what is written")
 
 
+def add_file(parser: Parser, *, help: str) -> None:
+    """Adds --out FILE, as `file`; it is None if it is left out."""
+    parser.flag("--out", dest="file", type=_path, metavar="FILE", help=help)
+
+
+def add_sheet(parser: Parser) -> None:
+    """Adds --sheet."""
+    parser.flag(
+        "--sheet", type=_path, metavar="FILE.png", help="draws the pictures found, to look at"
+    )
+
+
+def add_model(parser: Parser) -> None:
+    """Adds MODEL, and which weights of a run are taken."""
+    parser.flag(
+        "model",
+        metavar="MODEL",
+        help="the directory of a run, or a folder that export wrote",
+    )
+    add_weights(parser)
+
+
+def add_weights(parser: Parser) -> None:
+    """Adds --weights and --step of a MODEL that is a run."""
+    parser.flag(
+        "--weights",
+        choices=("student", "ema"),
+        help="of a run [student]; and the checkpoint [the best by its eval.best, else the latest]",
+    )
+    parser.flag("--step", type=int, metavar="N", beside="--weights")
+
+
+def add_sources(parser: Parser, *, nargs: str = "+") -> None:
+    """Adds SOURCE, as `sources`."""
+    parser.flag(
+        "sources",
+        nargs=nargs,
+        metavar="SOURCE",
+        help="pictures, folders, globs in quotes, or - for paths on stdin",
+    )
+
+
 def _path(text: str) -> pathlib.Path | None:
     if not text.strip():  # "$DIR" of a variable that is not set: no path, not the current folder
         return None

@@ -27,6 +27,7 @@ COMPILER = "compiler"  # the name of a thread that XLA compiles in
 # What a disk answers when it is full, read-only, failing, or not this user's.
 REFUSALS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO)
 REQUEUE = 75  # EX_TEMPFAIL of sysexits.h: stopped and saved; the same command goes on
+PARTLY = 3  # done, but for pictures that cannot be read
 WIDTH = 100  # columns
 
 

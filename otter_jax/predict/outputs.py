@@ -77,7 +77,9 @@ def about_of(table: pathlib.Path) -> dict[str, Any]:
     try:
         said = (pq.read_schema(table).metadata or {}).get(ABOUT)
     except (OSError, pa.ArrowException) as error:
-        raise UserError(f"{table} is no whole Parquet file ({error}).") from None
+        raise UserError(
+            f"{table} is no whole Parquet file ({error}). Give another one, or delete it."
+        ) from None
     return json.loads(said) if said else {}
 
 
@@ -94,15 +96,19 @@ class Parts:
     """
 
     def __init__(self, out: pathlib.Path, schema: pa.Schema, about: About):
-        """Raises UserError if parts are there that are of another command."""
+        """`about` must be the same for a later start to go on, what `schema` says need not."""
         self.out, self.about = out, dict(about)
-        self.schema = schema.with_metadata({ABOUT: json.dumps(self.about).encode()})
+        said = {ABOUT: json.dumps(self.about).encode()}
+        self.schema = schema.with_metadata({**(schema.metadata or {}), **said})
         self._folder = out.with_name(f"{out.name}.parts")
         self._rows: list[pa.RecordBatch] = []
         self._stack = contextlib.ExitStack()
         self._flushed = time.monotonic()
 
     def __enter__(self) -> "Parts":
+        """Raises UserError if the file or parts are of another command, or being written."""
+        if self.out.exists():
+            check_same(self.out, about_of(self.out), self.about)
         for part in self._parts():
             check_same(self._folder, about_of(part), self.about)
         self._folder.mkdir(exist_ok=True)
@@ -140,10 +146,13 @@ class Parts:
         _write(part, part.with_suffix(".scratch"), self.schema, self._rows)
         self._rows.clear()
 
-    def finish(self, before: Iterable[pa.RecordBatch] = ()) -> None:
-        """Writes the file of rows that come `before`, and all parts; it is there at once."""
+    def finish(self, rows: Iterable[pa.RecordBatch]) -> None:
+        """Writes the file of these rows, which is there at once when it is whole; drops the parts.
+
+        The rows may be those of the file as it was, and of the parts, which are all written.
+        """
         self.flush()
-        _write(self.out, self._folder / "whole.scratch", self.schema, _chain(before, self.rows()))
+        _write(self.out, self._folder / "whole.scratch", self.schema, rows)
         self.drop()
 
     def drop(self) -> None:
@@ -152,11 +161,6 @@ class Parts:
 
     def _parts(self) -> list[pathlib.Path]:
         return sorted(self._folder.glob("*.parquet"))
-
-
-def _chain(*several: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-    for batches in several:
-        yield from batches
 
 
 def _write(

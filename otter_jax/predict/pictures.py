@@ -8,7 +8,6 @@ folders and globs only files are taken whose names end as pictures' do; the othe
 import dataclasses
 import glob
 import io
-import itertools
 import os
 import pathlib
 import stat
@@ -36,13 +35,15 @@ class Pictures:
     Attributes:
       paths: of all pictures, as the sources write them.
       passed_over: how many files in folders and globs are none, by their names.
+      folders: absolute paths of the folders among the sources.
     """
 
     paths: tuple[str, ...]
     passed_over: int = 0
+    folders: tuple[str, ...] = ()
 
     @classmethod
-    def of(cls, sources: Sequence[str], stdin: io.BufferedIOBase | None = None) -> "Pictures":
+    def of(cls, sources: Sequence[str], stdin: io.IOBase | None = None) -> "Pictures":
         """Finds the pictures of all sources; `stdin` is for tests.
 
         Bytes of a path that are no UTF-8 are kept as os.fsdecode keeps them.
@@ -52,10 +53,11 @@ class Pictures:
         read.
         """
         found: dict[str, str] = {}  # by absolute path
+        folders: list[str] = []
         passed = 0
-        for path, is_picture in _files_of(sources, stdin):
+        for path, is_picture in _files_of(sources, stdin, folders):
             if is_picture:
-                found.setdefault(str(pathlib.Path(path).absolute()), path)
+                found.setdefault(absolute(path), path)
             passed += not is_picture
         if not found:
             shown = " ".join(map(str, sources))
@@ -63,7 +65,7 @@ class Pictures:
             raise UserError(
                 f"There is no picture in {shown!r}: {none}. Pictures end in {', '.join(SUFFIXES)}."
             )
-        return cls(tuple(found.values()), passed)
+        return cls(tuple(found.values()), passed, tuple(map(absolute, folders)))
 
     def told(self) -> str:
         """Returns what was found, in words."""
@@ -160,35 +162,41 @@ def content_of(path: str | pathlib.Path) -> bytes:
     return content
 
 
+def absolute(path: str) -> str:
+    """Returns the absolute path; links are followed only where .. would be wrong otherwise."""
+    return os.path.realpath(path) if ".." in pathlib.Path(path).parts else os.path.abspath(path)
+
+
 def _files_of(
-    sources: Sequence[str], stdin: io.BufferedIOBase | None
+    sources: Sequence[str], stdin: io.IOBase | None, folders: list[str]
 ) -> Iterator[tuple[str, bool]]:
-    """Yields the files of all sources, and whether each is to be taken for a picture."""
+    """Yields the files of all sources, and whether each is to be taken for a picture.
+
+    Adds the folders among the sources to `folders`.
+    """
     listed = False
     for source in map(str, sources):
+        named = True
         if source == STDIN:
-            if not listed:  # a stream can be read once
-                yield from itertools.chain.from_iterable(
-                    map(_within, _lines(stdin or sys.stdin.buffer))
+            matches = [] if listed else _lines(stdin or sys.stdin.buffer)
+            listed = True  # a stream can be read once
+        else:
+            matches = matches_of(source)
+            named = os.path.exists(source) or not glob.has_magic(source)
+            if not matches:
+                raise UserError(
+                    f"There is no {source}: give a picture, a folder, a glob in quotes such as "
+                    "'photos/*.jpg', or - for paths on stdin."
                 )
-            listed = True
-            continue
-        matches = matches_of(source)
-        if not matches:
-            raise UserError(
-                f"There is no {source}: give a picture, a folder, a glob in quotes such as "
-                "'photos/*.jpg', or - for paths on stdin."
-            )
-        named = os.path.exists(source) or not glob.has_magic(source)
         for path in matches:
-            yield from _within(path, named)
+            if os.path.isdir(path):
+                folders.append(path)
+                yield from _within(path)
+            else:
+                yield path, named or _is_picture(path)
 
 
-def _within(path: str, named: bool = True) -> Iterator[tuple[str, bool]]:
-    """Yields the files of a folder, or the file itself, which is a picture if it is `named`."""
-    if not os.path.isdir(path):
-        yield path, named or _is_picture(path)
-        return
+def _within(path: str) -> Iterator[tuple[str, bool]]:
     for folder, names in walk(pathlib.Path(path)):
         for name in sorted(names):
             yield str(pathlib.Path(folder, name)), _is_picture(name)
@@ -199,7 +207,7 @@ def _is_picture(path: str) -> bool:
     return name.lower().endswith(SUFFIXES) and not name.startswith(".")
 
 
-def _lines(stdin: io.BufferedIOBase) -> list[str]:
+def _lines(stdin: io.IOBase) -> list[str]:
     """Returns the paths on stdin. Raises UserError if it is a terminal, which nobody types into."""
     if stdin.isatty():
         raise UserError(

@@ -9,6 +9,7 @@ import abc
 import contextlib
 import csv
 import io
+import itertools
 import json
 import os
 import pathlib
@@ -27,7 +28,6 @@ from otter_jax.errors import UserError
 from otter_jax.predict.outputs import (
     About,
     Parts,
-    about_of,
     check_place,
     check_same,
     locked,
@@ -87,7 +87,7 @@ def table(
     columns: Columns,
     about: About,
     out: pathlib.Path | None = None,
-    stdout: io.BufferedIOBase | None = None,
+    stdout: io.IOBase | None = None,
 ) -> Table:
     """Returns a table that writes to a file, or to stdout.
 
@@ -169,9 +169,7 @@ def _cells(columns: Columns, row: Row) -> list[Any]:
 class _Stream(Table):
     """Writes lines to a stream as they come."""
 
-    def __init__(
-        self, columns: Columns, lines: type[_Csv] | type[_Jsonl], stream: io.BufferedIOBase
-    ):
+    def __init__(self, columns: Columns, lines: type[_Csv] | type[_Jsonl], stream: io.IOBase):
         self._columns, self._lines, self._stream = columns, lines, stream
 
     def __enter__(self) -> "_Stream":
@@ -184,12 +182,19 @@ class _Stream(Table):
         self._write("".join(lines))
 
     def _write(self, text: str) -> None:
-        try:
-            self._stream.write(text.encode())
-            self._stream.flush()
-        except BrokenPipeError:  # whoever reads, such as head, has enough: end as other programs do
-            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # Python flushes stdout again at its end
-            raise SystemExit(128 + signal.SIGPIPE) from None
+        write_to(self._stream, text.encode())
+
+
+def write_to(stream: io.IOBase, content: bytes) -> None:
+    """Writes to a pipe or a file at once; ends the program if nobody reads the pipe any more."""
+    try:
+        rest = memoryview(content)
+        while rest:  # with python -u a part may be written
+            rest = rest[stream.write(rest) :]
+        stream.flush()
+    except BrokenPipeError:  # whoever reads, such as head, has enough: end as other programs do
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # Python flushes stdout again at its end
+        raise SystemExit(128 + signal.SIGPIPE) from None
 
 
 class _File(_Stream):
@@ -254,8 +259,11 @@ class _File(_Stream):
         done: set[str] = set()
         last, begin, end = "", len(head), len(head)  # of the last picture's rows
         with self._out.open("rb") as file:
-            if file.read(len(head)) != head:
-                return frozenset(), 0
+            first = file.read(len(head))
+            if first != head:
+                if head.startswith(first):  # it was cut there
+                    return frozenset(), 0
+                raise UserError(f"{self._out} is not as this command writes it: delete it.")
             for number, line in enumerate(file, start=1 + bool(head)):
                 if not line.endswith(b"\n"):
                     break
@@ -282,8 +290,6 @@ class _Parquet(Table):
         self._columns, self._out = columns, out
         schema = pa.schema([(name, _ARROW[kind]) for name, kind in columns.items()])
         self._parts = Parts(out, schema, about)
-        if out.exists():
-            check_same(out, about_of(out), about)
 
     def __enter__(self) -> "_Parquet":
         self._parts.__enter__()
@@ -294,7 +300,8 @@ class _Parquet(Table):
     def __exit__(self, kind: type[BaseException] | None, *error: object) -> None:
         try:
             if kind is None:
-                self._parts.finish(self._before())
+                self._parts.flush()
+                self._parts.finish(itertools.chain(self._before(), self._parts.rows()))
         finally:
             self._parts.__exit__(kind, *error)
 
@@ -310,7 +317,7 @@ class _Parquet(Table):
 
 
 class _Terminal(Table):
-    """Draws a table, a picture's path once beside its rows."""
+    """Draws a table; what stands in the first column several times in turn is written once."""
 
     def __init__(self, columns: Columns):
         self._columns, self._headed = columns, False
@@ -327,13 +334,11 @@ class _Terminal(Table):
                 drawn.add_column(name, ratio=2 if name == PATH else 1, overflow="fold")
             else:
                 drawn.add_column(name, justify="right", width=max(len(name), 7))
-        place, last = list(self._columns).index(PATH), None
+        last = None
         for row in rows:
             cells = _cells(self._columns, row)
-            path = cells[place]
-            cells[place] = "" if path == last else path
-            if last not in (None, path):
+            if last not in (None, cells[0]):
                 drawn.add_section()
-            last = path
+            last, cells[0] = cells[0], "" if cells[0] == last else cells[0]
             drawn.add_row(*(f"{c:.4f}" if isinstance(c, float) else str(c) for c in cells))
         self._console.print(drawn)

@@ -1,0 +1,141 @@
+"""Writes the vectors of pictures or texts; a Parquet file of pictures is an index to search."""
+
+import argparse
+import functools
+import pathlib
+from collections.abc import Sequence
+
+import rich.console
+
+from otter_jax.commands import flags, start
+from otter_jax.errors import UserError
+
+NAMED = 5  # pictures in a message
+
+
+def parser() -> start.Parser:
+    """Returns the parser of the command line."""
+    made = start.Parser(
+        "embed",
+        "MODEL SOURCE... --out FILE [FLAGS]",
+        "Writes a vector for each picture: in Parquet an index, which `search` reads and the same "
+        "command brings up to date, or in .npz. After a stop the same command goes on.",
+        (
+            "runs/first photos --out photos.parquet",
+            "runs/first --texts captions.txt --out captions.npz",
+        ),
+    )
+    flags.add_model(made)
+    flags.add_sources(made, nargs="*")
+    made.flag(
+        "--texts",
+        type=pathlib.Path,
+        metavar="FILE",
+        help="instead of SOURCE: a text on each line",
+    )
+    flags.add_file(made, help="what is written: a new or older .parquet, or a new .npz")
+    return made
+
+
+def run(options: argparse.Namespace) -> int:
+    """Embeds what the flags name."""
+    if options.file is None:
+        raise UserError("--out is missing: a file, for example photos.parquet.")
+    if bool(options.sources) == (options.texts is not None):
+        raise UserError("Give SOURCEs, such as a folder of pictures, or --texts FILE: one of both.")
+    from otter_jax.predict import vectors
+
+    vectors.check_out(options.file)
+    return _texts(options) if options.texts else _pictures(options)
+
+
+def _texts(options: argparse.Namespace) -> int:
+    from otter_jax.predict import vectors
+
+    texts = vectors.texts_of(options.texts)
+    start.print_loading()
+    import otter_jax
+    from otter_jax.run import cluster
+    from otter_jax.run.console import make_console, progress_bar
+
+    model = otter_jax.load(options.model, weights=options.weights, step=options.step)
+    console = make_console()
+    with cluster.Stop() as stop, progress_bar(console) as bar:
+        task = bar.add_task("texts", total=len(texts))
+        vectors.embed_texts(
+            model,
+            texts,
+            options.file,
+            load=_load(options),
+            check_stop=stop.check,
+            advance=functools.partial(bar.advance, task),
+        )
+    console.print(f"{options.file}: the vectors of {len(texts):,} texts, by {model.name}")
+    return 0
+
+
+def _pictures(options: argparse.Namespace) -> int:
+    from otter_jax.predict.pictures import Pictures
+
+    pictures = Pictures.of(options.sources)
+    print(pictures.told())
+    start.print_loading()
+    import otter_jax
+    from otter_jax.predict import index
+    from otter_jax.predict.progress import Progress
+    from otter_jax.run import cluster
+    from otter_jax.run.console import make_console
+
+    model = otter_jax.load(options.model, weights=options.weights, step=options.step)
+    console = make_console()
+    with cluster.Stop() as stop:
+        done = index.update(
+            model,
+            pictures,
+            options.file,
+            load=_load(options),
+            progress=functools.partial(Progress, console),
+            check_stop=stop.check,
+        )
+    _print(done, options.file, model.name, console)
+    if options.file.suffix.lower() == ".parquet":
+        console.print(start.following(("search", options.file, "a red bicycle")))
+    return start.PARTLY if done.unreadable else 0
+
+
+def _load(options: argparse.Namespace) -> dict[str, object]:
+    """Returns how `search` is to load the model again."""
+    folder = pathlib.Path(options.model).expanduser().absolute()
+    return {"folder": str(folder), "weights": options.weights, "step": options.step}
+
+
+def _print(done, file: pathlib.Path, model: str, console: rich.console.Console) -> None:
+    """Prints what was done, and names what could not be."""
+    from otter_jax.predict.paths import written
+
+    count = done.new + done.changed + done.kept
+    told = f"{file}: {count:,} pictures by {model}: {done.new:,} new"
+    if done.changed:
+        told += f", {done.changed:,} changed"
+    if done.kept:
+        told += f", {done.kept:,} as they were"
+        told += f" ({done.elsewhere:,} of other sources)" * bool(done.elsewhere)
+    console.print(told)
+    if done.vanished:
+        shown = ", ".join(map(written, done.vanished[:NAMED])) + _more(done.vanished)
+        console.print(f"{len(done.vanished):,} are no longer there, and dropped: {shown}")
+    if done.unreadable:
+        console.print(f"{len(done.unreadable):,} cannot be read, and are left out:")
+        for path, why in done.unreadable[:NAMED]:
+            console.print(f"  {written(path)}: {why}")
+        if _more(done.unreadable):
+            console.print(f" {_more(done.unreadable)}")
+
+
+def _more(items: Sequence[object]) -> str:
+    return f" and {len(items) - NAMED:,} more" * (len(items) > NAMED)
+
+
+def main(argv: Sequence[str]) -> int:
+    """Runs the command; returns its exit status."""
+    return start.status(lambda: run(flags.parse(parser(), argv)))
