@@ -1,7 +1,8 @@
-"""Loads a model from a folder: a run's directory, or what `export` wrote of one."""
+"""Loads a model: a run's directory, what `export` wrote of one, or another project's CLIP."""
 
 import contextlib
 import json
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from ml_collections import ConfigDict
 
 from otter_jax import mesh as meshes
 from otter_jax.data.captions import Tokenizer
+from otter_jax.data.fitting import Fitting
 from otter_jax.errors import UserError
 from otter_jax.files import read_text
 from otter_jax.models.clip import ClipText
@@ -23,12 +25,20 @@ from otter_jax.models.towers import Towers
 from otter_jax.objective import scale_of
 from otter_jax.predict.model import Loaded, Model, Pixels
 from otter_jax.run import directory, trained
-from otter_jax.run.model import check_sizes, dtype_of, read_as
-from otter_jax.weights import encoders, hub, tensors
-from otter_jax.weights.tensors import check_finite
+from otter_jax.run.model import check_sizes, check_tokenizer, dtype_of, read_as
+from otter_jax.weights import encoders, hub, tensors, two_towers
+from otter_jax.weights.tensors import Tell, check_finite
 
 ABOUT = "otter_jax.json"  # of a folder that export wrote
-WHAT = "the directory of a run (runs/first), or a folder that `otter-jax export` wrote of one"
+WHAT = (
+    "the directory of a run (runs/first), a folder that `otter-jax export` wrote of one, or a CLIP "
+    "of transformers or open_clip, by its folder or its name on the hub"
+)
+
+
+def warn(note: str) -> None:
+    """Warns of what was chosen or left aside."""
+    warnings.warn(note, stacklevel=4)
 
 
 def load(
@@ -37,34 +47,38 @@ def load(
     weights: str | None = None,
     step: int | None = None,
     dtype: str | None = None,
+    tell: Tell = warn,
 ) -> Model:
-    """Loads a model: the directory of a run, or a folder that `export` wrote.
+    """Loads a model: the directory of a run, a folder that `export` wrote, or another CLIP.
 
     Args:
-      model: the folder.
+      model: the folder; or "owner/name" on the hub, of a CLIP that transformers or open_clip wrote.
       weights: "student" (the default) or "ema", of a run.
       step: of a run: the checkpoint to take, by default the best by its eval.best, else the latest.
       dtype: of the computation, "float32" or "bfloat16"; by default float32 on CPUs, and elsewhere
-        what the model was trained in.
+        what a run was trained in.
+      tell: is told what was chosen or left aside as another project's CLIP was read.
 
-    Raises UserError if it is neither, damaged, or has no such weights or checkpoint.
+    Raises UserError if it is none of them, damaged, or has no such weights or checkpoint.
     """
     folder = Path(model).expanduser()
-    if not str(model).strip() or not folder.exists():
+    on_hub = not folder.exists() and bool(hub.HUB_NAME.fullmatch(str(model)))
+    if not on_hub and (not str(model).strip() or not folder.exists()):
         raise UserError(f"There is no MODEL {str(model)!r}: give {WHAT}.")
     if directory.is_run(folder):
         with _quiet():
             found = _of_run(folder, weights or "student", step, dtype)
         return Model(found)
-    if not (folder / ABOUT).is_file():
+    exported = (folder / ABOUT).is_file()
+    if not (exported or on_hub or two_towers.is_one(folder)):
         raise UserError(f"{folder} is no MODEL: {_instead(folder)}.")
     for flag, value in (("weights", weights), ("step", step)):
         if value is not None:
             raise UserError(
-                f"{flag}={value!r} is for the directory of a run, and {folder} was exported from "
-                "one: it holds one set of weights."
+                f"{flag}={value!r} is for the directory of a run, and {model} is none: it holds "
+                "one set of weights."
             )
-    return Model(_exported(folder, dtype))
+    return Model(_exported(folder, dtype) if exported else _foreign(str(model), dtype, tell))
 
 
 @contextlib.contextmanager
@@ -87,15 +101,14 @@ def _of_run(folder: Path, weights: str, step: int | None, dtype: str | None) -> 
             "encoder with a classifier of its own, and no text encoder that could read names. "
             f"`otter-jax export --workdir {folder} --out OUT` writes it for timm. Give {WHAT}."
         )
-    found = trained.load(
-        config, folder, meshes.one_device(), dtype=_dtype(dtype, config), step=step
-    )
+    dtype = _dtype(dtype, config)
+    found = trained.load(config, folder, meshes.one_device(), dtype=dtype, step=step)
     variables = jax.device_get(found.of(weights, folder))
     named = {".".join(path): x for path, x in traverse_util.flatten_dict(variables).items()}
     check_finite(named, f"The {weights} of {folder}, step {found.step},")
     name = f"{folder}, {found.taken}, {weights} weights"
     scale = float(scale_of(jnp.asarray(variables["params"]["log_scale"]["pairs"])))
-    return _loaded(name, folder, config, found.model, variables, found.tokenizer, scale)
+    return _loaded(name, folder, config, found.model, variables, found.tokenizer, dtype, scale)
 
 
 def _exported(folder: Path, dtype: str | None) -> Loaded:
@@ -105,16 +118,16 @@ def _exported(folder: Path, dtype: str | None) -> Loaded:
         config = directory.completed(about["config"])
         dim, scales = int(about["dim"]), {k: float(v) for k, v in about["scale"].items()}
         name = f"{folder}, exported from step {about['step']}, {about['weights']} weights"
-        as_dtype = dtype_of(_dtype(dtype, config))
+        dtype = _dtype(dtype, config)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(
             f"{folder / ABOUT} is damaged, it cannot be read ({type(error).__name__}: {error}): "
             "export the run again."
         ) from error
     image = encoders.load_image(
-        str(folder / "image"), arch=config.model.img.arch, classifier=True, dtype=as_dtype
+        str(folder / "image"), arch=config.model.img.arch, classifier=True, dtype=dtype_of(dtype)
     )
-    text = encoders.load_text(str(folder / "text"), dropout=0.0, dtype=as_dtype)
+    text = encoders.load_text(str(folder / "text"), dropout=0.0, dtype=dtype_of(dtype))
     img, txt = dict(image.variables["params"]), text.variables["params"]
     params = {"img_head": img.pop(image.module.classifier), "img": img, "txt": txt}
     params["log_scale"] = {key: np.float32(np.log(value)) for key, value in scales.items()}
@@ -130,7 +143,7 @@ def _exported(folder: Path, dtype: str | None) -> Loaded:
     )
     stats = {"img": image.variables["batch_stats"]} if "batch_stats" in image.variables else {}
     variables = {"params": params, "batch_stats": stats}
-    return _loaded(name, folder, config, model, variables, text.tokenizer, scales["pairs"])
+    return _loaded(name, folder, config, model, variables, text.tokenizer, dtype, scales["pairs"])
 
 
 def _loaded(
@@ -140,6 +153,7 @@ def _loaded(
     model: Towers,
     variables: PyTree,
     tokenizer: Path,
+    dtype: str,
     scale: float,
 ) -> Loaded:
     """Joins what was read; `config` is the run's, `tokenizer` the folder of the tokenizer."""
@@ -151,8 +165,9 @@ def _loaded(
         module=model,
         variables=variables,
         tokenizer=reads,
-        pixels=Pixels(data.resize, data.image_size, data.exif),
+        pixels=Pixels(Fitting(data.image_size, data.resize), data.exif),
         dim=model.dim,
+        dtype=dtype,
         settings={
             "arch": config.model.img.arch,
             "mean": list(model.mean),
@@ -161,6 +176,35 @@ def _loaded(
             "max_tokens": data.max_tokens,
         },
         scale=scale,
+    )
+
+
+def _foreign(model: str, dtype: str | None, tell: Tell) -> Loaded:
+    """Reads a CLIP of another project, which prepares pictures in its own way."""
+    dtype = dtype or "float32"
+    found = two_towers.read(model, dtype=dtype_of(dtype), tell=tell)
+    reads = Tokenizer(found.tokenizer, found.max_tokens)
+    check_tokenizer(model, found.module.txt, reads)
+    for doubt in reads.doubts:
+        tell(doubt)
+    image, text = (tower.clone(dtype=None) for tower in (found.module.img, found.module.txt))
+    return Loaded(
+        name=f"{model}, a CLIP of {found.library}",
+        folder=found.folder,
+        module=found.module,
+        variables=found.variables,
+        tokenizer=reads,
+        pixels=Pixels(Fitting(*found.pictures), "apply"),
+        dim=found.module.dim,
+        dtype=dtype,
+        settings={
+            "arch": repr(image),
+            "mean": list(found.module.mean),
+            "std": list(found.module.std),
+            "text": repr(text),
+            "max_tokens": found.max_tokens,
+        },
+        scale=found.scale,
     )
 
 

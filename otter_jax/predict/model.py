@@ -17,7 +17,7 @@ from jaxtyping import Float32, PyTree, UInt8
 
 from otter_jax import mesh as meshes
 from otter_jax.data.captions import Tokenizer
-from otter_jax.data.images import center_crop
+from otter_jax.data.fitting import Fitting
 from otter_jax.errors import UserError
 from otter_jax.predict.pixels import FORMS, Picture, named, pixels_of
 from otter_jax.predict.ranking import rank
@@ -34,13 +34,9 @@ Name = str | Sequence[str]  # of a class, or all its names
 
 
 class Pixels(NamedTuple):
-    """Says how pictures become pixels: resized by their shorter side, cropped in the middle.
+    """Says how pictures become pixels; `exif` "apply" turns them upright before, "ignore" not."""
 
-    `exif` "apply" turns them upright before, "ignore" does not.
-    """
-
-    resize: int
-    size: int
+    fitting: Fitting
     exif: str
 
 
@@ -54,6 +50,7 @@ class Loaded(NamedTuple):
       tokenizer: of the texts.
       pixels: how pictures are prepared.
       dim: the size of embeddings.
+      dtype: of the computation.
       settings: what embeddings depend on beside variables and tokenizer.
       scale, bias: what cosines are multiplied by, and what is added, to become logits.
     """
@@ -65,6 +62,7 @@ class Loaded(NamedTuple):
     tokenizer: Tokenizer
     pixels: Pixels
     dim: int
+    dtype: str
     settings: Mapping[str, Any]
     scale: float
     bias: float = 0.0
@@ -101,7 +99,7 @@ class Model:
         self.name, self.folder = loaded.name, loaded.folder
         self.dim, self.scale, self.bias = loaded.dim, loaded.scale, loaded.bias
         self.tokenizer, self.max_tokens = loaded.tokenizer, loaded.tokenizer.max_tokens
-        self.batch_size, self.image_size = sizes[-1], loaded.pixels.size
+        self.batch_size, self.image_size = sizes[-1], loaded.pixels.fitting.size
         self._pixels, self._settings = loaded.pixels, loaded.settings
         self._variables = meshes.put_whole(loaded.variables, mesh)
         self._embedder = Embedder(
@@ -119,7 +117,9 @@ class Model:
 
         It names caches and indexes, so that those of another model are not taken for this one's.
         """
-        facts = self._settings | self._pixels._asdict() | {"tokenizer": self.tokenizer.digest}
+        fitting, exif = self._pixels
+        own = {"exif": exif, "tokenizer": self.tokenizer.digest}
+        facts = self._settings | fitting._asdict() | own
         digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode())
         flat = traverse_util.flatten_dict(self._variables)
         for path in sorted(flat):
@@ -133,8 +133,8 @@ class Model:
 
         Raises UserError, which names the picture, if it cannot be read. Threads may call it.
         """
-        resize, size, exif = self._pixels
-        return center_crop(pixels_of(picture, exif=exif), resize, size)
+        fitting, exif = self._pixels
+        return fitting(pixels_of(picture, exif=exif))
 
     def embed_pixels(self, pixels: UInt8[np.ndarray, "N S S 3"]) -> Float32[np.ndarray, "N D"]:
         """Returns a vector of length 1 per picture that `read` has prepared."""

@@ -168,15 +168,7 @@ def dtype_of(name: str) -> Any:
 
 def check_sizes(config: ConfigDict, model: Towers, tokenizer: Tokenizer) -> None:
     """Raises UserError if an encoder cannot read images or captions of the config's sizes."""
-    words = model.txt.config.vocab_size
-    if tokenizer.vocab_size > words:
-        raise UserError(
-            f"The tokenizer of model.txt.weights={config.model.txt.weights!r} has "
-            f"{tokenizer.vocab_size} tokens, but the encoder there embeds {words}: "
-            "they do not belong together."
-        )
-    if isinstance(model.txt, ClipText):
-        check_closing(config.model.txt.weights, model.txt.config, tokenizer)
+    check_tokenizer(config.model.txt.weights, model.txt, tokenizer)
     longest = model.txt.config.max_length
     if config.data.max_tokens > longest:
         raise UserError(
@@ -190,14 +182,26 @@ def check_sizes(config: ConfigDict, model: Towers, tokenizer: Tokenizer) -> None
     check_image_size(config.data.image_size, model.img, config.model.img.arch)
 
 
+def check_tokenizer(weights: str, text: nn.Module, tokenizer: Tokenizer) -> None:
+    """Raises UserError if the tokenizer of `weights` cannot be that of its text encoder."""
+    words = text.config.vocab_size
+    if tokenizer.vocab_size > words:
+        raise UserError(
+            f"The tokenizer of {weights!r} has {tokenizer.vocab_size} tokens, but the encoder "
+            f"there embeds {words}: they do not belong together."
+        )
+    if isinstance(text, ClipText):
+        check_closing(weights, text.config, tokenizer)
+
+
 def check_closing(weights: str, config: ClipTextConfig, tokenizer: Tokenizer) -> None:
     """Raises UserError if captions do not end with the token that CLIP's text encoder reads."""
     ids, mask = tokenizer.encode([""])
     last = int(ids[0][mask[0]][-1]) if mask.any() else None
     if config.eos_token_id not in (2, last):  # 2 stands for the largest id, whatever it is
         raise UserError(
-            f"The tokenizer of model.txt.weights={weights!r} closes captions with token {last}, "
-            f"but the encoder there reads token {config.eos_token_id}: they do not belong together."
+            f"The tokenizer of {weights!r} closes captions with token {last}, but the encoder "
+            f"there reads token {config.eos_token_id}: they do not belong together."
         )
 
 

@@ -66,7 +66,14 @@ def read(folder: Path, *, dtype: Any, tell: Tell) -> Layout:
     # FAMILIES has timm's names first; the other ones are those of Hugging Face.
     families = {"img": naming.FAMILIES[ViT][1:], "txt": naming.FAMILIES[ClipText]}
     return Layout(
-        module, families, RULES, hub.WEIGHTS_FILES, pictures, config.max_length, tokenizer=""
+        module,
+        families,
+        RULES,
+        hub.WEIGHTS_FILES,
+        pictures,
+        config.max_length,
+        tokenizer="",
+        library="transformers",
     )
 
 

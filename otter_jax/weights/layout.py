@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from otter_jax.errors import UserError
+from otter_jax.files import read_text
 from otter_jax.models.towers import Towers
 from otter_jax.weights import tensors
 from otter_jax.weights.naming import Family, Rules
@@ -43,6 +44,7 @@ class Layout(NamedTuple):
       families: the names of the tensors of "img" and of "txt", in families of files.
       rules: from the names in the file to those of the families behind "img." and "txt.", and to
         "img_head.weight" and "txt_head.weight".
+      library: which wrote the folder.
       transposed: names in the file of matrices that lie there as they are used, (in, out).
       files: names that the file of weights may have.
       pictures: how pictures become pixels.
@@ -57,6 +59,7 @@ class Layout(NamedTuple):
     pictures: Pictures
     max_tokens: int
     tokenizer: str
+    library: Literal["transformers", "open_clip"]
     transposed: Set[str] = frozenset()
 
 
@@ -66,11 +69,11 @@ def read_json(file: Path) -> dict[str, Any]:
         raise UserError(f"There is no {file}.")
     try:
         tensors.check_beginning(file)
-        found = json.loads(file.read_text("utf-8-sig"))
+        found = json.loads(read_text(file))
     except UserError as error:
         raise UserError(f"{file} {error}") from None
-    except ValueError as error:
-        raise UserError(f"{file} is not JSON: {error}.") from error
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"{file} cannot be read as JSON: {error}.") from error
     if not isinstance(found, dict):
         raise UserError(f"{file} is not a JSON object.")
     return found

@@ -144,6 +144,7 @@ def read(folder: Path, *, dtype: Any, tell: Tell) -> Layout:
         pictures,
         tokens,
         tokenizer,
+        library="open_clip",
         transposed={"visual.proj", "text_projection", "text.text_projection"},
     )
 

@@ -3,9 +3,10 @@
 That is a CLIPModel of transformers, or a model of open_clip; from a folder or from the hub.
 """
 
+import contextlib
 import re
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
@@ -28,6 +29,8 @@ class TwoTowers(NamedTuple):
     """Holds a CLIP of another project.
 
     Attributes:
+      folder: where it lies.
+      library: which wrote it.
       module: embeds pixels and tokens, with mean and deviation of its pixels in 0..255.
       variables: its weights, float32 NumPy arrays.
       tokenizer: the folder of its tokenizer.
@@ -36,6 +39,8 @@ class TwoTowers(NamedTuple):
       scale: what cosines are multiplied by before the softmax.
     """
 
+    folder: Path
+    library: Literal["transformers", "open_clip"]
     module: Towers
     variables: dict[str, Any]
     tokenizer: Path
@@ -64,7 +69,25 @@ def read(weights: str, *, dtype: Any = jnp.float32, tell: Tell = quiet) -> TwoTo
     variables = convert(found, layout, path)
     scale = float(np.exp(variables["params"]["log_scale"]["pairs"]))
     tokenizer = tokenizer_of(folder, layout, tell)
-    return TwoTowers(layout.module, variables, tokenizer, layout.max_tokens, layout.pictures, scale)
+    return TwoTowers(
+        folder,
+        layout.library,
+        layout.module,
+        variables,
+        tokenizer,
+        layout.max_tokens,
+        layout.pictures,
+        scale,
+    )
+
+
+def is_one(folder: Path) -> bool:
+    """Tells whether a folder says that it holds such a model."""
+    config = folder / "config.json"
+    with contextlib.suppress(UserError):
+        if config.is_file() and hf_clip.is_one(read_json(config)):
+            return True
+    return (folder / open_clip.CONFIG).is_file()
 
 
 def layout_of(folder: Path, *, dtype: Any = jnp.float32, tell: Tell = quiet) -> Layout:
