@@ -17,6 +17,7 @@ def load(
     weights: str | None = None,
     step: int | None = None,
     dtype: str | None = None,
+    batch_size: int | None = None,
 ) -> Model:
     """Loads a trained model, to embed pictures and texts, and to name what pictures show.
 
@@ -25,15 +26,17 @@ def load(
             print(guesses[0].name, guesses[0].probability)
 
     Args:
-      model: the directory of a run, or a folder that `export` wrote.
+      model: the directory of a run, a folder that `export` wrote, or a CLIP that transformers or
+        open_clip wrote, by its folder or its name on the hub.
       weights: "student" (the default) or "ema", of a run.
       step: of a run: the checkpoint to take, by default the best by its eval.best, else the latest.
       dtype: of the computation, "float32" or "bfloat16"; by default float32 on CPUs, and elsewhere
         what the model was trained in.
+      batch_size: the most pictures or texts that are computed at once, over all devices.
 
-    Raises `otter_jax.errors.UserError` if it is neither, damaged, or has no such weights or
+    Raises `otter_jax.errors.UserError` if it is none of these, damaged, or has no such weights or
     checkpoint.
     """
     from otter_jax.predict import loading
 
-    return loading.load(model, weights=weights, step=step, dtype=dtype)
+    return loading.load(model, weights=weights, step=step, dtype=dtype, batch_size=batch_size)

@@ -136,6 +136,25 @@ def add_sources(parser: Parser, *, nargs: str = "+") -> None:
     )
 
 
+def add_format(parser: Parser) -> None:
+    """Adds --format of a table."""
+    parser.flag(
+        "--format",
+        choices=["table", "csv", "jsonl", "parquet"],
+        help="of what is written [by --out; a table on a terminal, else csv]",
+    )
+
+
+def add_batch_size(parser: Parser) -> None:
+    """Adds --batch-size of a MODEL's computation."""
+    parser.flag(
+        "--batch-size",
+        type=int,
+        metavar="N",
+        help="pictures computed at once, over all devices [64 for each; GPUs 512]",
+    )
+
+
 def _path(text: str) -> pathlib.Path | None:
     if not text.strip():  # "$DIR" of a variable that is not set: no path, not the current folder
         return None

@@ -120,7 +120,7 @@ class Parser(argparse.ArgumentParser):
                 raise UserError(
                     f"There is no flag {name}{nearest(name.split('.')[0], known)} {self._all()}"
                 )
-        options, surplus = self.parse_known_args(argv)
+        options, surplus = self.parse_known_intermixed_args(argv)
         if surplus:
             raise UserError(f"What is {' '.join(surplus)!r}? {self._all()}")
         return options

@@ -47,6 +47,7 @@ def load(
     weights: str | None = None,
     step: int | None = None,
     dtype: str | None = None,
+    batch_size: int | None = None,
     tell: Tell = warn,
 ) -> Model:
     """Loads a model: the directory of a run, a folder that `export` wrote, or another CLIP.
@@ -57,6 +58,7 @@ def load(
       step: of a run: the checkpoint to take, by default the best by its eval.best, else the latest.
       dtype: of the computation, "float32" or "bfloat16"; by default float32 on CPUs, and elsewhere
         what a run was trained in.
+      batch_size: the most pictures or texts that are computed at once, over all devices.
       tell: is told what was chosen or left aside as another project's CLIP was read.
 
     Raises UserError if it is none of them, damaged, or has no such weights or checkpoint.
@@ -68,7 +70,7 @@ def load(
     if directory.is_run(folder):
         with _quiet():
             found = _of_run(folder, weights or "student", step, dtype)
-        return Model(found)
+        return Model(found, batch_size)
     exported = (folder / ABOUT).is_file()
     if not (exported or on_hub or two_towers.is_one(folder)):
         raise UserError(f"{folder} is no MODEL: {_instead(folder)}.")
@@ -78,7 +80,8 @@ def load(
                 f"{flag}={value!r} is for the directory of a run, and {model} is none: it holds "
                 "one set of weights."
             )
-    return Model(_exported(folder, dtype) if exported else _foreign(str(model), dtype, tell))
+    found = _exported(folder, dtype) if exported else _foreign(str(model), dtype, tell)
+    return Model(found, batch_size)
 
 
 @contextlib.contextmanager

@@ -1,11 +1,11 @@
 """What is done with a trained model: pictures and texts become vectors, and vectors names."""
 
-import concurrent.futures
+import contextlib
 import functools
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,18 +18,22 @@ from jaxtyping import Float32, PyTree, UInt8
 from otter_jax import mesh as meshes
 from otter_jax.data.captions import Tokenizer
 from otter_jax.data.fitting import Fitting
+from otter_jax.data.in_flight import in_threads
 from otter_jax.errors import UserError
+from otter_jax.predict import caches
 from otter_jax.predict.pixels import FORMS, Picture, named, pixels_of
 from otter_jax.predict.ranking import rank
 from otter_jax.run.embedder import Embedder
+from otter_jax.weights.tensors import Tell, quiet
 from otter_jax.zeroshot.bank import class_bank, templates_of
+from otter_jax.zeroshot.prompts import look_at
 
 ANYTHING = "something"  # what a class is compared with on its own
 TEMPLATES = ("a photo of {}.",)
 SIZES = (1, 8, 64, 512)  # of batches: a program is compiled for each that is used
 LENGTHS = (16, 32)  # of texts in tokens, beside max_tokens
-AT_ONCE = 8192  # prompts whose vectors are held
-THREADS = max(1, min(os.cpu_count() or 1, 16))
+AT_ONCE = 1024  # prompts whose vectors are held
+VERSION = 1  # of how banks are made; another one makes those on disk anew
 Name = str | Sequence[str]  # of a class, or all its names
 
 
@@ -83,6 +87,7 @@ class Model:
       name: for people: which folder, step and weights.
       folder: where it was loaded from; caches are in its folder `cache`.
       dim: D, the size of embeddings.
+      dtype: of the computation.
       image_size: the side of the crop that it sees, in pixels.
       max_tokens: of a text; what is longer is cut.
       tokenizer: of the texts.
@@ -91,23 +96,29 @@ class Model:
       batch_size: the most pictures or texts that are computed at once, over all devices.
     """
 
-    def __init__(self, loaded: Loaded):
-        """Puts the weights on all devices; nothing is compiled before it is needed."""
+    def __init__(self, loaded: Loaded, batch_size: int | None = None):
+        """Puts the weights on all devices; nothing is compiled before it is needed.
+
+        Raises UserError for a `batch_size` that does not divide over the devices.
+        """
         mesh = meshes.make_mesh()
-        largest = SIZES[-2] if jax.default_backend() == "cpu" else SIZES[-1]
-        sizes = [-(-size // mesh.size) * mesh.size for size in SIZES if size <= largest]
+        if batch_size is not None:
+            meshes.check_divides("batch_size", batch_size, mesh.size)
+        largest = batch_size or SIZES[-2 if jax.default_backend() == "cpu" else -1] * mesh.size
+        smaller = [-(-size // mesh.size) * mesh.size for size in SIZES]
         self.name, self.folder = loaded.name, loaded.folder
-        self.dim, self.scale, self.bias = loaded.dim, loaded.scale, loaded.bias
+        self.dim, self.dtype = loaded.dim, loaded.dtype
+        self.scale, self.bias = loaded.scale, loaded.bias
         self.tokenizer, self.max_tokens = loaded.tokenizer, loaded.tokenizer.max_tokens
-        self.batch_size, self.image_size = sizes[-1], loaded.pixels.fitting.size
+        self.batch_size, self.image_size = largest, loaded.pixels.fitting.size
         self._pixels, self._settings = loaded.pixels, loaded.settings
         self._variables = meshes.put_whole(loaded.variables, mesh)
         self._embedder = Embedder(
             loaded.module,
             loaded.tokenizer,
             mesh,
-            batch_size=sizes[-1],
-            smaller=sizes[:-1],
+            batch_size=largest,
+            smaller=smaller,
             shorter=LENGTHS,
         )
 
@@ -149,7 +160,7 @@ class Model:
         one that cannot be read.
         """
         _check_several(pictures, FORMS, "embed_images")
-        parts = [self.embed_pixels(pixels) for pixels in self._batches(list(pictures))]
+        parts = [self.embed_pixels(pixels) for pixels in self._batches(pictures)]
         return np.concatenate(parts or [self.embed_pixels(np.zeros((0, 1, 1, 3), np.uint8))])
 
     def embed_texts(self, texts: Iterable[str]) -> Float32[np.ndarray, "N D"]:
@@ -168,19 +179,46 @@ class Model:
         return vectors
 
     def bank(
-        self, names: Sequence[Name], templates: str | Sequence[str] = TEMPLATES
+        self,
+        names: Sequence[Name],
+        templates: str | Sequence[str] = TEMPLATES,
+        cached: bool = True,
+        tell: Tell = quiet,
+        advance: Callable[[int], None] = lambda count: None,
     ) -> Float32[np.ndarray, "C D"]:
         """Returns a vector of length 1 per class: the mean of its names' prompts.
 
-        A name may be several, synonyms of one class. `templates` are texts with {} where the name
-        goes, one of them, or the path of a file with one on each line.
+        Args:
+          names: of the classes; a name may be several, synonyms of one class.
+          templates: texts with {} where the name goes, one of them, or the path of a file with one
+            on each line.
+          cached: whether it is kept on disk, beside the model, and read from there the next time.
+          tell: is told of prompts that are cut, and of classes that the tokens do not tell apart.
+          advance: is called with the number of classes that are embedded.
         """
         templates = templates_of(templates, "templates")
         if not len(names):
             raise UserError("There are no class names: give at least one.")
-        most = max(1, AT_ONCE // len(templates))
-        parts = (names[first : first + most] for first in range(0, len(names), most))
-        return np.concatenate([class_bank(self.embed_texts, part, templates) for part in parts])
+        several = [(name,) if isinstance(name, str) else tuple(name) for name in names]
+
+        def make():
+            most, vectors = max(1, AT_ONCE // len(templates)), []
+            for first in range(0, len(several), most):
+                part = several[first : first + most]
+                vectors.append(class_bank(self.embed_texts, part, templates))
+                advance(len(part))
+            notes = look_at(self.tokenizer, several, templates).lines(self.max_tokens)
+            return {"vectors": np.concatenate(vectors), "notes": np.array(list(notes), str)}
+
+        if cached:
+            facts = [VERSION, self.identity, self.dtype, several, templates]
+            digest = hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:24]
+            found = caches.kept(caches.beside(self.folder) / f"bank_{digest}.npz", make, tell)
+        else:
+            found = make()
+        for note in found["notes"].tolist():
+            tell(f"{note}.")
+        return found["vectors"]
 
     def classify(
         self,
@@ -202,7 +240,7 @@ class Model:
         floor = self.floor(templates) if multi else None
         first = [name if isinstance(name, str) else name[0] for name in class_names]
         found = []
-        for pixels in self._batches(list(images)):
+        for pixels in self._batches(images):
             vectors = self.embed_pixels(pixels)
             ranked = rank(vectors, bank, scale=self.scale, top=top, floor=floor)
             for row in zip(*ranked, strict=True):
@@ -224,17 +262,17 @@ class Model:
         """
         return -self.bias if self.bias else self.bank([ANYTHING], templates)[0]
 
-    def _batches(self, pictures: Sequence[Picture]) -> Iterator[UInt8[np.ndarray, "B S S 3"]]:
-        """Yields pixels of all pictures, those of the next batch decoded meanwhile."""
-        starts = range(0, len(pictures), self.batch_size)
-        with concurrent.futures.ThreadPoolExecutor(THREADS) as pool:
-            waiting: list[Any] = []
-            for start in starts:
-                waiting.append(pool.map(self.read, pictures[start : start + self.batch_size]))
-                if len(waiting) > 1:
-                    yield np.stack(list(waiting.pop(0)))
-            for rest in waiting:
-                yield np.stack(list(rest))
+    def _batches(self, pictures: Iterable[Picture]) -> Iterator[UInt8[np.ndarray, "B S S 3"]]:
+        """Yields pixels of all pictures, those of the next batches decoded meanwhile."""
+        pixels: list[np.ndarray] = []
+        with contextlib.closing(in_threads(self.read, pictures, ahead=self.batch_size)) as read:
+            for _, found in read:
+                pixels.append(found)
+                if len(pixels) == self.batch_size:
+                    yield np.stack(pixels)
+                    pixels = []
+        if pixels:
+            yield np.stack(pixels)
 
 
 def _check_several(given: Any, what: str, method: str) -> None:

@@ -24,11 +24,11 @@ def spelled(text: str) -> str:
     return " ".join(unicodedata.normalize("NFC", text).split()).strip(_INVISIBLE).strip()
 
 
-def read_lines(path: str, what: str) -> list[str]:
+def read_lines(path: str, what: str, *, spell: Callable[[str], str] = spelled) -> list[str]:
     """Reads the lines of a text, spelled; blank ones are "", those at the end are left out.
 
-    `what` says what they are, for messages. Raises UserError if the file cannot be read, or is no
-    UTF-8; a byte order mark does not matter.
+    `what` says what they are, for messages; `spell` may leave them as they are. Raises UserError if
+    the file cannot be read, or is no UTF-8; a byte order mark does not matter.
     """
     if not isinstance(path, str):
         raise UserError(f"{what}: give the path of a file with one on each line, not {path!r}.")
@@ -43,7 +43,7 @@ def read_lines(path: str, what: str) -> list[str]:
             f"The {what} in {path} cannot be read: it is not in UTF-8. Save it as text in UTF-8, "
             "with one on each line."
         )
-    return [spelled(line) for line in text.rstrip().split("\n")]
+    return [spell(line) for line in text.rstrip().split("\n")]
 
 
 def read_names(path: str) -> list[str]:

@@ -47,33 +47,41 @@ class Prompts(NamedTuple):
             )
 
 
-def look_at(tokenizer: Tokenizer, names: Sequence[str], templates: Sequence[str]) -> Prompts:
-    """Tokenises the prompts of all classes, and returns what is wrong with them."""
+def look_at(
+    tokenizer: Tokenizer, names: Sequence[str | Sequence[str]], templates: Sequence[str]
+) -> Prompts:
+    """Tokenises the prompts of all classes, and returns what is wrong with them.
+
+    A class may have several names; it is called by the first.
+    """
+    several = [(name,) if isinstance(name, str) else tuple(name) for name in names]
+    called = [synonyms[0] for synonyms in several]
     cut: set[int] = set()
+    known: set[int] = set()
     tokens: list[int] = [0] * len(names)  # a hash of the token ids of a class's prompts
-    unknown: list[str] = []
-    for first in range(0, len(names), AT_ONCE):
-        some = names[first : first + AT_ONCE]
+    flat = [(number, name) for number, synonyms in enumerate(several) for name in synonyms]
+    for first in range(0, len(flat), AT_ONCE):
+        numbers, some = zip(*flat[first : first + AT_ONCE], strict=True)
         for template in templates:
             texts = [template.replace("{}", name) for name in some]
             rows, mask = tokenizer.encode(texts)
-            for number, row in enumerate(rows, start=first):
+            for number, row in zip(numbers, rows, strict=True):
                 tokens[number] = hash((tokens[number], row.tobytes()))
             full = np.flatnonzero(mask.all(axis=1)).tolist()  # others cannot have been cut
             if full:
                 lengths = tokenizer.lengths([texts[i] for i in full])
                 cut.update(
-                    first + i
+                    numbers[i]
                     for i, length in zip(full, lengths, strict=True)
                     if length > tokenizer.max_tokens
                 )
-        known = tokenizer.known(some)
-        unknown += [name for name, count in zip(some, known, strict=True) if not count]
+        known.update(n for n, count in zip(numbers, tokenizer.known(some), strict=True) if count)
     groups = collections.defaultdict(list)
-    for name, digest in zip(names, tokens, strict=True):
+    for name, digest in zip(called, tokens, strict=True):
         groups[digest].append(name)
     same = [group for group in groups.values() if len(group) > 1]
-    return Prompts([names[number] for number in sorted(cut)], same, unknown)
+    unknown = [name for number, name in enumerate(called) if number not in known]
+    return Prompts([called[number] for number in sorted(cut)], same, unknown)
 
 
 def _some(texts: Sequence[str]) -> str:

@@ -1,0 +1,65 @@
+"""Keeps on disk what takes long to make: beside the model, else in the user's own cache."""
+
+import contextlib
+import os
+import tempfile
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from otter_jax.weights.tensors import Tell, quiet
+
+Arrays = dict[str, np.ndarray]
+KEPT = 64  # files of a kind; the oldest are removed
+
+
+def users() -> Path:
+    """Returns the user's own cache: $XDG_CACHE_HOME/otter_jax, or ~/.cache/otter_jax."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "otter_jax"
+
+
+def beside(folder: Path) -> Path:
+    """Returns the folder for the caches of a model: FOLDER/cache, or `users` where it is not ours.
+
+    It need not exist yet.
+    """
+    own = folder / "cache"
+    return own if os.access(own if own.exists() else folder, os.W_OK) else users()
+
+
+def kept(path: Path, make: Callable[[], Arrays], tell: Tell = quiet) -> Arrays:
+    """Returns the arrays of a file, which is written by `make` if it is not there.
+
+    A damaged file is made anew, and `tell` is told so; so it is of a disk that refuses.
+    """
+    if path.exists():
+        try:
+            with path.open("rb") as file, np.load(file, allow_pickle=False) as found:
+                return {name: found[name] for name in found.files}
+        except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+            tell(f"The cache {path} is damaged ({error}): it is made anew.")
+    arrays = make()
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _write(path, arrays)
+        files = sorted(path.parent.glob(f"{path.name.split('_')[0]}_*"), key=os.path.getmtime)
+        for old in files[:-KEPT]:
+            old.unlink(missing_ok=True)
+    except OSError as error:
+        tell(f"The cache {path} cannot be written ({error.strerror}): it is made anew next time.")
+    return arrays
+
+
+def _write(path: Path, arrays: Arrays) -> None:
+    """Writes a file that appears whole."""
+    number, scratch = tempfile.mkstemp(prefix=".", suffix=".npz", dir=path.parent)
+    try:
+        with os.fdopen(number, "wb") as file:
+            np.savez(file, **arrays)
+        os.replace(scratch, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.unlink(scratch)
+        raise

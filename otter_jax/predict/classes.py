@@ -1,0 +1,86 @@
+"""Reads the classes that a picture may show, as people type them or keep them in a file."""
+
+import csv
+import pathlib
+from collections.abc import Iterable
+from typing import NamedTuple
+
+from otter_jax.errors import UserError
+from otter_jax.zeroshot.bank import read_lines, spelled
+
+REMEDY = 'give names with commas between them, --classes "dog,sofa", or a file with one on a line'
+EXAMPLES = 3  # in a message
+
+
+class Classes(NamedTuple):
+    """Holds classes, each with all its names, the one that it is called by first.
+
+    `notes` say what was left out of what was given.
+    """
+
+    names: list[tuple[str, ...]]
+    notes: list[str]
+
+    @property
+    def first(self) -> list[str]:
+        """What the classes are called."""
+        return [names[0] for names in self.names]
+
+
+def read_classes(given: str) -> Classes:
+    """Returns the classes of a list, "dog,sofa", or of a file's lines.
+
+    In a list a name with commas stands in quotes, as in CSV: 'dog,"salt, pepper"'. A line of a file
+    is a name, or NAME<TAB>SYNONYM;SYNONYM. Blank and repeated names are left out, and noted.
+
+    Raises UserError if there is no class, or the file cannot be read.
+    """
+    if pathlib.Path(given).expanduser().is_file():
+        lines = read_lines(given, "classes", spell=str)
+        return _classes([_of_line(line) for line in lines], given)
+    if "," not in given and pathlib.Path(given).suffix in (".txt", ".tsv", ".csv"):
+        raise UserError(f"There is no file {given} with classes: {REMEDY}.")
+    try:
+        names = next(csv.reader([given], skipinitialspace=True, strict=True), [])
+    except csv.Error as error:
+        raise UserError(
+            f"The classes {given!r} cannot be told apart ({error}): a name with commas stands in "
+            "quotes, 'dog,\"salt, pepper\"'."
+        ) from None
+    return _classes([(spelled(name),) for name in names], "--classes")
+
+
+def _of_line(line: str) -> tuple[str, ...]:
+    """Returns the names of a line, without repeated ones; ("",) of a blank line."""
+    name, _, more = line.partition("\t")
+    names = dict.fromkeys(map(spelled, [name, *more.split(";")]))
+    return tuple(each for each in names if each) or ("",)
+
+
+def _classes(rows: Iterable[tuple[str, ...]], where: str) -> Classes:
+    """Leaves out blank and repeated names. Raises UserError if nothing is left."""
+    found: dict[str, tuple[str, ...]] = {}
+    blank, repeated = 0, []
+    for names in rows:
+        first = names[0]
+        if not first:
+            blank += 1
+        elif first in found:
+            repeated.append(first)
+            found[first] = tuple(dict.fromkeys(found[first] + names))
+        else:
+            found[first] = names
+    if not found:
+        raise UserError(f"There are no classes in {where}: {REMEDY}.")
+    notes = []
+    if blank:
+        notes.append(f"{where}: {blank:,} blank names are left out")
+    if repeated:
+        some = ", ".join(map(repr, dict.fromkeys(repeated[:EXAMPLES])))
+        notes.append(f"{where}: {len(repeated):,} names are there again, such as {some}")
+    if len(found) == 1:
+        notes.append(
+            f"{next(iter(found))!r} is the only class, so its probability is 1 whatever a picture "
+            "shows; --multi judges it on its own"
+        )
+    return Classes(list(found.values()), notes)
