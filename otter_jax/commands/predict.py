@@ -12,8 +12,8 @@ def parser() -> start.Parser:
     made = start.Parser(
         "predict",
         "MODEL SOURCE... --classes NAMES [FLAGS]",
-        f"Names what pictures show, with probabilities. Exit status {start.PARTLY}: done, but for "
-        "files that could not be read.",
+        "Names what pictures show, and how probably. Exit status "
+        f"{start.PARTLY}: but for unreadable files.",
         (
             'runs/first photo.jpg --classes "dog,sofa"',
             "exported photos --classes names.txt --out found.csv --sheet found.png",
@@ -25,8 +25,7 @@ def parser() -> start.Parser:
     made.flag(
         "--classes",
         metavar="NAMES",
-        help="names with commas between them, or a file with one on a line, and after a tab its "
-        "synonyms with semicolons between them",
+        help="with commas between them, or a file: a line is NAME or NAME<TAB>SYNONYM;SYNONYM",
     )
     made.flag(
         "--templates",
@@ -38,7 +37,7 @@ def parser() -> start.Parser:
         "--threshold",
         type=float,
         metavar="P",
-        help='leave out classes less probable than this; without any it is "none of them"',
+        help='leave out less probable classes; where none is left: "none of them"',
     )
     made.flag(
         "--multi",
