@@ -129,17 +129,30 @@ def evaluation(
     *,
     split: str = "train",
     tars: tuple[str, ...] | FieldReference = (),
+    folder: str = "",
     label: str = "label",
     names: str = "",
     templates: tuple[str, ...] = ("a photo of {}.",),
+    probe: str = "",
 ) -> ConfigDict:
     """Returns an entry of eval.sets: where pictures, labels and class names come from.
 
     `label` is a feature ("label"), "caption", or a field of the pairs' JSON ("json.tags").
     `data` and `tars` may be references to other keys, whose values they follow.
-    `names` is a file with one class per line; "" takes the set's own classes.
+    `names` is a file with one class per line; "" takes the set's own classes. `folder` has a folder
+    of pictures per class; for another label, tables or files beside the pictures. `probe` is a
+    split that a linear probe and kNN learn from, to be evaluated on this one; "" for none.
     """
     config = ConfigDict(
-        dict(data=data, split=split, tars=tars, label=label, names=names, templates=templates)
+        dict(
+            data=data,
+            split=split,
+            tars=tars,
+            folder=folder,
+            label=label,
+            names=names,
+            templates=templates,
+            probe=probe,
+        )
     )
     return config.lock()

@@ -30,6 +30,7 @@ def parser() -> start.Parser:
     flags.add_workdir(made)
     flags.add_resuming(made)
     flags.add_step(made)
+    flags.add_beside(made)
     flags.add_processes(made)
     return made
 

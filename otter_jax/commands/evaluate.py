@@ -21,6 +21,7 @@ def parser() -> start.Parser:
     flags.add_workdir(made)
     flags.add_config(made, saved=True)
     flags.add_step(made)
+    flags.add_beside(made)
     flags.add_processes(made)
     return made
 
@@ -36,7 +37,7 @@ def run(options: argparse.Namespace) -> None:
     from otter_jax.zeroshot import evaluator
 
     console = make_console()
-    evaluator.run(config, workdir, step=options.step, console=console)
+    evaluator.run(config, workdir, step=options.step, others=options.beside, console=console)
     ema = start.exported(workdir, "ema_", "--weights", "ema")
     kept = trained.kept_weights(config)
     console.print(start.following(start.exported(workdir), *([ema] if "ema" in kept else [])))

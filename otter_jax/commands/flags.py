@@ -78,6 +78,18 @@ def add_step(parser: Parser) -> None:
     )
 
 
+def add_beside(parser: Parser) -> None:
+    """Adds --beside."""
+    parser.flag(
+        "--beside",
+        type=_path,
+        nargs="+",
+        default=[],
+        metavar="DIR",
+        help="runs that are evaluated already: their results stand in the same tables",
+    )
+
+
 def add_processes(parser: Parser) -> None:
     """Adds the flags by which several processes find each other."""
     parser.flag(

@@ -170,8 +170,10 @@ EVAL_SET = {
     "data": NAME,
     "split": SOME_TEXT,
     "tars": TARS,
+    "folder": TEXT,
     "label": SOME_TEXT,
     "names": TEXT,
+    "probe": TEXT,
     "templates": Range(
         lambda value: TEXT.holds(value) or tuple_of(SOME_TEXT, "", least=1).holds(value),
         "texts, as in ('a photo of {}.',), or a file of them",

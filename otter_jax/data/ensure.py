@@ -21,6 +21,14 @@ from otter_jax.data.public import layouts, openmoji
 from otter_jax.data.source import parse_mixture, version_folder
 from otter_jax.errors import UserError
 
+# What a folder holds: a folder of pictures per class, with two or more each if classes are learned,
+# any number if they are only tested; or files as `prepare` reads them, with labels among these.
+LEARNED, TESTED, FILES = "learned", "tested", "files"
+REMEDY = (
+    "To make it: otter-jax prepare SOURCE --name {}; or name its tars in data.tars, the folder of "
+    "a transfer's pictures in data.folder."
+)
+
 
 def ensure(
     dataset: str,
@@ -30,6 +38,7 @@ def ensure(
     *,
     captions: bool = True,
     exif: str = "apply",
+    holds: str = LEARNED,
 ) -> None:
     """Makes the set if it is missing; other processes wait meanwhile.
 
@@ -41,9 +50,10 @@ def ensure(
       data_dir: the folder of all data sets.
       tars: paths or globs of web-dataset tars, for a set of your own; they are its split "train",
         or {split: tars}.
-      folder: a folder with a folder of pictures per class, for a labelled set of your own.
+      folder: a folder of labelled pictures, for a set of your own.
       captions: whether every picture must have a caption; one to evaluate on need not.
       exif: "apply" or "ignore", as pictures are to be read.
+      holds: what is in `folder`: LEARNED, TESTED or FILES.
 
     Raises:
       UserError: the set is missing and cannot be made, was made of something else, has pictures
@@ -52,9 +62,9 @@ def ensure(
     """
     sets = pathlib.Path(data_dir).expanduser()
     mixed = [name for name, _ in parse_mixture(dataset)]
+    if len(mixed) > 1 and (tars or folder):
+        raise UserError(f"{dataset} is of several sets: make each by itself before.")
     if len(mixed) > 1:
-        if tars or folder:
-            raise UserError(f"{dataset} is of several sets: make each by itself before.")
         for name in mixed:
             ensure(name, data_dir, captions=captions, exif=exif)
         return
@@ -63,17 +73,14 @@ def ensure(
         return  # its packages may be gone; and other versions of them would draw differently
     try:
         reading, options = Reading(captions=captions), Options(exif=exif)
-        plan = _plan_of_config(dataset, sets, tars, folder, reading, options)
+        plan = _plan_of_config(dataset, sets, tars, folder, reading, options, holds)
     except SourceMissing:
         if not home.exists():
             raise
         plan = None
     if plan is None:
-        remedy = (
-            f"To make it: otter-jax prepare SOURCE --name {dataset}; or name its tars in "
-            "data.tars, the folder of a transfer's pictures in data.folder."
-        )
-        found, prepared = version_folder(sets, dataset, remedy), not (tars or folder)
+        found = version_folder(sets, dataset, REMEDY.format(dataset))
+        prepared = not (tars or folder)
     else:
         if home.exists():  # a set made for either use serves both, unless captions are missing
             details = {what: it for what, it in plan.details.items() if what != "captions"}
@@ -170,6 +177,7 @@ def _plan_of_config(
     folder: str,
     reading: Reading,
     options: Options,
+    holds: str,
 ) -> Plan | None:
     """Plans the set that a config names; None if the config names no source for it."""
     if given and folder:
@@ -192,7 +200,11 @@ def _plan_of_config(
             f"The data set {dataset} would be built in the folder that holds its pictures, "
             f"{root}: give it another name or another folder of data sets."
         )
-    return class_folders.plan(dataset, folder, options)
+    if holds != FILES:
+        return class_folders.plan(dataset, folder, options, learned=holds == LEARNED)
+    if not root.is_dir():
+        raise SourceMissing(f"There is no folder {root}.")
+    return kinds.plan_of([str(root)], dataset, options, reading)
 
 
 @contextlib.contextmanager

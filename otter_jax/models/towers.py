@@ -5,7 +5,7 @@ import math
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int, UInt8
+from jaxtyping import Array, Bool, Float, Int, PyTree, UInt8
 
 
 class Towers(nn.Module):
@@ -87,6 +87,15 @@ class Towers(nn.Module):
         if self.txt_head is not None:
             pooled = self.txt_head(pooled) * has_token[:, None]
         return unit(pooled)
+
+
+def of_texts(variables: PyTree) -> PyTree:
+    """Returns the variables that `embed_texts` depends on: all but those of the image tower."""
+    others = ("img", "img_head", "log_scale", "gates")
+    return {
+        collection: {name: each for name, each in tree.items() if name not in others}
+        for collection, tree in variables.items()
+    }
 
 
 def head(width: int, dim: int, *, bias: bool = True) -> nn.Dense:

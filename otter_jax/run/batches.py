@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import rich.console
 from jax.sharding import Mesh
-from jaxtyping import Array, Bool, Int
+from jaxtyping import Array, Bool, Int, PyTree
 from ml_collections import ConfigDict
 
 from otter_jax import mesh as meshes
@@ -61,18 +61,19 @@ def over_all(
     config: ConfigDict,
     source: Source,
     mesh: Mesh,
-    place: Callable[[Array, Array], Int[Array, "B R"]],
+    place: Callable[[Array, Array], PyTree],
     labels: Int[np.ndarray, "N M"],
     *,
     check_stop: Callable[[], None],
     advance: Callable[[int], None] = lambda count: None,
-) -> tuple[Int[np.ndarray, "N R"], Bool[np.ndarray, "N"]]:
+) -> tuple[PyTree, Bool[np.ndarray, "N"]]:
     """Applies `place` to every image of a set; returns the results, and which were readable.
 
     Every process reads its rows, and gets the results of all. `place` is a compiled function: it
-    takes images, and their labels padded with -1, in rows that are spread over the devices, and
-    its result has a copy on each. `check_stop` is called once per batch, and may raise to end the
-    loop; `advance` is called with the number of records done.
+    takes images, and their labels padded with -1, in rows that are spread over the devices; its
+    result, one array or several with a row for each image, has a copy on each. `check_stop` is
+    called once per batch, and may raise to end the loop; `advance` is called with the number of
+    records done.
     """
     found, valid = [], np.zeros(len(source), bool)
     labels = np.pad(labels, ((0, 1), (0, 0)), constant_values=-1)  # index -1: past the last record
@@ -80,11 +81,12 @@ def over_all(
         for number, batch in enumerate(batches):
             check_stop()
             rows = {"image": batch["image"], "labels": labels[batch["index"]]}
-            placed = np.asarray(place(**meshes.put_batch(rows, mesh)))
-            found.append(placed)
+            found.append(jax.device_get(place(**meshes.put_batch(rows, mesh))))
             valid[batch["index"][batch["valid"]]] = True
-            advance(min(len(placed), len(source) - number * len(placed)))
-    return np.concatenate(found)[: len(source)], cluster.stack(valid).any(axis=0)
+            size = config.eval.batch_size
+            advance(min(size, len(source) - number * size))
+    joined = jax.tree.map(lambda *parts: np.concatenate(parts)[: len(source)], *found)
+    return joined, cluster.stack(valid).any(axis=0)
 
 
 def name_unreadable(

@@ -137,6 +137,10 @@ def completed(config: Any) -> ConfigDict:
     found = {"gates": {"shape": "", "penalty": "", "strength": 0.0}} | config
     if "data" in found:
         found["data"] = {"exif": "ignore"} | found["data"]
+    sets = found.get("eval", {}).get("sets", {})
+    if sets:
+        new = {"folder": "", "probe": ""}
+        found["eval"] = found["eval"] | {"sets": {name: new | sets[name] for name in sets}}
     return ConfigDict(found)
 
 

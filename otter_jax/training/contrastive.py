@@ -226,7 +226,7 @@ class Contrastive:
         variables = {"student": {"params": state.params, "batch_stats": state.batch_stats}}
         if "ema" in trained.kept_weights(self.config):
             variables["ema"] = state.teacher
-        return self._evaluator(now, variables, check_stop)
+        return self._evaluator(now, variables, check_stop, whole=now == self.steps)
 
     def numbers(self, now: int) -> Metrics:
         """Returns the learning rate of step `now`, and how many epochs are done after it."""

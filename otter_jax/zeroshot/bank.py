@@ -1,10 +1,11 @@
 """The bank: one vector per class, made of its names in templates."""
 
 import collections
+import itertools
 import pathlib
 import re
 import unicodedata
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 from jaxtyping import Float
@@ -97,22 +98,38 @@ def prompts(
     A class may have several names. The outer loop is over names, the inner over templates, as
     released.
     """
-    texts, classes = [], []
+    made = list(_prompts(names, templates))
+    return [text for text, _ in made], [number for _, number in made]
+
+
+def _prompts(
+    names: Sequence[str | Sequence[str]], templates: Sequence[str]
+) -> Iterator[tuple[str, int]]:
     for number, name in enumerate(names):
         for synonym in [name] if isinstance(name, str) else name:
-            texts += [template.replace("{}", synonym) for template in templates]
-            classes += [number] * len(templates)
-    return texts, classes
+            for template in templates:
+                yield template.replace("{}", synonym), number
 
 
 def class_bank(
     embed_texts: Callable[[list[str]], Float[np.ndarray, "N D"]],
     names: Sequence[str | Sequence[str]],
     templates: Sequence[str],
+    *,
+    at_once: int = 16_384,
 ) -> Float[np.ndarray, "C D"]:
-    """Returns one unit vector per class: the normalised mean of its prompts' unit vectors."""
-    texts, classes = prompts(names, templates)
-    embeddings = embed_texts(texts)
-    bank = np.zeros((len(names), embeddings.shape[1]), np.float32)
-    np.add.at(bank, classes, embeddings)
+    """Returns one unit vector per class: the normalised mean of its prompts' unit vectors.
+
+    `embed_texts` is given `at_once` prompts at a time, so that memory does not grow with the number
+    of templates.
+    """
+    made, bank = _prompts(names, templates), None
+    while some := list(itertools.islice(made, at_once)):
+        texts, classes = zip(*some, strict=True)
+        embeddings = embed_texts(list(texts))
+        if bank is None:
+            bank = np.zeros((len(names), embeddings.shape[1]), np.float32)
+        np.add.at(bank, list(classes), embeddings)
+    if bank is None:
+        raise ValueError("there are no classes, or no templates")
     return bank / np.maximum(np.linalg.norm(bank, axis=1, keepdims=True), 1e-12)

@@ -3,25 +3,21 @@
 Each class becomes one vector, the normalised mean of its prompts' embeddings; an image's best
 classes are those with the largest cosine. FH@K, flat hit, is the share of images with one of
 their labels among the K best classes; where classes have the same cosine, the expected share over
-their order.
+their order. docs/evaluation.md has all metrics.
 """
 
+import functools
 import itertools
 import json
-import math
 import pathlib
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
-import jax
-import jax.numpy as jnp
-import numpy as np
 import rich.console
-import rich.table
 from jax.sharding import Mesh
-from jaxtyping import Bool, Int, PyTree
+from jaxtyping import PyTree
 from ml_collections import ConfigDict
 
 from otter_jax import mesh as meshes
@@ -31,15 +27,21 @@ from otter_jax.run import batches, cluster, directory, trained
 from otter_jax.run.console import progress_bar
 from otter_jax.run.embedder import Embedder
 from otter_jax.run.model import check_sizes
-from otter_jax.zeroshot.bank import class_bank
-from otter_jax.zeroshot.hits import KS, by_name, chance, expected_hit, frequency
+from otter_jax.zeroshot import beside, tables
+from otter_jax.zeroshot.banks import Banks
+from otter_jax.zeroshot.hits import best_label, by_name, frequency
+from otter_jax.zeroshot.measures import Measure, intervals
+from otter_jax.zeroshot.metrics import chance, keeps_images, measured, metrics_of, of_each_class
+from otter_jax.zeroshot.probes import learn
 from otter_jax.zeroshot.prompts import look_at
+from otter_jax.zeroshot.ranking import Ranker, Seen
 from otter_jax.zeroshot.sets import EvalSet
-from otter_jax.zeroshot.standing import check_finite, standing
 
 # What another config must not change unsaid: a model is worse on what it was not trained on.
 SEEN = ("model.", "data.resize", "data.image_size", "data.max_tokens", "data.exif")
 UNKNOWN = 10  # labels that are no class, named in the results
+
+Results = dict[str, dict[str, Any]]  # of each set
 
 
 class Evaluator:
@@ -60,10 +62,12 @@ class Evaluator:
         The results of another `kind` of evaluation than the run's own, "", have files of their own.
         Raises UserError if something is wrong with the sets, or with eval.best.
         """
-        self._config, self._mesh = config, mesh
-        self._workdir, self._console, self._kind = workdir, console, kind
-        meshes.check_divides("eval.batch_size", config.eval.batch_size, mesh.size)
-        self._embedder = Embedder(model, tokenizer, mesh, batch_size=config.eval.batch_size)
+        self._config, self._workdir, self._console, self._kind = config, workdir, console, kind
+        size = config.eval.batch_size
+        meshes.check_divides("eval.batch_size", size, mesh.size)
+        embedder = Embedder(model, tokenizer, mesh, batch_size=size)
+        self._banks = Banks(embedder, console, batch_size=size)
+        self._ranker = Ranker(config, embedder, mesh)
         self.sets = [
             EvalSet.open(name, spec, config.data.dir, exif=config.data.exif)
             for name, spec in config.eval.sets.items()
@@ -73,61 +77,56 @@ class Evaluator:
             for line in found.lines(tokenizer.max_tokens):
                 console.print(f"{name}: {line}.")
         known = [
-            f"{s.name}/{w}/FH@{k}"
+            f"{s.name}/{w}/{metric}"
             for s in self.sets
             for w in trained.kept_weights(config)
-            for k in KS
-            if k <= len(s.names)
+            for metric in metrics_of(s)
         ]
         if config.eval.best and config.eval.best not in known:
             raise UserError(
                 f"eval.best={config.eval.best!r} is not a metric of this config; there are: "
                 f"{', '.join(known) or 'none, since eval.sets is empty'}."
             )
-        whole, rows = meshes.shardings(mesh)
-
-        def place(bank, img, labels):
-            return standing(jnp.matmul(img, bank.T, precision=jax.lax.Precision.HIGHEST), labels)
-
-        self._place = jax.jit(place, in_shardings=(whole, rows, rows), out_shardings=whole)
 
     def __call__(
         self,
         step: int,
         variables: Mapping[str, PyTree],
         check_stop: Callable[[], None] = lambda: None,
+        *,
+        whole: bool = False,
+        others: Sequence[pathlib.Path] = (),
     ) -> dict[str, float]:
-        """Returns {"SET/WEIGHTS/FH@K": value} for all sets and weights.
+        """Returns {"SET/WEIGHTS/METRIC": value} for all sets and weights.
 
         `variables` are those of the weights "student" and "ema" after training step `step`. Prints
-        the hits and their baselines as a table, and writes them to `results`.
+        metrics and baselines as tables, beside what the directories of `others` hold of the same
+        sets, and writes them to `results`, as JSON and as CSV. A `whole` evaluation also writes
+        tables of all classes and images, and makes probes for sets with a split to learn from.
         `check_stop` is called once per batch, and may raise to end the evaluation.
         """
         if not self.sets:
             return {}
-        results: dict[str, dict[str, Any]] = {s.name: {} for s in self.sets}
-        total = sum(len(s.source) for s in self.sets) * len(variables)
+        results: Results = {s.name: {"intervals": {}} for s in self.sets}
         sets = "; ".join(f"{s.name}, {len(s.source):,} images" for s in self.sets)
         self._console.print(f"Evaluating step {step} on {sets}")
         with progress_bar(self._console) as bar:
-            task = bar.add_task("evaluating", total=total)
-
-            def advance(count):
-                bar.advance(task, count)
-
             for weights, own in variables.items():
-                banks: dict[Any, np.ndarray] = {}
-                for s in self.sets:
-                    bar.update(task, description=f"evaluating {s.name}, {weights}")
-                    key = (tuple(s.names), s.templates)
-                    if key not in banks:
-                        banks[key] = self._bank(own, s, check_stop)
-                    placed, valid = self._placed(own, banks[key], s, check_stop, advance)
-                    results[s.name] |= self._result(s, weights, placed, valid)
-        if cluster.is_first():
-            about = {"step": step, "command": sys.argv, "weights": list(variables)}
-            directory.write_json(self.results(step), about | {"sets": results})
-        self._console.print(table(step, results))
+                banks = self._banks.of(self.sets, own, bar, check_stop)
+                for s, bank in zip(self.sets, banks, strict=True):
+                    task = bar.add_task(f"evaluating {s.name}, {weights}", total=len(s.source))
+                    seen = self._ranker.rank(
+                        s, weights, own, bank, keep_images=keeps_images(s),
+                        check_stop=check_stop, advance=functools.partial(bar.advance, task),
+                    )  # fmt: skip
+                    found = measured(seen, self._ranker, check_stop)
+                    results[s.name] |= self._described(seen)
+                    _add(results[s.name], weights, found)
+                    if whole:
+                        self._complete(results[s.name], step, seen, found, own, check_stop)
+        self._banks.forget_unused()
+        self._write(step, results, list(variables))
+        self._print(step, results, list(variables), others)
         return {
             f"{name}/{weights}/{metric}": value
             for name, result in results.items()
@@ -139,94 +138,85 @@ class Evaluator:
         """Returns the file of an evaluation of the state after step `step`."""
         return directory.results(self._workdir, step, self._kind)
 
-    def _bank(self, variables, s, check_stop):
-        def embed(prompts):
-            return self._embedder.texts(variables, prompts, check_stop)
-
-        bank = class_bank(embed, s.names, s.templates)
-        what = f"eval.sets.{s.name}: embeddings of class names"
-        check_finite(np.isfinite(bank).all(axis=1), s.names.__getitem__, what)
-        return bank
-
-    def _placed(self, variables, bank, s, check_stop, advance):
-        def place(image, labels):
-            return self._place(bank, self._embedder.image_batch(variables, image), labels)
-
-        return batches.over_all(
-            self._config, s.source, self._mesh, place, s.labels,
-            check_stop=check_stop, advance=advance,
-        )  # fmt: skip
-
-    def _result(
-        self,
-        s: EvalSet,
-        weights: str,
-        placed: Int[np.ndarray, "N 4"],
-        valid: Bool[np.ndarray, "N"],
-    ) -> dict[str, Any]:
-        unreadable = batches.name_unreadable(s.source, valid, self._console)
-        labelled = (s.labels >= 0).any(axis=1)
-        counted = valid & labelled
-        if not counted.any():
-            raise UserError(
-                f"eval.sets.{s.name}: no labelled image of {s.source.name} is readable."
-            )
-        above, level, own, finite = placed.T
-        what = f"eval.sets.{s.name}: embeddings of images ({weights})"
-        check_finite((finite > 0) | ~valid, s.source.key, what)
-        tied = int((level > own)[counted].sum())
-        if tied:
+    def _described(self, seen: Seen) -> dict[str, Any]:
+        """Returns what results say of a set beside metrics; prints which images do not count."""
+        s, prompts = seen.s, self._prompts[seen.s.name]
+        unreadable = batches.name_unreadable(s.source, seen.valid, self._console)
+        _, level, own = best_label(seen.ranked.above, seen.ranked.level)
+        if tied := int((level > own).sum()):
             self._console.print(
-                f"{s.name}, {weights}: {tied:,} of {counted.sum():,} images have ties with their "
+                f"{s.name}, {seen.weights}: {tied:,} of {len(own):,} images have ties with their "
                 "label; hits are expected values."
             )
-        labels, classes = s.labels[counted], len(s.names)
-        ks = [k for k in KS if k <= classes]
-        hits = expected_hit(above[counted], level[counted], own[counted], ks)
-        found = by_name(hits)
-        if ((labels >= 0).sum(axis=1) == 1).all():
-            found["accuracy"] = hits[1]  # with one label per image, FH@1 is top-1 accuracy
         first = dict(itertools.islice(s.unknown.items(), UNKNOWN))
-        prompts = self._prompts[s.name]
         return {
-            weights: found,
             "about": s.about | {"max_tokens": self._config.data.max_tokens},
             "prompts": {
                 "cut": len(prompts.cut),
                 "same_tokens": prompts.same[:UNKNOWN],
                 "unknown_tokens": prompts.unknown[:UNKNOWN],
             },
-            "images": int(counted.sum()),
-            "classes": classes,
+            "images": len(seen.labels),
+            "classes": len(s.names),
             "unreadable": unreadable,
-            "unlabelled": int((~labelled).sum()),
+            "unlabelled": int((s.labels < 0).all(axis=1).sum()),
             "without_label": s.no_label,
             "unknown_labels": {"count": len(s.unknown), "first": first},
-            "chance": by_name(chance(labels, classes)),
-            "frequency": by_name(frequency(labels, classes)),
+            "chance": chance(seen),
+            "frequency": by_name(frequency(seen.labels, len(s.names))),
         }
 
+    def _complete(
+        self,
+        result: dict[str, Any],
+        step: int,
+        seen: Seen,
+        found: Mapping[str, Measure],
+        variables: PyTree,
+        check_stop: Callable[[], None],
+    ) -> None:
+        """Adds what a whole evaluation has beside metrics: tables of all images, and probes."""
+        if cluster.is_first():
+            folder = self.results(step).with_suffix("")
+            tables.write_seen(folder, seen, of_each_class(found, len(seen.labels)))
+        if seen.s.learned is None:
+            return
+        learned, valid = self._ranker.embed(variables, seen.s.learned, check_stop)
+        result.setdefault("probes", {})
+        for probe in learn(seen, learned, valid, self._console):
+            name = f"{seen.weights}, {probe.name}"
+            result["probes"][name] = probe.settings
+            _add(result, name, probe.metrics(seen))
 
-def table(step: int, results: Mapping[str, Mapping[str, Any]]) -> rich.table.Table:
-    """Lays out the results of all sets, each with its baselines beneath."""
-    out = rich.table.Table(title=f"Zero-shot, step {step}", title_justify="left")
-    for heading in ("set", "images", "classes", "weights"):
-        out.add_column(heading)
-    for k in KS:
-        out.add_column(f"FH@{k}", justify="right")
-    for name, result in results.items():
-        first = (name, str(result["images"]), str(result["classes"]))
-        rows = [w for w in ("student", "ema", "frequency", "chance") if w in result]
-        for i, weights in enumerate(rows):
-            values = [result[weights].get(f"FH@{k}", math.nan) for k in KS]
-            out.add_row(
-                *(first if i == 0 else ("", "", "")),
-                weights,
-                *("" if math.isnan(v) else f"{v:.3f}" for v in values),
-                style="dim" if weights in ("frequency", "chance") else None,
-                end_section=i == len(rows) - 1,
+    def _write(self, step: int, results: Results, weights: Sequence[str]) -> None:
+        if cluster.is_first():
+            about = {"step": step, "command": sys.argv, "weights": weights}
+            directory.write_json(self.results(step), about | {"sets": results})
+            tables.write_results(self.results(step).with_suffix(".csv"), results, weights)
+
+    def _print(self, step, results, weights, others):
+        rows = {}
+        for name, result in results.items():
+            rows[name] = tables.rows_of(
+                result, weights, f"{self._workdir} step {step} " if others else ""
             )
-    return out
+            for folder in others:
+                theirs = beside.rows_beside(folder, result)
+                rows[name] += theirs
+                if not theirs:
+                    self._console.print(
+                        f"{folder} has no results on {name}, with the same classes, labels and "
+                        f"templates. To make them: otter-jax eval --workdir {folder}, with the "
+                        "--config of this evaluation."
+                    )
+        for table in tables.tables(f"step {step}", results, rows, best=bool(others)):
+            self._console.print(table)
+
+
+def _add(result: dict[str, Any], name: str, metrics: Mapping[str, Measure]) -> None:
+    """Adds the values and intervals of some weights, or a probe, to the results of a set."""
+    result[name] = {metric: measure.value for metric, measure in metrics.items()}
+    result["intervals"][name] = intervals(metrics)
 
 
 def _evaluated(config: ConfigDict) -> dict[str, Any]:
@@ -258,12 +248,15 @@ def run(
     workdir: pathlib.Path,
     *,
     step: int | None = None,
+    others: Sequence[pathlib.Path] = (),
     console: rich.console.Console,
 ) -> None:
     """Evaluates the checkpoint `step` of `workdir`, else the best by eval.best, or the latest.
 
-    Raises UserError if there is none, or it is of another model than the config's.
+    The results of the runs in `others` stand in the same tables. Raises UserError if there is no
+    such checkpoint, it is of another model than the config's, or one of `others` has no results.
     """
+    beside.check(others)
     mesh = meshes.make_mesh()
     whole, _ = meshes.shardings(mesh)
     found = trained.load(config, workdir, whole, step=step)
@@ -276,8 +269,9 @@ def run(
     evaluator = Evaluator(config, found.model, tokenizer, mesh, workdir, console, kind)
     with cluster.Stop() as stop:
         try:
-            evaluator(found.step, found.variables, stop.check)
-            console.print(f"Results are in {evaluator.results(found.step)}.")
+            evaluator(found.step, found.variables, stop.check, whole=True, others=others)
+            path = evaluator.results(found.step)
+            console.print(f"Results are in {path}, and tables in {path.with_suffix('')}.")
         except Stopped:
             console.print("Stopped before the end of the evaluation; no results were written.")
             raise

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Float, Int
 
 KS = (1, 2, 5, 10)
 
@@ -28,20 +28,40 @@ def expected_hit(
 ) -> dict[int, float]:
     """Returns the FH@K that is expected if classes of equal scores come in a random order.
 
+    It is the mean of `hit_probability`. Without ties it is `flat_hit`; if all scores are equal it
+    is `chance`.
+    """
+    return {k: float(hit_probability(above, level, own, k).mean()) for k in ks}
+
+
+def hit_probability(
+    above: Int[np.ndarray, "*N"],
+    level: Int[np.ndarray, "*N"],
+    own: Int[np.ndarray, "*N"] | int,
+    k: int,
+) -> Float[np.ndarray, "*N"]:
+    """Returns the probability of a hit at K for each image, over the order of equal scores.
+
     Each image has `above` classes with a better score than its best label, and `level` ones with
     the same, `own` of which are its labels. No label is among the K best if the K - above places
     that are left go to others of the level ones: C(level - own, n) / C(level, n) with n = K -
-    above. Labels with lower scores change nothing, as they come after all of these. Without ties
-    this is `flat_hit`; if all scores are equal it is `chance`.
+    above. Labels with lower scores change nothing, as they come after all of these.
     """
-    found = {}
-    for k in ks:
-        missed = np.ones(len(above))
-        for drawn in range(k):
-            others = np.maximum(level - own - drawn, 0) / np.maximum(level - drawn, 1)
-            missed *= np.where(drawn < k - above, others, 1)
-        found[k] = float((1 - missed).mean())
-    return found
+    missed = np.ones(above.shape)
+    for drawn in range(k):
+        others = np.maximum(level - own - drawn, 0) / np.maximum(level - drawn, 1)
+        missed *= np.where(drawn < k - above, others, 1)
+    return 1 - missed
+
+
+def best_label(
+    above: Int[np.ndarray, "N M"], level: Int[np.ndarray, "N M"]
+) -> tuple[Int[np.ndarray, "N"], Int[np.ndarray, "N"], Int[np.ndarray, "N"]]:
+    """Returns above, level and own of each image's best label, from those of all its labels."""
+    best = above.min(axis=1)
+    first = above.argmin(axis=1)[:, None]
+    own = ((above == best[:, None]) & (level > 0)).sum(axis=1)
+    return best, np.take_along_axis(level, first, axis=1)[:, 0], own
 
 
 def chance(

@@ -2,6 +2,7 @@
 
 import collections
 import dataclasses
+import hashlib
 import pathlib
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -11,8 +12,8 @@ import numpy as np
 from jaxtyping import Int
 from ml_collections import ConfigDict
 
-from otter_jax.data.ensure import ensure
-from otter_jax.data.source import Source, open_dataset
+from otter_jax.data.ensure import FILES, TESTED, ensure
+from otter_jax.data.source import Source, in_both, open_dataset
 from otter_jax.errors import UserError
 from otter_jax.run import cluster
 from otter_jax.zeroshot.bank import read_lines, read_names, spelled, templates_of
@@ -35,6 +36,9 @@ class EvalSet:
       no_label: number of pictures that have no label.
       unknown: labels that are not among the names, and the number of pictures that have each.
       about: where pictures, labels and names come from, and a fingerprint of the labels.
+      pictures: of a set of pairs, searched in both directions, a number for each record, the same
+        for the same picture; None for any other set.
+      learned: what probes learn from, with the same classes, if the set has such a split.
     """
 
     name: str
@@ -45,6 +49,13 @@ class EvalSet:
     no_label: int = 0
     unknown: Mapping[str, int] = dataclasses.field(default_factory=dict)
     about: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    pictures: Int[np.ndarray, "N"] | None = None
+    learned: "EvalSet | None" = None
+
+    @property
+    def several(self) -> bool:
+        """Tells whether some pictures have several labels."""
+        return self.labels.shape[1] > 1
 
     @classmethod
     def open(cls, name: str, spec: ConfigDict, data_dir: str, *, exif: str = "apply") -> "EvalSet":
@@ -54,15 +65,16 @@ class EvalSet:
         ("json.tags"). `spec.names` is a file with one class per line, or "" for the set's own: the
         names of a class feature, else all labels that occur. A label belongs to the class that is
         spelled the same (in Unicode's NFC); whole numbers are lines of the file, from 0, if it
-        holds none of them. A class with synonyms has one name, "tench,or Tinca tinca".
+        holds none of them. A class with synonyms has one name, "tench,or Tinca tinca". Captions
+        among themselves are a set of pairs.
 
-        Raises UserError if labels or names are missing, or numbers beyond the lines.
+        Raises UserError if labels or names are missing, or numbers beyond the lines, and as
+        `_with_learned` does.
         """
         key = f"eval.sets.{name}"
         templates = templates_of(spec.templates, f"{key}.templates")
         captions = spec.label == "caption"
-        with cluster.first_before_others():
-            ensure(spec.data, data_dir, spec.tars, captions=captions, exif=exif)
+        _make(spec, data_dir, captions, exif)
         source = open_dataset(data_dir, spec.data, spec.split)
         values = read_labels(source, spec.label, f"{key}.label")
         no_label = sum(not row for row in values)
@@ -95,7 +107,49 @@ class EvalSet:
             labels[i, : len(row)] = row
         about = {key: spec[key] for key in ("data", "split", "label", "names")}
         about |= {"templates": list(templates), "labels": cluster.fingerprint((names, labels))}
-        return cls(name, source, names, labels, templates, no_label, unknown, about)
+        pictures = _pictures(source) if captions and not spec.names else None
+        found = cls(name, source, names, labels, templates, no_label, unknown, about, pictures)
+        return found._with_learned(spec, data_dir, exif) if spec.probe else found
+
+    def _with_learned(self, spec: ConfigDict, data_dir: str, exif: str) -> "EvalSet":
+        """Opens the split that probes learn from, with the classes of this one.
+
+        Raises UserError if a picture has several labels, or both splits have a record.
+        """
+        key = f"eval.sets.{self.name}.probe={spec.probe!r}"
+        split = ConfigDict(spec.to_dict() | {"split": spec.probe, "probe": ""})
+        other = EvalSet.open(self.name, split, data_dir, exif=exif)
+        if both := in_both(data_dir, spec.data, spec.split, spec.probe):
+            raise UserError(
+                f"{key}: {both:,} records are in the split {spec.split!r}, too, which is evaluated "
+                "on. A probe must learn from other pictures."
+            )
+        if self.several or other.several:
+            raise UserError(f"{key}: probes are for sets with one label for each picture.")
+        number = {name: i for i, name in enumerate(self.names)}
+        known = np.array([number.get(name, -1) for name in other.names], np.int32)
+        labels = np.where(other.labels >= 0, known[other.labels], -1)
+        if not (labels >= 0).any():
+            raise UserError(f"{key}: no picture there has one of the classes of {spec.split!r}.")
+        learned = dataclasses.replace(other, names=self.names, labels=labels)
+        return dataclasses.replace(self, learned=learned)
+
+
+def _make(spec: ConfigDict, data_dir: str, captions: bool, exif: str) -> None:
+    """Makes the data that a set names, if they are missing; other processes wait."""
+    holds = TESTED if spec.label == "label" else FILES
+    options = {"captions": captions, "exif": exif, "holds": holds}
+    with cluster.first_before_others():
+        ensure(spec.data, data_dir, spec.tars, spec.folder, **options)
+
+
+def _pictures(source: Source) -> Int[np.ndarray, "N"]:
+    """Returns a number for the picture of each record, the same for the same bytes."""
+    digests = source.pictures()
+    if digests is None:
+        hashes = (hashlib.sha256(source[i]["image"]).digest() for i in range(len(source)))
+        digests = np.array([int.from_bytes(each[:8], "big", signed=True) for each in hashes])
+    return np.unique(digests, return_inverse=True)[1]
 
 
 def _classes(

@@ -83,7 +83,8 @@ def evaluated(tmp_path, monkeypatch, capsys):
 
 def test_weights_that_tell_all_classes_apart_are_always_right_and_the_rest_is_counted(evaluated):
     metrics, results, out = evaluated(weights())
-    assert metrics == {f"colours/student/{what}": 1.0 for what in ("FH@1", "FH@2", "accuracy")}
+    names = ("FH@1", "FH@2", "accuracy", "recall@1", "recall@2")
+    assert metrics == {f"colours/student/{name}": 1.0 for name in names}
     assert results["images"] == 4
     assert results["unreadable"] == ["p4"]
     assert results["without_label"] == 1

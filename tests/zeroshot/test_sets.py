@@ -265,7 +265,7 @@ def test_only_a_set_whose_labels_are_captions_needs_them(monkeypatch, label, nee
     class Asked(Exception):
         pass
 
-    def ask(*_, captions, exif):
+    def ask(*_, captions, **__):
         raise Asked(captions)
 
     monkeypatch.setattr(sets, "ensure", ask)

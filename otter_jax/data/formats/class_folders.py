@@ -77,8 +77,10 @@ class Slice:
             yield Record(key, self.root / file.path, {"label": label, "key": key}, place)
 
 
-def plan(name: str, root: str | os.PathLike, options: Options) -> Plan:
+def plan(name: str, root: str | os.PathLike, options: Options, *, learned: bool = True) -> Plan:
     """Plans a set of the pictures in the folder `root`: image, label, and the path as key.
+
+    With learned=False a class may have any number of pictures: it is only evaluated on.
 
     Raises:
       SourceMissing: there is no such folder, or nothing in it.
@@ -100,7 +102,8 @@ def plan(name: str, root: str | os.PathLike, options: Options) -> Plan:
     unread = next((f.path for _, f, _ in every if not f.is_picture and _format(f.path)), "")
     names = sorted(set(labels.values()))
     check = functools.partial(check_enough, root, names, unread=unread)
-    check(collections.Counter(label for label, file, _ in every if file.is_picture))
+    if learned:
+        check(collections.Counter(label for label, file, _ in every if file.is_picture))
     return Plan(
         name=name,
         features={
@@ -115,7 +118,7 @@ def plan(name: str, root: str | os.PathLike, options: Options) -> Plan:
         origin=f"the folder {clean(root.name)}",
         records="pictures",
         options=options,
-        check_classes=check,
+        check_classes=check if learned else None,
     )
 
 
