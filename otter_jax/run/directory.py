@@ -122,7 +122,7 @@ def read_config(workdir: pathlib.Path) -> ConfigDict:
         raise UserError(f"There is no {path}: is {workdir} the directory of a run?")
     try:
         return completed(json.loads(read_text(path)))
-    except (OSError, ValueError, TypeError, KeyError) as error:
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise UserError(
             f"{path} is damaged, it cannot be read ({error}): restore it, or give the config that "
             "the run was trained with, --config NAME."
