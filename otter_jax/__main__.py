@@ -7,6 +7,7 @@ from otter_jax.commands import start
 COMMANDS = {  # name: (module with a function main(argv) -> exit status, what it does)
     "train": ("otter_jax.commands.train", "train two encoders by a config"),
     "eval": ("otter_jax.commands.evaluate", "evaluate a run zero-shot"),
+    "report": ("otter_jax.commands.report", "draw a run, or several over each other, as a page"),
     "prepare": ("otter_jax.commands.prepare", "make a data set of your own image-caption pairs"),
     "doctor": ("otter_jax.commands.doctor", "find what would go wrong with a run, or make it slow"),
     "predict": ("otter_jax.commands.predict", "name what pictures show, of your own classes"),

@@ -32,12 +32,14 @@ def run(options: argparse.Namespace) -> None:
     workdir = options.workdir
     config = flags.config(options, needs="objective")
     flags.join(options, config)
+    from otter_jax.report import run as report
     from otter_jax.run import trained
     from otter_jax.run.console import make_console
     from otter_jax.zeroshot import evaluator
 
     console = make_console()
     evaluator.run(config, workdir, step=options.step, others=options.beside, console=console)
+    report.write_at_end(workdir, console)
     ema = start.exported(workdir, "ema_", "--weights", "ema")
     kept = trained.kept_weights(config)
     console.print(start.following(start.exported(workdir), *([ema] if "ema" in kept else [])))

@@ -52,6 +52,13 @@ def add_workdir(parser: Parser, *, read_only: bool = False) -> None:
     )
 
 
+def add_workdirs(parser: Parser) -> None:
+    """Adds WORKDIR, once or more, as `workdirs`."""
+    parser.flag(
+        "workdirs", nargs="+", type=_path, metavar="WORKDIR", help="the directories of runs"
+    )
+
+
 def add_resuming(parser: Parser) -> None:
     """Adds the flags that say how to go on with a run that is there already."""
     parser.flag(

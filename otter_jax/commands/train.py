@@ -30,6 +30,7 @@ def run(options: argparse.Namespace) -> None:
     start.print_loading(options.process_id)
     config = flags.config(options, needs="objective")
     flags.join(options, config)
+    from otter_jax.report import run as report
     from otter_jax.run import directory
     from otter_jax.run.console import make_console
     from otter_jax.training import contrastive
@@ -39,6 +40,7 @@ def run(options: argparse.Namespace) -> None:
     contrastive.run(
         config, workdir, from_step=options.from_step, anyway=options.anyway, console=console
     )
+    report.write_at_end(workdir, console)
     console.print(f"Results are in {workdir / 'results'}, the log is {workdir / 'metrics.jsonl'}.")
     console.print(start.following(("eval", "--workdir", workdir), start.exported(workdir)))
 

@@ -171,11 +171,11 @@ def some_of(source: Source) -> list[page.Shown]:
     return [page.Shown(small(source[i]["image"]), text_of(source, i)) for i in source.sample(SHOWN)]
 
 
-def small(data: bytes) -> bytes:
-    """Returns a picture as a JPEG of at most SIDE pixels."""
-    stored = images.shrink(data, SIDE, format="jpeg", quality=90)
-    img = Image.fromarray(images.decode(stored.content))
-    img.thumbnail((SIDE, SIDE))
+def small(data: bytes, side: int = SIDE, *, exif: str = "apply") -> bytes:
+    """Returns a picture as a JPEG of at most `side` pixels; `exif` is that of `images.decode`."""
+    stored = images.shrink(data, side, format="jpeg", quality=90, exif=exif)
+    img = Image.fromarray(images.decode(stored.content, exif=exif))
+    img.thumbnail((side, side))
     file = io.BytesIO()
     img.save(file, "JPEG", quality=80)
     return file.getvalue()

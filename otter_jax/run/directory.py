@@ -198,8 +198,13 @@ def digest(facts: Mapping[str, Any]) -> str:
 
 def write_text(path: pathlib.Path, text: str) -> None:
     """Writes a file, so that neither a reader nor a kill ever meets half of it."""
+    write_bytes(path, text.encode())
+
+
+def write_bytes(path: pathlib.Path, content: bytes) -> None:
+    """Writes a file as `write_text` does."""
     scratch = path.with_name(path.name + ".tmp")
-    scratch.write_text(text, "utf-8")
+    scratch.write_bytes(content)
     os.replace(scratch, path)
 
 

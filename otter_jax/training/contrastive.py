@@ -10,10 +10,10 @@ from typing import Any
 import flax.linen as nn
 import jax
 import numpy as np
-import rich.console
 from jax.sharding import Mesh
 from jaxtyping import Int32, PyTree
 from ml_collections import ConfigDict
+from rich.console import Console
 
 from otter_jax import freezing, gates, step
 from otter_jax import mesh as meshes
@@ -28,6 +28,7 @@ from otter_jax.objective import LIMITS, Objective
 from otter_jax.optimizer import Schedule, learning_rate, make_optimizer
 from otter_jax.run import batches, cluster, model, trained
 from otter_jax.run.console import duration, in_columns, millions
+from otter_jax.run.watched import WatchedPairs
 from otter_jax.training.compiling import check_memory, compiled, jit_step, shapes_of
 from otter_jax.training.loop import Step, is_multiple, train
 from otter_jax.training.meters import Metrics
@@ -44,7 +45,7 @@ def run(
     *,
     from_step: int | None = None,
     anyway: bool = False,
-    console: rich.console.Console,
+    console: Console,
 ) -> None:
     """Trains to the last step of `config`, from the newest checkpoint in `workdir` if there is one.
 
@@ -56,7 +57,8 @@ def run(
     setup = Setup.of(config)
     console.print("Opening the sets to evaluate on")
     evaluator = Evaluator(config, setup.model, setup.tokenizer, setup.mesh, workdir, console)
-    task = Contrastive(setup, evaluator, console)
+    watched = WatchedPairs(config, setup.source, evaluator.embedder, workdir, console)
+    task = Contrastive(setup, evaluator, watched, console)
     train(task, workdir, from_step=from_step, anyway=anyway, console=console)
 
 
@@ -178,10 +180,11 @@ class Contrastive:
     unit = "pairs"
     remedy = "A lower optim.learning_rate, a longer optim.warmup_steps or optim.clip_norm=1"
 
-    def __init__(self, setup: Setup, evaluator: Evaluator, console: rich.console.Console):
+    def __init__(self, setup: Setup, evaluator: Evaluator, watched: WatchedPairs, console: Console):
         self.config, self.mesh, self.source = setup.config, setup.mesh, setup.source
         self.steps, self.contents = setup.length.steps, setup.contents
-        self._setup, self._evaluator, self._console = setup, evaluator, console
+        self._setup, self._console = setup, console
+        self._evaluator, self._watched = evaluator, watched
         self._like: PyTree = None  # the state's shapes
         self._compiled: Step | None = None
 
@@ -202,6 +205,7 @@ class Contrastive:
             self._console.print(f"Note: {note}")
         fields = _summary(self._setup, state, start) | _seen(self._evaluator.sets, self.source)
         self._console.print(in_columns(fields))
+        self._watched.begin(start, state.teacher)
 
     def batches(self, start: int) -> Iterator[dict[str, np.ndarray]]:
         """Yields this process's rows of the batches from step `start` on."""
@@ -223,6 +227,7 @@ class Contrastive:
 
     def evaluate(self, now: int, state: step.TrainState, check_stop: Callable[[], None]) -> Metrics:
         """Evaluates student and EMA teacher on all sets of the config."""
+        self._watched.keep(now, state.teacher)
         variables = {"student": {"params": state.params, "batch_stats": state.batch_stats}}
         if "ema" in trained.kept_weights(self.config):
             variables["ema"] = state.teacher

@@ -45,7 +45,12 @@ Results = dict[str, dict[str, Any]]  # of each set
 
 
 class Evaluator:
-    """Evaluates weights of one model on all sets of a config."""
+    """Evaluates weights of one model on all sets of a config.
+
+    Attributes:
+      sets: in their order.
+      embedder: embeds pictures and texts; others may use what it has compiled.
+    """
 
     def __init__(
         self,
@@ -65,9 +70,9 @@ class Evaluator:
         self._config, self._workdir, self._console, self._kind = config, workdir, console, kind
         size = config.eval.batch_size
         meshes.check_divides("eval.batch_size", size, mesh.size)
-        embedder = Embedder(model, tokenizer, mesh, batch_size=size)
-        self._banks = Banks(embedder, console, batch_size=size)
-        self._ranker = Ranker(config, embedder, mesh)
+        self.embedder = Embedder(model, tokenizer, mesh, batch_size=size)
+        self._banks = Banks(self.embedder, console, batch_size=size)
+        self._ranker = Ranker(config, self.embedder, mesh)
         self.sets = [
             EvalSet.open(name, spec, config.data.dir, exif=config.data.exif)
             for name, spec in config.eval.sets.items()
