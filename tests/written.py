@@ -14,6 +14,7 @@ from otter_jax.data.ensure import plan_of
 from otter_jax.data.source import open_dataset
 from otter_jax.run import embedder
 from otter_jax.run.watched import WatchedPairs
+from otter_jax.zeroshot import tables
 
 ODD = [
     "<script>alert(1)</script>",
@@ -91,9 +92,35 @@ def watched(config, workdir, embeds=None):
     return made, console.file
 
 
+def predict(folder, config, sets):
+    """Writes the tables of an evaluation in which every fourth picture is right."""
+    folder.mkdir()
+    keys = [record["key"] for record in records(config)]
+    for name in sets:
+        stem = tables.stem_of(name, "student")
+        right = [n % 4 == 0 for n in range(len(keys))]
+        rows = [
+            (key, ODD[n % 4], 1, ODD[(n + (not right[n])) % 4], "0.5000", "another", "0.2500")
+            for n, key in enumerate(keys)
+        ]
+        heading = ("image", "labels", "place", "class_1", "cosine_1", "class_2", "cosine_2")
+        tables.write_csv(folder / f"{stem}.images.csv", heading, rows)
+        rows = [(ODD[n], 4, n / 4, 1.0, ODD[(n + 1) % 4], 4 - n) for n in range(4)]
+        heading = ("class", "images", "recall@1", "recall@5", "taken_for", "times")
+        tables.write_csv(folder / f"{stem}.classes.csv", heading, rows)
+
+
+def records(config):
+    """The records of a config's training set."""
+    source = open_dataset(config.data.dir, config.data.name, config.data.split)
+    return [source[n] for n in range(len(source))]
+
+
 def run(workdir, config, steps=(2, 4), sets=("animals",), log=None, keep=(0, 4)):
     """Writes a run's directory; returns it."""
     workdir.mkdir(parents=True)
+    for name in sets:
+        config.eval.sets[name] = common.evaluation("pairs", split="train", label="caption")
     (workdir / "config.json").write_text(config.to_json())
     start = {"command": ["otter-jax", "train"], "git": "abc", "python": "3.11", "versions": {}}
     (workdir / "run.json").write_text(json.dumps([start]))
@@ -103,6 +130,7 @@ def run(workdir, config, steps=(2, 4), sets=("animals",), log=None, keep=(0, 4))
     for step in steps if sets else ():
         found = {"step": step, "sets": {name: evaluation() for name in sets}}
         (workdir / "results" / f"step_{step:08d}.json").write_text(json.dumps(found))
+        predict(workdir / "results" / f"step_{step:08d}", config, sets)
     pairs, _ = watched(config, workdir)
     for step in keep:
         pairs.keep(step, None)

@@ -19,9 +19,10 @@ STYLE = """
 --paper:#12161c;--card:#1a2028;--good:#4ade80;--bad:#ff8d8d;DARK_ONES}}
 body{font:15px/1.5 system-ui,sans-serif;max-width:82em;margin:0 auto;padding:1.5em 1em 4em;
 color:var(--ink);background:var(--paper)}
-h1{font-size:1.7em;line-height:1.2;overflow-wrap:anywhere;margin:.4em 0}
+h1{font-size:1.7em;line-height:1.2;margin:.4em 0}
+h1,h2,h3,h4{overflow-wrap:anywhere}
 h2{font-size:1.25em;margin:2.2em 0 .5em;padding-top:.6em;border-top:1px solid var(--faint)}
-h3{font-size:1em;margin:1.2em 0 .4em;overflow-wrap:anywhere}
+h3{font-size:1em;margin:1.2em 0 .4em}
 p{max-width:48em;margin:.4em 0;overflow-wrap:anywhere}.none,.note{color:var(--soft)}
 img{max-width:100%}
 .wide{overflow-x:auto}table{border-collapse:collapse;font-size:.93em}

@@ -9,6 +9,7 @@ from otter_jax.report import page
 from otter_jax.report.curves import BASELINES, WEIGHTS, baselines
 from otter_jax.report.history import History
 from otter_jax.run import directory
+from otter_jax.zeroshot import tables
 
 Rows = list[dict[str, Any]]
 SHOWN = (
@@ -23,7 +24,7 @@ def hits(runs: Sequence[History], name: str) -> Rows:
     for run in runs:
         latest = run.latest()
         found = latest[1].get(name, {}) if latest else {}
-        for weights in found.get("rows") or WEIGHTS:
+        for weights in (*WEIGHTS, *found.get("probes", ())):
             if isinstance(found.get(weights), Mapping):
                 about = {"run": run.name, "step": latest[0]} if len(runs) > 1 else {}
                 rows.append(about | {"weights": weights, **_numbers(found[weights])})
@@ -87,13 +88,13 @@ def size_of(runs: Sequence[History], name: str) -> str:
 
 
 def _numbers(metrics: Mapping[str, Any]) -> dict[str, float]:
-    """Returns the numbers of an evaluation; accuracy is FH@1 of sets with a label per picture."""
-    same = metrics.get("accuracy") == metrics.get("FH@1")
-    return {
-        name: float(value)
-        for name, value in metrics.items()
-        if isinstance(value, int | float) and not (name == "accuracy" and same)
-    }
+    """Returns those metrics of an evaluation that tables have columns for."""
+    known = (*tables.OF_CLASSES, *tables.OF_PAIRS)
+    return {name: float(metrics[name]) for name in known if _is_number(metrics.get(name))}
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float)
 
 
 def _shown(value: Any) -> str:

@@ -1,6 +1,7 @@
 """Writes the report of a run, or of several laid over each other: one file that opens offline."""
 
 import dataclasses
+import functools
 import os
 import pathlib
 import shlex
@@ -9,7 +10,16 @@ from collections.abc import Sequence
 import rich.console
 
 from otter_jax.errors import UserError
-from otter_jax.report import curves, history, matching, page, plots, results
+from otter_jax.report import (
+    classes,
+    curves,
+    history,
+    matching,
+    page,
+    plots,
+    predictions,
+    results,
+)
 from otter_jax.report.history import History
 from otter_jax.report.thumbnails import Thumbnails
 from otter_jax.run import cluster, directory
@@ -31,6 +41,7 @@ svg.plot .level{stroke:var(--soft);stroke-dasharray:2 3}
 svg.plot .line{fill:none;stroke-width:1.8;stroke-linejoin:round}
 svg.plot .dash1{stroke-dasharray:5 3}svg.plot .dash2{stroke-dasharray:1.5 2.5}
 svg.plot .name{font-weight:600}svg.plot .name.level{font-weight:400}
+.plots>*,.tables>*,.matchings>*{min-width:0}.plots h3{margin-top:.2em}
 .plots .note{font-size:.85em;margin:.1em 0 .8em}
 .legend{list-style:none;display:flex;flex-wrap:wrap;gap:.3em 1.4em;padding:0;margin:.5em 0}
 .legend li{overflow-wrap:anywhere}.chip{display:inline-block;width:.8em;height:.8em;
@@ -80,13 +91,14 @@ def of_one(run: History) -> str:
     thumbnails = Thumbnails(run)
     parts: Parts = [("", page.Markup(_lead(run)))]
     parts += _results([run])
+    parts += _predictions(run, thumbnails)
     found = matching.of_run(run, thumbnails.of_pair)
     if found:
         parts += [("What the teacher matches", found[0]), ("", found[1])]
     parts += [("Training", curves.of_log([run]))]
     parts += [("The run", results.about(run))]
     parts += [("", note) for note in [*run.notes, *thumbnails.notes]]
-    return page.page(f"Run {run.name}", parts, style=STYLE + matching.STYLE)
+    return page.page(f"Run {run.name}", parts, style=STYLE + classes.STYLE + matching.STYLE)
 
 
 def of_several(runs: Sequence[History]) -> str:
@@ -141,4 +153,27 @@ def _results(runs: Sequence[History]) -> Parts:
         table = f"<div>{page.table(rows)}</div>" if rows else ""
         drawn = curves.grid([table, *curves.of_hits(runs, name)])
         parts.append(("", page.Markup(title + drawn)))
+    return parts
+
+
+def _predictions(run: History, thumbnails: Thumbnails) -> Parts:
+    """Returns pictures of each set with what was predicted, and tables of its classes."""
+    parts: Parts = []
+    for name in curves.sets_of([run]):
+        found = predictions.read(run, name)
+        if not found:
+            continue
+        rows = len(found.images)
+        thumbnail = functools.partial(thumbnails.of_image, name, rows)
+        drawn = classes.grid(found, thumbnail)
+        text = (
+            f"Pictures evenly over the set, not chosen: their labels, and the best classes of the "
+            f"{found.weights} weights after step {found.step} with their cosines."
+        )
+        markup = page.Markup(drawn + classes.of_classes(found))
+        parts += [(f"Predictions on {name}", text), ("", markup)]
+    if not parts and run.evaluations:
+        where = shlex.join(["eval", "--workdir", str(run.workdir)])
+        text = f"No predictions are stored with the evaluation. This stores them: {where}"
+        parts = [("Predictions", text)]
     return parts

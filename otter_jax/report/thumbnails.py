@@ -40,6 +40,24 @@ class Thumbnails:
             return BLANK
         return self._picture(source, number)
 
+    def of_image(self, name: str, rows: int, row: int, key: str) -> str:
+        """Returns the picture with this key of an evaluation set, row `row` of so many in a table.
+
+        A table leaves out some records, and keeps the order of the others.
+        """
+        spec = self._config.eval.sets.get(name)
+        source = self._open(spec.data, spec.split) if spec else None
+        if source is None:
+            return BLANK
+        for number in range(row, row + max(len(source) - rows, 0) + 1):
+            if number < len(source) and source.key(number) == key:
+                return self._picture(source, number)
+        self._note(
+            f"The set {source.name} was made anew since the evaluation: pictures that are not in "
+            "it any more are left out."
+        )
+        return BLANK
+
     def _open(self, name: str, split: str) -> Source | None:
         if (name, split) not in self._opened:
             try:

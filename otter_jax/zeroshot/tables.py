@@ -102,11 +102,16 @@ def write_results(path: pathlib.Path, results: Mapping[str, Result], weights: Se
     write_csv(path, heading, lines)
 
 
+def stem_of(name: str, weights: str) -> str:
+    """Returns how the names of the files of a set's images and classes begin."""
+    return re.sub(r"[^\w.-]", "_", f"{name}.{weights}")
+
+
 def write_seen(
     folder: pathlib.Path, seen: Seen, numbers: Mapping[str, Float[np.ndarray, "C"]]
 ) -> None:
     """Writes the tables of all images and, with these numbers of each, of all classes of a set."""
-    name = re.sub(r"[^\w.-]", "_", f"{seen.s.name}.{seen.weights}")
+    name = stem_of(seen.s.name, seen.weights)
     source, images = seen.s.source, np.flatnonzero(seen.counted)
     keys = (source.key(int(number)) for number in images)
     write_predictions(folder / f"{name}.images.csv", keys, seen.s.names, seen.labels, seen.ranked)

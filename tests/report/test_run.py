@@ -40,7 +40,9 @@ def test_it_shows_hits_losses_and_what_the_teacher_matches_at_both_ends(tmp_path
     ):  # fmt: skip
         assert words in html, words
     assert "Own mass" not in html  # it is 0 throughout
-    assert html.count("<img ") == 2 * 12
+    assert html.count("<img ") == 2 * 12 + 16
+    for words in ("Predictions on animals", "Best classes", "Commonest confusions", " ✓</bdi>"):
+        assert words in html, words
 
 
 def test_captions_and_names_are_shown_and_never_become_part_of_the_page(tmp_path, sets):
@@ -51,6 +53,7 @@ def test_captions_and_names_are_shown_and_never_become_part_of_the_page(tmp_path
     assert "<i>run" not in html
     assert 'a"b' not in html
     assert html.count("&lt;b&gt;bold&lt;/b&gt;: 16 pictures") == 1
+    assert "&lt;script&gt;alert(1)&lt;/script&gt; ✓</bdi>" in html
     shown = set(re.findall(r'<span dir="auto">(.*?)</span>', html, re.DOTALL))
     assert {"&lt;script&gt;alert(1)&lt;/script&gt;", "שלום עולם", "x" * 120} & shown
     assert all("<" not in text for text in shown)
@@ -129,7 +132,7 @@ def test_pictures_of_a_set_that_is_gone_or_another_are_blank_and_that_is_told(tm
     html = page_of(workdir)
     assert "No pictures of pairs: There is no data set pairs in" in html
     assert "<img" not in html
-    assert html.count('class="blank"') == 2 * 12
+    assert html.count('class="blank"') == 2 * 12 + 16
 
 
 def test_damaged_embeddings_and_results_are_told(tmp_path, sets):
@@ -191,7 +194,7 @@ def test_in_a_browser_all_is_shown_at_both_widths_and_nothing_complains(tmp_path
                     images = "[...document.images].map(image => image.naturalWidth)"
                     assert all(page.value(images))
         page.open(pages[0], 400)
-        assert len(page.value(images)) == 2 * 12
+        assert len(page.value(images)) == 2 * 12 + 2 * 16
         assert page.value("document.querySelector('script')") is None
         box = "document.querySelector('.match .caption').getBoundingClientRect().right"
         assert page.value(box) <= 400
