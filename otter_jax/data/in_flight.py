@@ -12,6 +12,11 @@ THREADS = 16  # per process, at most
 Item, Result = TypeVar("Item"), TypeVar("Result")
 
 
+def _nothing(_: object) -> int:
+    """Says that an item holds no memory worth counting."""
+    return 0
+
+
 class Bound:
     """Lets threads in while all that they hold together is at most `most`; others wait.
 
@@ -42,24 +47,34 @@ class Bound:
 
 
 def in_threads(
-    work: Callable[[Item], Result], items: Iterable[Item], *, ahead: int, threads: int = 0
+    work: Callable[[Item], Result],
+    items: Iterable[Item],
+    *,
+    ahead: int,
+    threads: int = 0,
+    size: Callable[[Item], int] = _nothing,
+    most: int = 0,
 ) -> Iterator[tuple[Item, Result]]:
     """Yields (item, work(item)) in the order of the items, at most `ahead` of them ahead.
 
+    And at most so many that their sizes add up to `most`, or one alone.
     `threads` 0 are as many as there are cores, at most THREADS. What is not begun when the iterator
     is closed is left undone.
     """
     threads = threads or min(THREADS, os.cpu_count() or 1)
     pool = concurrent.futures.ThreadPoolExecutor(threads, "pictures")
     waiting: collections.deque = collections.deque()
+    held = 0
     try:
         for item in items:
-            waiting.append((item, pool.submit(work, item)))
-            if len(waiting) > ahead:
-                item, result = waiting.popleft()
+            waiting.append((item, pool.submit(work, item), size(item)))
+            held += waiting[-1][-1]
+            while len(waiting) > ahead or (held > most and waiting):
+                item, result, of_item = waiting.popleft()
                 yield item, result.result()
+                held -= of_item
         while waiting:
-            item, result = waiting.popleft()
+            item, result, _ = waiting.popleft()
             yield item, result.result()
     finally:
         pool.shutdown(cancel_futures=True)

@@ -17,7 +17,7 @@ import tokenizers
 from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
 
 from otter_jax.errors import UserError
-from otter_jax.files import check_regular, open_regular, read_bytes, read_text
+from otter_jax.files import open_regular, read_bytes, read_text
 
 VOCABULARIES = ("tokenizer.json", "vocab.txt", "vocab.json")
 REMEDY = "Give a folder with tokenizer.json, or with the files it is made of (vocab.txt, ...)."
@@ -57,7 +57,8 @@ def read_tokenizer(folder: pathlib.Path) -> tuple[tokenizers.Tokenizer, str]:
         raise UserError(f"There is no tokenizer in {folder}: no {missing}. {REMEDY}")
     for path in filter(is_read, folder.iterdir()):
         try:
-            check_regular(path)  # before a library opens it, which would wait for a pipe
+            with open_regular(path) as file:  # before a library does, which would wait for a pipe
+                file.read(1)
         except OSError as error:
             raise UserError(f"{path} cannot be read: {error.strerror}. {REMEDY}") from error
     for name in (*VOCABULARIES, "merges.txt", "tokenizer_config.json"):

@@ -37,8 +37,8 @@ def stop_after(monkeypatch, records):
     """Ends the preparation as Ctrl-C would, when so many records of a unit have been checked."""
     through = parts.in_threads
 
-    def stopping(work, items, ahead):
-        yield from itertools.islice(through(work, items, ahead=ahead), records)
+    def stopping(work, items, **limits):
+        yield from itertools.islice(through(work, items, **limits), records)
         raise KeyboardInterrupt
 
     monkeypatch.setattr(parts, "in_threads", stopping)

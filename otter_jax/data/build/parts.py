@@ -40,6 +40,8 @@ from otter_jax.data.in_flight import in_threads
 from otter_jax.files import read_bytes
 
 SECONDS = 30.0  # of work in a part, about: what a stop may cost
+HELD = 256 << 20  # bytes of pictures that are worked on at once
+GROUP = 64 << 20  # bytes of pictures that are written, and read again, at once
 ABOUT = "otter_jax"  # the key of what a part says about itself
 
 # What was dropped for one of these reasons may be readable the next time.
@@ -119,7 +121,7 @@ class _Writer:
     ):
         self._unit, self._stem, self._options = unit, stem, options
         self._seconds, self._done = seconds, done
-        self._number = self._written = self._at = self._told = 0
+        self._number = self._written = self._at = self._told = self._size = 0
         self._rows: list[tuple] = []
         self._begin()
 
@@ -131,10 +133,12 @@ class _Writer:
         self._tell(None)
         work = functools.partial(image_to_store, options=self._options)
         try:
-            for record, stored in in_threads(work, records, ahead=WINDOW):
+            for record, stored in in_threads(
+                work, records, ahead=WINDOW, size=_bytes_of, most=HELD
+            ):
                 self._add(record, stored)
                 enough = time.monotonic() - self._began > self._seconds
-                if enough or len(self._rows) == ROWS:
+                if enough or len(self._rows) == ROWS or self._size > GROUP:
                     self._flush()
                 if enough:
                     self._finish()
@@ -182,6 +186,7 @@ class _Writer:
         placed = isinstance(record.order, float)
         order = (None, record.order) if placed else (record.order, None)
         digests = (stored.digest, stored.picture)
+        self._size += len(stored.image)
         self._rows.append((record.name, stored.image, *stored.size, *digests, fields, *order))
 
     def _flush(self) -> None:
@@ -191,7 +196,7 @@ class _Writer:
         if self._file is None:  # a runner may try a unit twice at once
             self._scratch = self._stem.with_name(f"{self._stem.name}.{uuid.uuid4().hex}.tmp")
             self._file = pq.ParquetWriter(self._scratch, _PART, compression="none")
-        count = write_rows(self._file, self._rows)
+        count, self._size = write_rows(self._file, self._rows), 0
         self._written += count
         self._tell(count)
 
@@ -291,6 +296,16 @@ def _first_path(unit: Unit) -> str:
     """Returns the name of the first file that a unit reads, for people."""
     paths = (v for v in dataclasses.asdict(unit).values() if isinstance(v, pathlib.Path))
     return next((path.name for path in paths), repr(unit))
+
+
+def _bytes_of(record: Record) -> int:
+    """Returns how many bytes a record's image has, as far as that is known."""
+    if isinstance(record.image, bytes):
+        return len(record.image)
+    try:
+        return record.image.stat().st_size
+    except (OSError, ValueError):
+        return 0
 
 
 class StoredImage(NamedTuple):

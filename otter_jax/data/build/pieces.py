@@ -51,7 +51,10 @@ class Piece(NamedTuple):
 
     def _rows(self, columns: Sequence[str]) -> Iterator[tuple[int, dict[str, Any]]]:
         with pq.ParquetFile(self.path) as part:
-            batches = part.iter_batches(ROWS, columns=list(columns))
+            batches = itertools.chain.from_iterable(  # none of more than a group
+                part.iter_batches(ROWS, row_groups=[group], columns=list(columns))
+                for group in range(part.num_row_groups)
+            )
             rows = itertools.chain.from_iterable(batch.to_pylist() for batch in batches)
             yield from ((n, row) for n, row in enumerate(rows) if not self.left_out[n])
 

@@ -23,6 +23,8 @@ from otter_jax.data.captions import MAX_CHARS, clean, visible
 from otter_jax.errors import UserError
 
 MAX_BYTES = images.MAX_BYTES  # of an image's file
+MOST_CAPTIONS = 1_000  # of a picture: each makes a record with all of its bytes
+MAX_JSON = 4 << 20  # bytes of all else that comes with a picture, in its records together
 WINDOW = 64  # records of a unit held at once
 ROWS = 256  # records of a part written and read at once
 PARTS = 3  # the version of what `parts` writes: parts of another are not used
@@ -200,6 +202,12 @@ def pairs(
 
     With required=False, for a set to evaluate on, there is one record whatever captions there are.
     """
+    if len(captions) > MOST_CAPTIONS:
+        tally.changed(f"captions of a picture beyond {MOST_CAPTIONS:,}, left out", name)
+        captions = captions[:MOST_CAPTIONS]
+    if len(sidecar) * len(captions) > MAX_JSON:
+        tally.changed("what came with a picture, over 4 MiB, left out", name)
+        sidecar = "{}"
     if not required:
         if len(captions) > 1:
             tally.changed("further captions of a picture, left out by --nocaptions", name)

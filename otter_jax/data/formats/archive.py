@@ -6,9 +6,7 @@ sizes that no file has: a header can claim 2^60 bytes. Of a compressed tar the c
 can be read only while it is the current one; of a plain tar at any time, by its place.
 """
 
-import bz2
 import contextlib
-import gzip
 import lzma
 import os
 import pathlib
@@ -21,19 +19,13 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 
 from otter_jax.data import headers
+from otter_jax.data.formats.packed import packing_of, unpacked
 from otter_jax.files import open_regular
 
 # Of names, and by content.
 SUFFIXES = (
     ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz", ".tbz2", ".tar.xz", ".txz", ".tar.zst", ".tzst",
 )  # fmt: skip
-_PACKINGS = (
-    (b"\x1f\x8b", "gzip"),
-    (b"BZh", "bzip2"),
-    (b"\xfd7zXZ", "xz"),
-    (b"\x5d\0\0\x80", "xz"),
-    (b"\x28\xb5\x2f\xfd", "zstd"),
-)
 # What tarfile's parsers let out at a broken header, and what unpacking raises.
 _HEADER = (ValueError, IndexError, KeyError, OverflowError, RecursionError)
 _PACKED = (OSError, EOFError, zlib.error, lzma.LZMAError, pa.ArrowException)
@@ -105,25 +97,6 @@ class _Tar(tarfile.TarFile):
     part = 0
 
 
-class _Forward:
-    """Reads an unpacked stream as a file in which one can only go forwards."""
-
-    def __init__(self, stream: Any):
-        self._stream, self._place = stream, 0
-
-    def tell(self) -> int:
-        return self._place
-
-    def read(self, size: int) -> bytes:
-        content = self._stream.read(size)
-        self._place += len(content)
-        return content
-
-    def seek(self, place: int) -> None:
-        while self._place < place and self.read(min(place - self._place, 1 << 20)):
-            pass
-
-
 class Archive(contextlib.AbstractContextManager):
     """A tar that is open.
 
@@ -137,7 +110,7 @@ class Archive(contextlib.AbstractContextManager):
         self._file = open_regular(path)  # closed by __exit__
         self._size = os.fstat(self._file.fileno()).st_size
         self._head = self._file.read(1 << 10)
-        self.packing = next((name for mark, name in _PACKINGS if self._head.startswith(mark)), "")
+        self.packing = packing_of(self._head)
         self._stream: Any = self._file
         self.part = 0
 
@@ -155,7 +128,7 @@ class Archive(contextlib.AbstractContextManager):
         Raises NoTar, which says what the file is instead, or another ReadError where it is broken.
         """
         self._file.seek(0)
-        self._stream = _Forward(self._unpacked()) if self.packing else self._file
+        self._stream = unpacked(self._file, self.packing) if self.packing else self._file
         tar = None
         try:
             tar = _Tar(fileobj=self._stream, ignore_zeros=True)
@@ -202,15 +175,6 @@ class Archive(contextlib.AbstractContextManager):
                 if name in names and member.isreg() and not member.issparse():
                     found.setdefault(name, Place(member.offset_data, member.size))
         return found
-
-    def _unpacked(self) -> Any:
-        if self.packing == "gzip":
-            return gzip.GzipFile(fileobj=self._file)
-        if self.packing == "bzip2":
-            return bz2.BZ2File(self._file)
-        if self.packing == "xz":
-            return lzma.LZMAFile(self._file)
-        return pa.CompressedInputStream(pa.PythonFile(self._file, "r"), "zstd")
 
 
 def target_of(member: tarfile.TarInfo) -> str:

@@ -11,10 +11,13 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
-from otter_jax.data.formats.lines import open_text
+from otter_jax.data.formats.lines import LONGEST, open_text
 from otter_jax.errors import UserError
 
 ROWS = 5_000  # of a unit
+LARGEST = 256 << 20  # bytes of a file; COCO's captions are 92 million
+# Values of a row, and of a file; one takes up to 80 bytes, and three to write.
+ROW, ARRAY = 1 << 20, 10 << 20
 
 
 def rows_in(path: pathlib.Path) -> list[Mapping[str, Any]]:
@@ -30,7 +33,10 @@ def rows_in(path: pathlib.Path) -> list[Mapping[str, Any]]:
 def _read(path: pathlib.Path, changed: int, size: int) -> list[Mapping[str, Any]]:
     """Reads a file once for as long as it stays the same."""
     with open_text(path) as file:
-        content = json.loads(file.read().decode("utf-8-sig", "replace"))
+        text = file.read(LARGEST + 1)
+    if len(text) > LARGEST:
+        raise ValueError(f"it holds over {LARGEST >> 20} MiB: write it as lines of JSON, .jsonl")
+    content = parsed(text.decode("utf-8-sig", "replace"), ARRAY)
     rows = content.get("images") if isinstance(content, dict) else content
     if not _are_objects(rows):
         what = f"an object with {_keys(content)}" if isinstance(content, dict) else "no such array"
@@ -42,6 +48,16 @@ def _read(path: pathlib.Path, changed: int, size: int) -> list[Mapping[str, Any]
     return _joined(rows, annotations) if _are_objects(annotations) else rows
 
 
+def parsed(text: str, most: int = ROW, **options: Any) -> Any:
+    """Parses JSON, with options of json.loads.
+
+    Raises ValueError, also for more than `most` values, or RecursionError.
+    """
+    if len(text) > most and sum(map(text.count, ",[{")) > most:
+        raise ValueError(f"it holds over {most:,} values")
+    return json.loads(text, **options)
+
+
 def is_array(path: pathlib.Path) -> bool:
     """Tells whether a file is JSON as a whole, and not lines of JSON."""
     with open_text(path) as file:
@@ -49,11 +65,11 @@ def is_array(path: pathlib.Path) -> bool:
         if not beginning.startswith(b"{"):
             return beginning.startswith(b"[")
         file.seek(0)
-        first = file.readline().removeprefix(b"\xef\xbb\xbf")
+        first = file.readline(LONGEST).removeprefix(b"\xef\xbb\xbf")
         while first and not first.strip():
-            first = file.readline()
+            first = file.readline(LONGEST)
         try:
-            row = json.loads(first)
+            row = parsed(first.decode("utf-8", "replace"))
         except (ValueError, RecursionError):
             return not path.name.lower().removesuffix(".gz").endswith(("jsonl", "ndjson"))
         return isinstance(row.get("images"), list) and not file.readline().strip()

@@ -9,6 +9,7 @@ import ast
 import base64
 import binascii
 import decimal
+import itertools
 import json
 import math
 import numbers
@@ -22,6 +23,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from otter_jax.data.build.plan import MOST_CAPTIONS
 from otter_jax.data.captions import clean
 
 LONGEST = 4_096  # characters of a path: PATH_MAX of Linux
@@ -33,7 +35,8 @@ _BASE64 = re.compile(r"[A-Za-z0-9+/\s_-]{40,}={0,2}\s*")
 _NO_PATH = 1_024  # characters without a dot, which are base64 of whatever it may be
 _TEXT = r"""(?:"(?:[^"\\]|\\.)*"|'(?:[^'\\]|\\.)*')"""
 _ITEM = rf"(?:{_TEXT}|None|nan)"
-_LIST = re.compile(rf"\[\s*{_ITEM}(?:[\s,]+{_ITEM})*\s*,?\s*\]", re.DOTALL)
+# Possessive: a text that is nearly such a list is not tried in its square of ways.
+_LIST = re.compile(rf"\[\s*+{_ITEM}(?:[\s,]++{_ITEM})*+[\s,]*+\]", re.DOTALL)
 NULL = "\\N"  # as MySQL, Hive and PostgreSQL write it in text
 
 
@@ -95,7 +98,9 @@ def captions_of(value: Any) -> tuple[list[str], str, str]:
                 whys += ["caption that is a list of lists, no text"] if _is_list(item) else []
                 continue
             of_item, why, note = captions_of(item)
-            texts, whys, notes = texts + of_item, [*whys, why], [*notes, note]
+            texts += of_item
+            whys.append(why)
+            notes.append(note)
         why = next(filter(None, whys), "" if texts else "missing caption")
         return texts, why, next(filter(None, notes), "")
     if value is None:
@@ -179,7 +184,8 @@ def _listed(text: str) -> list[str] | None:
         if _LIST.fullmatch(text) is None:
             return None
         try:
-            found = [ast.literal_eval(part) for part in re.findall(_TEXT, text, re.DOTALL)]
+            parts = itertools.islice(re.finditer(_TEXT, text, re.DOTALL), MOST_CAPTIONS + 1)
+            found = [ast.literal_eval(part[0]) for part in parts]
         except (ValueError, SyntaxError):
             return None
     if not isinstance(found, list):

@@ -3,14 +3,13 @@
 import collections
 import csv
 import itertools
-import json
 import pathlib
 from collections.abc import Sequence
 from typing import NamedTuple
 
 from otter_jax.data.captions import clean
 from otter_jax.data.formats import arrays, parquet
-from otter_jax.data.formats.lines import Lines, fields_of, open_text
+from otter_jax.data.formats.lines import LONG, TOO_LONG, Lines, fields_of, open_text
 from otter_jax.data.formats.reading import Reading
 from otter_jax.data.formats.rows import DELIMITERS, rows_of
 from otter_jax.errors import UserError
@@ -29,6 +28,7 @@ OTHERS = {  # than tables, by how they begin
     b"PAR1": "Parquet: its name must end in .parquet",
     b"ARROW1": "Arrow: write it as Parquet",
 }
+HEAD = 1 << 20  # bytes of the first line
 LOOKED_AT = 100  # rows of JSON whose keys are the columns
 NAMES = {"\t": "tab", " ": "space"}  # of delimiters, for people
 
@@ -96,7 +96,9 @@ def layout_of(table: pathlib.Path, reading: Reading) -> Layout:
         doubled: list[str] = []
         for number, text in enumerate(itertools.islice(texts, LOOKED_AT)):
             try:
-                pairs = json.loads(text, object_pairs_hook=list)
+                if text == LONG:
+                    raise ValueError(TOO_LONG)
+                pairs = arrays.parsed(text, object_pairs_hook=list)
                 named = [name for name, _ in pairs]
             except (ValueError, TypeError, RecursionError) as error:
                 if number:
@@ -180,7 +182,11 @@ def _headed(table: pathlib.Path, kind: str, delimiter: str) -> Layout:
     """
     with open_text(table) as file:
         mark = _after_mark(file)
-        line = file.readline(1 << 20)
+        line = file.readline(HEAD + 1)
+        if len(line) > HEAD:
+            raise UserError(
+                f"The first line of {table}, which should name its columns, is over 1 MiB long."
+            )
         if b"\0" in line:
             raise UserError(f"The table {table} holds zero bytes{_zeros(line, table, kind)}")
         if b"\r" in line.rstrip(b"\r\n") and b"\n" not in line[-1:]:

@@ -22,7 +22,7 @@ from collections.abc import Iterator, Mapping
 from otter_jax.data.build.plan import MAX_BYTES, WINDOW
 from otter_jax.data.build.report import Tally
 from otter_jax.data.formats.archive import Archive, NoTar, Place, end_of, target_of
-from otter_jax.data.formats.members import is_known, is_picture, kind_of
+from otter_jax.data.formats.members import LONG_TEXT, MAX_TEXT, TEXTS, is_known, is_picture, kind_of
 from otter_jax.data.formats.reading import Reading
 
 HELD = 256 << 20  # bytes of a compressed tar
@@ -123,6 +123,10 @@ class Keys:
         """Yields a file, or tallies why it cannot be read."""
         other, place = kind.startswith("."), Place(member.offset_data, member.size)
         name = f"{self._name}: {member.name}"
+        text = kind in TEXTS and member.size > MAX_TEXT
+        if text and not member.issparse():
+            self._tally.dropped(LONG_TEXT, name)
+            return
         if member.size > MAX_BYTES or member.issparse():
             if other:
                 yield key, kind, b""  # no picture that could be read
@@ -195,8 +199,10 @@ class Keys:
                 continue  # not needed
             if isinstance(held, str):
                 place = places.get(end_of(held, self._links))
-                if self._archive.packing or place is None or place.size > MAX_BYTES:
-                    why = PACKED if self._archive.packing else "file over 64 MiB" if place else LINK
+                most = MAX_TEXT if kind in TEXTS else MAX_BYTES
+                if self._archive.packing or place is None or place.size > most:
+                    large = LONG_TEXT if kind in TEXTS else "file over 64 MiB"
+                    why = PACKED if self._archive.packing else large if place else LINK
                     self._tally.dropped(why, f"{name} ({kind.strip('.')} -> {held})")
                     return
                 held = place

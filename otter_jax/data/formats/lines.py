@@ -5,15 +5,19 @@ begins with the byte order mark of UTF-16 is read as if it were UTF-8, from its 
 """
 
 import codecs
-import gzip
+import collections
 import io
 import pathlib
 from collections.abc import Iterator
 
+from otter_jax.data.formats.packed import packing_of, unpacked
 from otter_jax.files import open_regular
 
 RANGE = 1 << 20  # bytes of a text that are read in one go
-LONGEST = 128 << 20  # bytes of a line; what is longer is cut there, to bound the memory
+LONGEST = 32 << 20  # bytes of a line, or of the lines of a row: a picture of 24 MiB in base64
+LONG = "\0\n"  # comes in the place of a longer line, which is passed over
+TOO_LONG = "a line over 32 MiB"
+BACK = 24  # lines that are held, so that one can go back to them
 _UTF_16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 
 
@@ -39,7 +43,10 @@ def lines_in(path: pathlib.Path, start: int = 0, stop: int = -1) -> Iterator[tup
 
 def open_text(path: pathlib.Path) -> io.BufferedIOBase:
     """Opens a text to read its bytes: unpacked if it is gzipped, UTF-16 as UTF-8."""
-    file = gzip.open(path) if is_packed(path) else open(path, "rb")  # noqa: SIM115 - the caller's
+    file = open_regular(path)
+    if packing_of(file.read(8)) == "gzip":
+        file = unpacked(file, "gzip")
+    file.seek(0)
     if file.read(2) in _UTF_16:
         return io.BufferedReader(_Recoded(file), RANGE)
     file.seek(0)
@@ -49,7 +56,7 @@ def open_text(path: pathlib.Path) -> io.BufferedIOBase:
 def is_packed(path: pathlib.Path) -> bool:
     """Tells whether a file is gzipped, by its content: some unpack .gz and keep the name."""
     with open_regular(path) as file:
-        return file.read(2) == b"\x1f\x8b"
+        return packing_of(file.read(8)) == "gzip"
 
 
 def is_cut_freely(path: pathlib.Path) -> bool:
@@ -107,25 +114,57 @@ class _Recoded(io.RawIOBase):
 class Lines:
     """Yields the lines of a file up to byte `stop`, or to the end if that is negative.
 
+    In the place of a line of over LONGEST bytes comes LONG.
+
     Attributes:
       position: the byte where the next line begins.
     """
 
     def __init__(self, file: io.BufferedIOBase, position: int = 0, stop: int = -1):
         self._file, self.position, self._stop = file, position, stop
+        # The last lines, and those that were gone back to: their lengths, and what they are.
+        self._past: collections.deque[tuple[int, bytes]] = collections.deque(maxlen=BACK)
+        self._next: collections.deque[tuple[int, bytes]] = collections.deque()
+        self._held = 0  # bytes of the last lines
 
     def back_to(self, position: int) -> None:
-        """Goes on reading at another byte of the file."""
-        self._file.seek(position)
-        self.position = position
+        """Goes back to the beginning of one of the last BACK lines, or of LONGEST bytes of them.
+
+        They are held, since a packed file would have to be unpacked from its beginning.
+        """
+        while self.position > position:
+            line = self._past.pop()
+            self._next.appendleft(line)
+            self.position -= line[0]
+            self._held -= len(line[1])
 
     def __iter__(self) -> Iterator[str]:
         while self._stop < 0 or self.position < self._stop:
-            line = self._file.readline(LONGEST)
-            if not line:
+            length, line = self._next.popleft() if self._next else self._read()
+            if not length:
                 return
-            self.position += len(line)
+            self.position += length
+            self._remember(length, line)
             yield line.decode("utf-8", "replace")
+
+    def _read(self) -> tuple[int, bytes]:
+        line = self._file.readline(LONGEST)
+        length = len(line)
+        if length < LONGEST or line.endswith(b"\n"):
+            return length, line
+        while piece := self._file.readline(RANGE):
+            length += len(piece)
+            if piece.endswith(b"\n"):
+                break
+        return length, LONG.encode()
+
+    def _remember(self, length: int, line: bytes) -> None:
+        if len(self._past) == BACK:
+            self._held -= len(self._past[0][1])
+        self._past.append((length, line))
+        self._held += len(line)
+        while self._held > 2 * LONGEST:  # a row of LONGEST bytes, and the line that is too much
+            self._held -= len(self._past.popleft()[1])
 
 
 def placed(lines: Lines) -> Iterator[tuple[str, str]]:

@@ -26,6 +26,7 @@ from otter_jax.files import open_regular
 KINDS = dict.fromkeys(SUFFIXES, "image") | {".txt": "txt", ".json": "json", ".cls": "cls"}
 MAX_TEXT = 4 << 20  # bytes of KEY.txt, KEY.json or KEY.cls; JSON takes 20 times as much memory
 LONG_TEXT = "text of over 4 MiB"
+TEXTS = ("txt", "json", "cls")
 HEAD = 1 << 10  # bytes that tell whether a file is a picture
 
 # Of one key, by kind: "image", "txt", "json", "cls", and ".suffix" of a file of another kind. The

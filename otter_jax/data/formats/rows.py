@@ -15,8 +15,7 @@ import re
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from otter_jax.data.build.plan import MAX_BYTES
-from otter_jax.data.formats.lines import Lines, fields_of, placed
+from otter_jax.data.formats.lines import LONG, LONGEST, TOO_LONG, Lines, fields_of, placed
 
 DELIMITERS = (",", ";", "\t", "|")  # that a .csv may have, in the order in which they are tried
 LINES = 20  # per row; more are taken for a quote that is not closed
@@ -25,7 +24,7 @@ ESCAPED = r"row with \" for a quote, or \ before a delimiter (Spark, Hive), read
 STRAY = "row with a quote that is not doubled, taken for a letter"
 
 # Characters of a field, for the whole process: the largest picture in base64.
-csv.field_size_limit(MAX_BYTES * 3 // 2)
+csv.field_size_limit(LONGEST)
 
 
 class Row(NamedTuple):
@@ -67,7 +66,9 @@ def rows_of(lines: Lines, delimiter: str, width: int = 0) -> Iterator[Row]:
             yield Row(f"byte {start}", fields)
             continue
         # Or else the lines that it swallowed would be lost, and some rows beside it.
-        row, stop = _otherwise(counted, delimiter, width, start)
+        row, stop = None, ends[0]
+        if error != TOO_LONG:
+            row, stop = _otherwise(counted, delimiter, width, start)
         if row is None:
             if len(ends) > LINES:
                 error = f"over {LINES} lines in one row: is a quote not closed?"
@@ -82,6 +83,9 @@ def rows_of(lines: Lines, delimiter: str, width: int = 0) -> Iterator[Row]:
 def rows_of_tsv(lines: Lines, width: int) -> Iterator[Row]:
     """Yields the rows of TSV, each of `width` fields; a field in quotes may have several lines."""
     for place, line in placed(lines):
+        if line == LONG:
+            yield Row(place, [], TOO_LONG)
+            continue
         fields = fields_of(line)
         if fields and _is_open(fields[-1]) and len(fields) <= width:
             end = lines.position
@@ -116,7 +120,10 @@ def _is_open(field: str) -> bool:
 
 
 class _Counted:
-    """Yields the lines of one row, at most LINES + 1, and keeps where each ends."""
+    """Yields the lines of one row, at most LINES + 1, and keeps where each ends.
+
+    Raises csv.Error if one of them, or all together, are over LONGEST bytes.
+    """
 
     def __init__(self, lines: Lines):
         self.lines, self.ends = lines, []
@@ -124,6 +131,8 @@ class _Counted:
     def __iter__(self) -> Iterator[str]:
         for line in self.lines:
             self.ends.append(self.lines.position)
+            if line == LONG or (self.ends[-1] - self.ends[0] > LONGEST):
+                raise csv.Error(TOO_LONG)
             yield line
             if len(self.ends) > LINES:
                 return

@@ -25,6 +25,7 @@ from otter_jax.data.build.plan import Options, Plan, Record, listed, pair_featur
 from otter_jax.data.build.report import Tally
 from otter_jax.data.captions import clean
 from otter_jax.data.formats import arrays, parquet
+from otter_jax.data.formats.arrays import parsed
 from otter_jax.data.formats.cells import captions_of, image_of, short
 from otter_jax.data.formats.columns import (
     SUFFIXES,
@@ -35,13 +36,16 @@ from otter_jax.data.formats.columns import (
     shown_delimiter,
 )
 from otter_jax.data.formats.lines import (
+    LONG,
     RANGE,
+    TOO_LONG,
     Lines,
     byte_ranges,
     is_cut_freely,
     open_text,
     placed,
 )
+from otter_jax.data.formats.members import LONG_TEXT, MAX_TEXT
 from otter_jax.data.formats.presence import has_pairs
 from otter_jax.data.formats.reading import OUTSIDE, USUAL, Reading
 from otter_jax.data.formats.rows import Row, rows_of, rows_of_tsv
@@ -111,7 +115,9 @@ class Rows:
     def _json(self, lines: Lines, tally: Tally) -> Iterator[tuple[str, Cells]]:
         for place, text in placed(lines):
             try:
-                row = json.loads(text) if text.strip() else {}
+                if text == LONG:
+                    raise ValueError(TOO_LONG)
+                row = parsed(text) if text.strip() else {}
                 if not isinstance(row, dict):
                     raise ValueError("no JSON object")
             except (ValueError, RecursionError) as error:
@@ -146,7 +152,11 @@ class Rows:
         if outside and not is_within(image.image, self.root):
             tally.dropped(OUTSIDE, name)
             return
-        captions, why, note = captions_of(row.get(columns.caption) if columns.caption else None)
+        caption = row.get(columns.caption) if columns.caption else None
+        if isinstance(caption, str | bytes) and len(caption) > MAX_TEXT:
+            tally.dropped(LONG_TEXT, name)
+            return
+        captions, why, note = captions_of(caption)
         if note:
             tally.changed(note, name)
         if why and (captions or self.captions):
