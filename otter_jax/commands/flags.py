@@ -130,7 +130,8 @@ def add_model(parser: Parser) -> None:
     parser.flag(
         "model",
         metavar="MODEL",
-        help="the directory of a run, or a folder that export wrote",
+        help="the directory of a run, a folder that export wrote, or a CLIP of transformers or "
+        "open_clip (its folder, or its name on the hub)",
     )
     add_weights(parser)
 

@@ -64,7 +64,9 @@ def load(
     Raises UserError if it is none of them, damaged, or has no such weights or checkpoint.
     """
     folder = Path(model).expanduser()
-    on_hub = not folder.exists() and bool(hub.HUB_NAME.fullmatch(str(model)))
+    # "runs/frist" looks like a name on the hub, but is none if there is a folder "runs".
+    may_be_name = bool(hub.HUB_NAME.fullmatch(str(model)))
+    on_hub = may_be_name and not folder.exists() and not folder.parent.exists()
     if not on_hub and (not str(model).strip() or not folder.exists()):
         raise UserError(f"There is no MODEL {str(model)!r}: give {WHAT}.")
     if directory.is_run(folder):

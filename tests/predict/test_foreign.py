@@ -5,6 +5,8 @@ import shutil
 import foreign
 import numpy as np
 import pytest
+from hub import serve
+from huggingface_hub import constants
 
 import otter_jax
 from otter_jax.errors import UserError
@@ -45,6 +47,24 @@ def test_the_identity_shows_what_weights_do_not(made, tmp_path):
         file.write_text(before.replace(old, new))
         assert otter_jax.load(folder).identity != identity, new
         file.write_text(before)
+
+
+def test_a_name_on_the_hub_is_a_model(made, tmp_path, monkeypatch):
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.chdir(tmp_path)
+    with serve({"someone/clip": made["vit_custom_text"]}) as (address, asked):
+        monkeypatch.setattr(constants, "ENDPOINT", address)
+        files = address + "/{repo_id}/resolve/{revision}/{filename}"
+        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", files)
+        model = otter_jax.load("someone/clip")
+        assert model.identity == otter_jax.load(made["vit_custom_text"]).identity
+        assert model.name == "someone/clip, a CLIP of open_clip"
+        asked.clear()
+        (tmp_path / "someone").mkdir()  # now it is a path with a slip in it
+        with pytest.raises(UserError, match="There is no MODEL 'someone/clip'"):
+            otter_jax.load("someone/clip")
+        assert not asked
 
 
 def test_what_is_wrong_with_it_is_told(made, tmp_path):
