@@ -130,8 +130,7 @@ def add_model(parser: Parser) -> None:
     parser.flag(
         "model",
         metavar="MODEL",
-        help="the directory of a run, a folder that export wrote, or a CLIP of transformers or "
-        "open_clip (its folder, or its name on the hub)",
+        help="a run's directory, an exported folder, or another CLIP",
     )
     add_weights(parser)
 

@@ -241,6 +241,10 @@ def _clip_text(file: Path, text: dict[str, Any], activation: str, dtype: Any) ->
         # To `ClipText` 2 means the largest token of a text, as "argmax" does.
         eos_token_id=2 if pool == "argmax" else layout.count(file, text, "eos_id", 2),
     )
+    if pool == "eos" and config.eos_token_id == 2:
+        raise UserError(
+            f"{file} says pool_type='eos' of token 2, which is not read here. {layout.READ}."
+        )
     if width % config.num_attention_heads:
         raise UserError(
             f"{file}: a width of {width} does not divide into {config.num_attention_heads} heads."

@@ -191,6 +191,7 @@ def test_tensors_that_do_not_fit_are_named(change, match, copy):
         ("vit_quick_gelu", {"vision_cfg__image_size": [32, 40]}, "not the side of a square"),
         ("vit_quick_gelu", {"text_cfg__no_causal_mask": True}, "no_causal_mask=True"),
         ("vit_quick_gelu", {"text_cfg__pool_type": "last"}, "pool_type='last'"),
+        ("vit_quick_gelu", {"text_cfg__pool_type": "eos"}, "pool_type='eos' of token 2"),
         ("vit_quick_gelu", {"text_cfg__proj_bias": True}, "proj_bias=True"),
         (
             "vit_quick_gelu",
