@@ -32,7 +32,7 @@ from otter_jax.predict.vectors import EMBEDDING, LOAD, Embeds
 
 SIZE, CHANGED = "size", "changed"  # bytes, and nanoseconds since 1970
 FILE = [PATH, SIZE, CHANGED]
-_COLUMNS = [(PATH, pa.string()), (SIZE, pa.int64()), (CHANGED, pa.int64())]
+COLUMNS = [(PATH, pa.string()), (SIZE, pa.int64()), (CHANGED, pa.int64())]
 Stamp = tuple[int, int]  # a file's size and time of change
 
 
@@ -82,7 +82,7 @@ def update(
 
     Raises UserError if `out` is of another model, or being written.
     """
-    columns = vectors.schema(_COLUMNS, out, model, load)
+    columns = vectors.schema(COLUMNS, out, model, load)
     with Parts(out, columns, vectors.about(model)) as parts:
         plan = _plan(pictures, _stamps(out, parts))
         done = Update(kept=len(plan.kept), vanished=plan.vanished, elsewhere=plan.elsewhere)
@@ -182,7 +182,7 @@ def _rows(
 ) -> pa.RecordBatch:
     sizes, times = zip(*(stamps[path] for path in paths), strict=True)
     values = (list(map(written, paths)), sizes, times)
-    arrays = [pa.array(v, kind) for v, (_, kind) in zip(values, _COLUMNS, strict=True)]
+    arrays = [pa.array(v, kind) for v, (_, kind) in zip(values, COLUMNS, strict=True)]
     kind = columns.field(EMBEDDING).type
     return pa.record_batch([*arrays, vectors.packed(embeddings, kind)], columns)
 

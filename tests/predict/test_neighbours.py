@@ -44,7 +44,7 @@ def test_more_queries_than_are_held_at_once_get_the_same(monkeypatch):
     vectors, queries = unit(rng, 3_000, 8), unit(rng, 11, 8)
     whole = nearest(queries, [vectors], 7)
     monkeypatch.setattr(neighbours, "AT_ONCE", 3)
-    monkeypatch.setattr(neighbours, "BLOCK", 500)
+    monkeypatch.setattr(neighbours, "HELD", 1500)
     np.testing.assert_array_equal(nearest(queries, [vectors], 7).rows, whole.rows)
 
 
