@@ -18,17 +18,24 @@ def parser() -> start.Parser:
     made = start.Parser(
         "export",
         "--workdir DIR --out DIR [FLAGS]",
-        "Writes the best or latest weights of a run into a new folder: the image encoder for timm "
-        "and the text encoder for transformers; of a transfer its network for timm, gates folded "
-        "in, and with --share the same network with fewer channels, for this program.",
+        "Writes the best or latest weights of a run into a new folder: the image encoder for timm, "
+        "the text encoder for transformers, both for sentence-transformers and for open_clip, and "
+        "a model card; of a transfer its network for timm, gates folded in, and with --share the "
+        "same network with fewer channels, for this program.",
         (
-            "--workdir runs/first --out exported",
+            "--workdir runs/first --out exported --eval unseen",
             "--workdir runs/birds --out birds --share 0.2",
         ),
     )
     flags.add_workdir(made, read_only=True)
     flags.add_out(made)
     made.flag("--weights", choices=["student", "ema"], help="of a run of two encoders [student]")
+    made.flag(
+        "--eval",
+        nargs="+",
+        metavar="SET",
+        help="of a run of two encoders: evaluation sets to write as CLIP_benchmark reads them",
+    )
     made.flag(
         "--share",
         type=float,
@@ -50,7 +57,7 @@ def run(options: argparse.Namespace) -> None:
     workdir, console = options.workdir, make_console()
     config = flags.any_config(options)
     transfer = directory.command_of(config) == "transfer"
-    for name in ("weights",) if transfer else ("share", "by"):
+    for name in ("weights", "eval") if transfer else ("share", "by"):
         if getattr(options, name) is not None:
             one, other = ("two encoders", "a transfer")[:: -1 if transfer else 1]
             raise UserError(f"--{name} is for {other}, and {workdir} is a run of {one}.")
@@ -66,13 +73,34 @@ def run(options: argparse.Namespace) -> None:
 def _encoders(
     config: ConfigDict, options: argparse.Namespace, console: rich.console.Console
 ) -> None:
-    from otter_jax.run.export import run as export
+    from otter_jax.run import export
+    from otter_jax.zeroshot import benchmark
 
     workdir, out, weights = options.workdir, options.out, options.weights or "student"
-    taken = export(config, workdir, out, which=weights, step=options.step)
+    with directory.new_folder(out) as folder:
+        sets = benchmark.open_sets(config, options.eval or [])
+        taken = export.write(
+            config,
+            workdir,
+            folder,
+            which=weights,
+            step=options.step,
+            home=out,
+            tell=console.print,
+        )
+        for each in sets:
+            benchmark.write(each, config, folder / "eval" / each.name, console)
     console.print(f"The {weights} weights of {workdir}, {taken}, are in {out}. They are read by")
+    console.print(f'  SentenceTransformer("{out}")')
+    if (out / "open_clip").is_dir():
+        name = f"local-dir:{out / 'open_clip'}"
+        console.print(f'  open_clip.create_model_from_pretrained("{name}")')
     console.print(f'  timm.create_model("local-dir:{out / "image"}", pretrained=True)')
     console.print(f'  transformers.AutoModel.from_pretrained("{out / "text"}")')
+    for each in sets:
+        root, model = out / "eval" / each.name, out / "open_clip"
+        console.print(f"{each.name} is in {root}. To evaluate it by CLIP_benchmark:")
+        console.print(f"  {benchmark.COMMAND.format(name=each.name, root=root, model=model)}")
 
 
 def _network(

@@ -154,6 +154,19 @@ def text_tensors(model: Towers, variables: dict[str, Any]) -> Tensors:
     return naming.export(tower(variables, "txt"), naming.families(model.txt)[0])
 
 
+def text_config(module: nn.Module, original: Path) -> dict[str, Any]:
+    """Returns a text encoder's config.json; of BERT that of the folder it was loaded from."""
+    if isinstance(module, Bert):
+        about = json.loads(read_text(original / "config.json"))
+        positions = module.config.roberta_positions
+        about["model_type"] = "roberta" if positions else "bert"  # which may have been left out
+    else:  # the original may describe a whole CLIP; only its text side is written
+        about = dataclasses.asdict(module.config.with_dropout(0.0))
+        about["model_type"] = "clip_text_model"
+    about.pop("torch_dtype", None)  # the original's; these weights are float32
+    return about | {"dtype": "float32"}
+
+
 def write_image(folder: Path, config: ConfigDict, model: Towers, variables: dict[str, Any]) -> None:
     """Writes the image tower for timm, which opens it as "local-dir:FOLDER".
 
@@ -188,16 +201,7 @@ def write_text(
     for name in hub.TOKENIZER_FILES:
         if (original / name).is_file():
             shutil.copyfile(original / name, folder / name)
-    if isinstance(model.txt, Bert):
-        about = json.loads(read_text(original / "config.json"))
-        positions = model.txt.config.roberta_positions
-        about["model_type"] = "roberta" if positions else "bert"  # which may have been left out
-    else:  # the original may describe a whole CLIP; only its text side is written
-        about = dataclasses.asdict(model.txt.config.with_dropout(0.0))
-        about["model_type"] = "clip_text_model"
-    about.pop("torch_dtype", None)  # the original's; these weights are float32
-    about["dtype"] = "float32"
-    _write_json(folder / "config.json", about)
+    _write_json(folder / "config.json", text_config(model.txt, original))
     own = text_tensors(model, variables)
     dense = {name: own.pop(name) for name in list(own) if name.startswith("dense.")}
     tensors.write(folder / "model.safetensors", own)
@@ -213,6 +217,22 @@ def write_text(
         sentences.write_modules(
             folder, model.txt, len(layers), max_tokens=config.data.max_tokens, lower_case=lower
         )
+
+
+def write_towers(
+    folder: Path, config: ConfigDict, model: Towers, variables: dict[str, Any]
+) -> None:
+    """Makes a model of sentence-transformers of image/ and text/, written in `folder` before."""
+    head = variables["params"]["img_head"]
+    is_bert = isinstance(model.txt, Bert)
+    layers = len(model.txt.projections) if is_bert else 0
+    sentences.write_towers(
+        folder,
+        {"dense.0.weight": head["kernel"].T, "dense.0.bias": head["bias"]},
+        projections=layers + (model.txt_width != model.dim),
+        pools=is_bert,
+        max_tokens=config.data.max_tokens,
+    )
 
 
 def _write_json(path: Path, value: Any) -> None:

@@ -23,6 +23,8 @@ REMEDY = (
     "modules.json."
 )
 TRANSFORMERS = ("Transformer", "BERT", "RoBERTa")  # names in old folders and in new ones
+PACKAGE = "sentence_transformers.models"  # of modules, by names that all versions know
+SETTINGS = "sentence_bert_config.json"
 FIELD = "pooling_mode"  # of 1_Pooling/config.json: a name, or a prefix of names that are true
 SAME = {"cls_token": "cls", "mean_tokens": "mean", "max_tokens": "max"}
 
@@ -164,8 +166,10 @@ def _settings(folder: Path) -> dict[str, Any]:
     return {}
 
 
-def write_projections(folder: Path, layers: Sequence[Projection], weights: Tensors) -> None:
-    """Writes linear layers after the pooling as modules 2, 3, ... of a transformer's folder.
+def write_projections(
+    folder: Path, layers: Sequence[Projection], weights: Tensors, *, first: int = 2
+) -> None:
+    """Writes linear layers as modules `first`, `first` + 1, ... of a transformer's folder.
 
     `weights` has their tensors under the names of `projection_tensors`.
     """
@@ -180,7 +184,7 @@ def write_projections(folder: Path, layers: Sequence[Projection], weights: Tenso
         group = "linear" if activation == "Identity" else "activation"
         about = {"in_features": inputs, "out_features": width, "bias": bias}
         about["activation_function"] = f"torch.nn.modules.{group}.{activation}"
-        path = folder / f"{number + 2}_Dense"
+        path = folder / f"{number + first}_Dense"
         path.mkdir()
         tensors.write(path / "model.safetensors", linear)
         _write(path / "config.json", about)
@@ -196,11 +200,7 @@ def write_modules(
     steps = [("", "Transformer"), ("1_Pooling", "Pooling")]
     steps += [(f"{number + 2}_Dense", "Dense") for number in range(projections)]
     steps.append((f"{len(steps)}_Normalize", "Normalize"))
-    modules = [
-        {"idx": i, "name": str(i), "path": path, "type": f"sentence_transformers.models.{kind}"}
-        for i, (path, kind) in enumerate(steps)
-    ]
-    _write(folder / "modules.json", modules)
+    _write(folder / "modules.json", _modules(steps))
     names = {mode: name for name, mode in SAME.items()}
     pooling: dict[str, Any] = {"word_embedding_dimension": module.config.hidden_size}
     pooling[f"{FIELD}_mean_tokens"] = False  # true if it is left out
@@ -208,7 +208,51 @@ def write_modules(
     (folder / "1_Pooling").mkdir()
     _write(folder / "1_Pooling" / "config.json", pooling)
     length = {"max_seq_length": max_tokens, "do_lower_case": lower_case}
-    _write(folder / "sentence_bert_config.json", length)
+    _write(folder / SETTINGS, length)
+
+
+def write_towers(
+    folder: Path, head: Tensors, *, projections: int, pools: bool, max_tokens: int
+) -> None:
+    """Makes one model of the folders of two towers in `folder`, image/ and text/.
+
+    sentence-transformers (5.4 and later) then embeds pictures and texts by `folder` itself, from
+    the weights that lie in the two. image/ is timm's, whose classifier it leaves out: it becomes a
+    linear layer of its own, `head`, with the names of `projection_tensors`. text/ has so many
+    `projections`, from `write_projections`, and a pooling if it `pools`; a text encoder that does
+    not gives its own vector of a text.
+    """
+    image, text = folder / "image", folder / "text"
+    write_projections(image, [Projection(len(head["dense.0.bias"]))], head, first=1)
+    _write(image / SETTINGS, _whole("image"))
+    chains = {"text": [("text", "Transformer")], "image": [("image", "Transformer")]}
+    if pools:
+        chains["text"].append(("text/1_Pooling", "Pooling"))
+    else:
+        _write(text / SETTINGS, _whole("text") | {"max_seq_length": max_tokens})
+    chains["text"] += [(f"text/{number + 2}_Dense", "Dense") for number in range(projections)]
+    chains["image"].append(("image/1_Dense", "Dense"))
+    router = {
+        "types": {path: f"{PACKAGE}.{kind}" for chain in chains.values() for path, kind in chain},
+        "structure": {tower: [path for path, _ in chain] for tower, chain in chains.items()},
+        "parameters": {"default_route": "text", "allow_empty_key": True},
+    }
+    _write(folder / "router_config.json", router)
+    _write(folder / "modules.json", _modules([("", "Router"), ("1_Normalize", "Normalize")]))
+
+
+def _whole(tower: str) -> dict[str, Any]:
+    """Returns the settings of a transformer whose own pooled vector is taken."""
+    taken = {tower: {"method": "forward", "method_output_name": "pooler_output"}}
+    return {"modality_config": taken, "module_output_name": "sentence_embedding"}
+
+
+def _modules(steps: Sequence[tuple[str, str]]) -> list[dict[str, Any]]:
+    """Returns what modules.json says of steps: (their folder, the class of the module)."""
+    return [
+        {"idx": i, "name": str(i), "path": path, "type": f"{PACKAGE}.{kind}"}
+        for i, (path, kind) in enumerate(steps)
+    ]
 
 
 def _read(path: Path) -> Any:

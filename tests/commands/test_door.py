@@ -244,6 +244,7 @@ def test_the_config_of_a_run_takes_the_place_of_a_missing_one_and_its_keys_may_b
     ("kind", "argv", "words"),
     [
         ({"phases": "fa"}, ["--weights=ema"], "--weights is for two encoders, and"),
+        ({"phases": "fa"}, ["--eval=unseen"], "--eval is for two encoders, and"),
         ({"objective": {}}, ["--share=0.2"], "--share is for a transfer, and"),
         ({"objective": {}}, ["--by=attention"], "--by is for a transfer, and"),
         ({"phases": "fa"}, ["--by=magnitude"], "--by goes with --share"),

@@ -91,6 +91,25 @@ def test_results_hold_both_weights_and_the_baselines(whole):
         assert 0 <= colours[weights]["FH@1"] <= colours[weights]["FH@2"] <= 1
 
 
+def test_an_export_brings_a_card_with_the_numbers_and_a_set_for_clip_benchmark(world, whole):
+    workdir, _ = whole
+    out = world / "exported"
+    result = call(
+        world, "--workdir", workdir, "--out", out, "--eval", "colours", name="export", config=None
+    )
+    assert result.returncode == 0, result.stderr[-3000:]
+    for folder in ("open_clip", "image", "text", "eval/colours"):
+        assert str(out / folder) in result.stdout
+    assert (out / "eval/colours/classnames.txt").read_text().split() == [*COLOURS]
+    about = json.loads((out / "otter_jax.json").read_text())
+    hit = about["results"]["colours"]["student"]["FH@1"]
+    card = (out / "README.md").read_text()
+    assert f"| colours: `squares`, `train` | 40 | 4 | student | {hit:.3f} |" in card
+    assert "| pairs read | 40 |" in card
+    assert "| pairs `squares` | unknown |" in card
+    assert str(world) not in card  # no path of this machine
+
+
 def test_a_transfer_starts_from_the_image_tower_of_a_run_with_its_gates_folded_in(world):
     workdir = world / "gated"
     options = ("--config.gates.shape=filter", "--config.optim.freeze=img/|txt/")

@@ -17,10 +17,10 @@ from otter_jax.data.captions import Tokenizer
 from otter_jax.errors import UserError
 from otter_jax.models.bert import Bert, Projection
 from otter_jax.models.towers import unit
-from otter_jax.run import directory, export, trained
+from otter_jax.run import card, directory, export, trained
 from otter_jax.run.checkpoint import Checkpoints
 from otter_jax.run.model import initialise, shapes
-from otter_jax.weights import encoders, folders, sentences
+from otter_jax.weights import encoders, folders, open_clip_export, sentences
 from otter_jax.weights.tensors import read
 
 BERT = {
@@ -49,6 +49,7 @@ def run(tmp_path_factory):
     config.model.dim = 6
     config.model.dtype = "bfloat16"  # of the training; what is exported computes in float32
     config.data.max_tokens = 9
+    config.data.dir = str(home / "no_data")
     config.data.image_size, config.data.resize = 56, 64
     config.model.img.arch = "resnet18"
     config.model.txt.weights = str(text)
@@ -142,6 +143,77 @@ def test_an_export_explains_itself(run, exported):
     assert kinds == ["Transformer", "Pooling", "Dense", "Normalize"]
     assert json.loads((exported / "text/config.json").read_text())["dtype"] == "float32"
     assert encoders.load_text(str(exported / "text")).tokenizer == exported / "text"
+
+
+def test_the_folder_itself_is_both_towers_for_sentence_transformers(run, exported):
+    _, _, _, student, _ = run
+    kinds = [m["type"].split(".")[-1] for m in json.loads((exported / "modules.json").read_text())]
+    assert kinds == ["Router", "Normalize"]
+    router = json.loads((exported / "router_config.json").read_text())
+    assert router["structure"] == {
+        "text": ["text", "text/1_Pooling", "text/2_Dense"],
+        "image": ["image", "image/1_Dense"],
+    }
+    assert router["types"].keys() == {
+        path for chain in router["structure"].values() for path in chain
+    }
+    for path in router["types"]:
+        assert (exported / path / "config.json").is_file()
+    head = safetensors.numpy.load_file(exported / "image/1_Dense/model.safetensors")
+    np.testing.assert_array_equal(head["linear.weight"], student["params"]["img_head"]["kernel"].T)
+    np.testing.assert_array_equal(head["linear.bias"], student["params"]["img_head"]["bias"])
+    settings = json.loads((exported / "image/sentence_bert_config.json").read_text())
+    assert settings["modality_config"]["image"]["method_output_name"] == "pooler_output"
+    assert settings["module_output_name"] == "sentence_embedding"
+
+
+def test_open_clip_finds_the_config_of_its_text_tower_where_the_export_lies(exported):
+    about = json.loads((exported / "open_clip/open_clip_config.json").read_text())
+    home = Path(about["model_cfg"]["text_cfg"]["hf_model_name"])
+    assert home == exported / "open_clip"
+    assert json.loads((home / "config.json").read_text())["hidden_size"] == 12
+
+
+def test_what_open_clip_cannot_hold_is_told_and_the_rest_is_written(run, tmp_path, monkeypatch):
+    home, config, *_ = run
+
+    def refuse(*_, **__):
+        raise open_clip_export.NotHeldError("it has no place for an otter")
+
+    monkeypatch.setattr(open_clip_export, "write", refuse)
+    told = []
+    export.run(config, home, tmp_path / "out", tell=told.append)
+    assert told == ["There is no folder for open_clip: it has no place for an otter."]
+    there = {path.name for path in (tmp_path / "out").iterdir()}
+    assert there >= {"image", "text", "modules.json", "README.md", "check.npz"}
+    assert "open_clip" not in there
+    card = (tmp_path / "out/README.md").read_text()
+    assert "`open_clip/` is not here: it has no place for an otter." in card
+    assert "create_model_from_pretrained" not in card
+
+
+def test_the_card_calls_unknown_what_nobody_wrote_down(exported):
+    card = (exported / "README.md").read_text()
+    assert "What `openmoji` was made of is unknown" in card
+    assert "| pairs `openmoji` | unknown |" in card
+    assert "| text weights `text` | unknown |" in card
+    assert "It was not evaluated at this step" in card
+    assert "| image encoder | resnet18, began with random weights |" in card
+
+
+def test_the_card_says_the_licence_that_a_folder_of_weights_names(run, tmp_path):
+    _, config, *_ = run
+    config = config.copy_and_resolve_references()
+    (tmp_path / "README.md").write_text(
+        "---\ntags: [a]\nlicense: apache-2.0\n---\nlicense: other\n"
+    )
+    config.model.txt.weights = str(tmp_path)
+    about = {
+        "dim": 6, "weights": "ema", "step": 3, "max_tokens": 9,
+        "scale": {"pairs": 9.0}, "image": {"resize": 64, "size": 56},
+    }  # fmt: skip
+    text = card.text(config, about, name="mine", left_out={})
+    assert f"| text weights `{tmp_path.name}` | apache-2.0 |" in text
 
 
 def test_the_averaged_weights_are_exported_on_request(run, tmp_path):
