@@ -3,8 +3,8 @@
     open_clip.create_model_from_pretrained("local-dir:FOLDER")
 
 Its image tower is timm's model with a classifier, which is our image head. Its text tower is
-transformers' BERT or RoBERTa, pooled, and then a matrix without a bias; `folded` gives that matrix
-what a head with a bias computes. A CLIP's text tower is open_clip's own.
+transformers' BERT or RoBERTa, or a CLIP's own, pooled, and then a matrix without a bias; `folded`
+lets it compute what a head with a bias does. `two_towers.read` reads such a folder.
 """
 
 import json
@@ -73,11 +73,12 @@ def write(
         },
     }
     if isinstance(model.txt, ClipText):
+        words["positional_embedding"] = words["positional_embedding"][: config.data.max_tokens]
         about["model_cfg"] |= {"custom_text": True}
         about["model_cfg"] |= {"quick_gelu": model.txt.config.hidden_act == "quick_gelu"}
     scale = np.clip(np.exp(variables["params"]["log_scale"]["pairs"]), *SCALES)
     named = {"logit_scale": np.array(np.log(scale), np.float32)}
-    named |= {f"visual.trunk.{name}": values for name, values in image.items()}
+    named |= {f"visual.{name}": values for name, values in image.items()}
     named |= {f"text.{name}": values for name, values in words.items()}
     folder.mkdir(parents=True)
     tensors.write(folder / open_clip.FILES[0], named)
@@ -92,27 +93,30 @@ def write(
 def _image(
     config: ConfigDict, model: Towers, variables: dict[str, Any]
 ) -> tuple[dict[str, Any], Tensors]:
-    """Returns vision_cfg, and timm's tensors. Raises NotHeldError as `write` does."""
+    """Returns vision_cfg and the image tower's tensors. Raises NotHeldError as `write` does."""
     arch, size = config.model.img.arch, config.data.image_size
     if folders.kept(model.img):
         raise NotHeldError("the image tower is pruned, and open_clip has timm's whole networks")
-    if isinstance(model.img, ViT) and model.img.pool == "mean":
-        raise NotHeldError(
-            f"{arch} has its norm before the mean over patches, and open_clip's has it after"
-        )
     if isinstance(model.img, ViT) and size != model.img.image_size:
         raise NotHeldError(
             f"open_clip makes {arch} for {model.img.image_size} pixels alone, and this one sees "
             f"{size}"
         )
     about = {
-        "timm_model_name": arch,
+        "timm_model_name": arch.removesuffix("_mean"),
         "timm_model_pretrained": False,
         "timm_pool": "token" if isinstance(model.img, ViT) else "avg",
-        "timm_proj": "",  # the classifier itself is the projection
+        "timm_proj": "",  # timm's classifier is the projection
         "image_size": size,
     }
-    return about, folders.image_tensors(model, variables)
+    found = {f"trunk.{k}": v for k, v in folders.image_tensors(model, variables).items()}
+    if isinstance(model.img, ViT) and model.img.pool == "mean":
+        # With a classifier timm would move the norm behind the mean; with a layer of open_clip's
+        # own it stays where it is.
+        about |= {"timm_pool": "avg", "timm_proj": "linear", "timm_proj_bias": True}
+        for name in ("weight", "bias"):
+            found[f"head.proj.{name}"] = found.pop(f"trunk.{model.img.classifier}.{name}")
+    return about, found
 
 
 def _bert(model: Towers, variables: dict[str, Any]) -> tuple[dict[str, Any], Tensors]:
@@ -132,8 +136,7 @@ def _bert(model: Towers, variables: dict[str, Any]) -> tuple[dict[str, Any], Ten
                 "none can be folded away"
             )
         last = f"transformer.encoder.layer.{model.txt.config.num_hidden_layers - 1}.output"
-        norm = (own[f"{last}.LayerNorm.weight"], own[f"{last}.LayerNorm.bias"])
-        weight, own[f"{last}.LayerNorm.bias"] = folded(weight, bias, *norm)
+        weight = _fold(own, f"{last}.LayerNorm", weight, bias)
     about = {"hf_pooler_type": POOLERS[pooling], "hf_proj_type": None}
     if weight is not None:
         about["hf_proj_type"] = "linear"
@@ -149,6 +152,11 @@ def _clip(model: Towers, variables: dict[str, Any]) -> tuple[dict[str, Any], Ten
     own = naming.export(folders.tower(variables, "txt"), open_clip.CLIP_TEXT)
     own = {naming.substitute(name, PARAMETERS): values for name, values in own.items()}
     weight, bias = _projection(model, variables)
+    if weight is None:
+        weight = np.eye(c.hidden_size, dtype=np.float32)
+    else:
+        weight = _fold(own, "ln_final", weight, bias)
+    own["text_projection"] = np.ascontiguousarray(weight.T)
     about: dict[str, Any] = {
         "vocab_size": c.vocab_size,
         "width": c.hidden_size,
@@ -158,13 +166,9 @@ def _clip(model: Towers, variables: dict[str, Any]) -> tuple[dict[str, Any], Ten
         # Configs up to 2023 wrongly say 2; then it is the largest token id.
         **({"pool_type": "argmax"} if c.eos_token_id == 2 else {"pool_type": "eos"}),
         "eos_id": c.eos_token_id,
-        "proj_type": "none",
     }
     if c.layer_norm_eps != EPSILON:
         about["norm_kwargs"] = {"eps": c.layer_norm_eps}
-    if weight is not None:
-        about |= {"proj_type": "linear", "proj_bias": True}
-        own |= {"text_projection.weight": weight, "text_projection.bias": bias}
     return about, own
 
 
@@ -193,6 +197,15 @@ def _projection(
         kernel = np.asarray(layer["kernel"], np.float64).T
         weight, bias = kernel @ weight, kernel @ bias + layer.get("bias", 0.0)
     return weight.astype(np.float32), bias.astype(np.float32)
+
+
+def _fold(
+    own: Tensors, norm: str, weight: Float[np.ndarray, "D W"], bias: Float[np.ndarray, " D"]
+) -> Float[np.ndarray, "D W"]:
+    """Returns the matrix without a bias, and changes the norm before it among the tensors."""
+    name = f"{norm}.bias"
+    weight, own[name] = folded(weight, bias, own[f"{norm}.weight"], own[name])
+    return weight
 
 
 def folded(

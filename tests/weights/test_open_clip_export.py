@@ -17,7 +17,7 @@ from otter_jax.models.clip import ClipText, ClipTextConfig
 from otter_jax.models.towers import unit
 from otter_jax.models.vit import ViT
 from otter_jax.run.model import initialise
-from otter_jax.weights import open_clip_export
+from otter_jax.weights import encoders, open_clip_export, two_towers
 
 RNG = np.random.default_rng(0)
 IDS = jnp.arange(14).reshape(2, 7) + 1
@@ -68,6 +68,8 @@ def towers(**changes):
 def written(tmp_path):
     """Writes a model; returns its config, and its tensors."""
 
+    out = tmp_path / "scratch"
+
     def call(model, variables, arch="resnet18", size=16):
         config = common.get_config()
         config.model.img.arch, config.data.image_size = arch, size
@@ -75,12 +77,14 @@ def written(tmp_path):
         original = tmp_path / "text"
         original.mkdir(exist_ok=True)
         (original / "vocab.txt").write_text("[PAD]\n[UNK]\n[CLS]\n[SEP]\notter")
-        (original / "config.json").write_text('{"hidden_size": 16}')
-        out = tmp_path / "scratch"
+        bert = dataclasses.asdict(tiny.BERT)
+        bert.pop("roberta_positions")
+        (original / "config.json").write_text(json.dumps(bert | {"model_type": "bert"}))
         open_clip_export.write(out, config, model, variables, original, home=tmp_path / "out")
         about = json.loads((out / "open_clip_config.json").read_text())
         return about, safetensors.numpy.load_file(out / "open_clip_model.safetensors")
 
+    call.folder = out
     return call
 
 
@@ -182,9 +186,9 @@ def test_clips_text_tower_has_open_clips_own_names(written):
         "mlp.c_proj.weight": (8, 24), "mlp.c_proj.bias": (8,),
     }  # fmt: skip
     expected = {
-        "token_embedding.weight": (30, 8), "positional_embedding": (9, 8),
+        "token_embedding.weight": (30, 8), "positional_embedding": (7, 8),
         "ln_final.weight": (8,), "ln_final.bias": (8,),
-        "text_projection.weight": (6, 8), "text_projection.bias": (6,),
+        "text_projection": (8, 6),
     }  # fmt: skip
     for number in range(2):
         expected |= {f"transformer.resblocks.{number}.{k}": v for k, v in of_block.items()}
@@ -197,7 +201,7 @@ def test_clips_text_tower_has_open_clips_own_names(written):
     text = about["model_cfg"]["text_cfg"]
     assert about["model_cfg"]["custom_text"]
     assert not about["model_cfg"]["quick_gelu"]
-    assert (text["pool_type"], text["eos_id"], text["proj_bias"]) == ("eos", 7, True)
+    assert (text["pool_type"], text["eos_id"]) == ("eos", 7)
     assert (text["mlp_ratio"], text["norm_kwargs"]) == (3.0, {"eps": 1e-6})
 
 
@@ -208,7 +212,6 @@ TANH = (Projection(16, "Tanh"),)
 @pytest.mark.parametrize(
     ("changes", "size", "words"),
     [
-        ({"img": VIT.clone(pool="mean")}, 16, "norm before the mean over patches"),
         ({"img": VIT}, 32, "for 16 pixels alone, and this one sees 32"),
         ({"txt": Bert(tiny.BERT, projections=TANH)}, 16, "activation Tanh after the pooling"),
         ({"txt": Bert(tiny.BERT, pooling="max")}, 16, "after the pooling max none can be folded"),
@@ -226,7 +229,22 @@ def test_what_open_clip_has_no_place_for_is_said_and_not_written(
     assert not (tmp_path / "scratch").exists()
 
 
-def test_a_vit_is_pooled_by_its_class_token(written):
-    about, tensors = written(*towers(img=VIT), arch="vit_tiny")
-    assert about["model_cfg"]["vision_cfg"]["timm_pool"] == "token"
-    assert tensors["visual.trunk.head.weight"].shape == (6, 16)
+@pytest.mark.parametrize(("pool", "timms"), [("token", "token"), ("mean", "avg")])
+@pytest.mark.parametrize("dim", [6, 8])
+def test_what_is_written_is_read_again_as_the_same_model(written, monkeypatch, pool, timms, dim):
+    arch = {"token": "small_vit", "mean": "small_vit_mean"}[pool]
+    arguments = {"patch": 8, "width": 16, "heads": 2, "depth": 1, "image_size": 16}
+    for name, more in (("small_vit", {}), ("small_vit_mean", {"pool": "mean"})):
+        monkeypatch.setitem(encoders.IMAGE_ENCODERS, name, (ViT, arguments | more))
+    texts = {6: Bert(tiny.BERT), 8: ClipText(dataclasses.replace(CLIP, layer_norm_eps=1e-5))}
+    model, variables = towers(dim=dim, img=VIT.clone(pool=pool), txt=texts[dim])
+    about, _ = written(model, variables, arch=arch)
+    assert about["model_cfg"]["vision_cfg"]["timm_pool"] == timms
+    found = two_towers.read(str(written.folder))
+    assert (found.max_tokens, found.pictures.size) == (7, 16)
+    np.testing.assert_allclose(found.scale, 100, rtol=1e-6)
+    pictures = jnp.asarray(RNG.integers(0, 256, (2, 16, 16, 3)), jnp.uint8)
+    for method, batch in (("embed_images", (pictures,)), ("embed_texts", (IDS, MASK))):
+        expected = model.apply(variables, *batch, method=method)
+        again = found.module.apply(found.variables, *batch, method=method)
+        np.testing.assert_allclose(again, expected, atol=1e-6)
