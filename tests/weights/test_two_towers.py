@@ -149,6 +149,43 @@ def test_of_a_folder_with_both_forms_the_one_with_weights_is_read(copy, made):
     assert two_towers.read(str(folder)).pictures.halves == "even"
 
 
+def test_buffers_that_older_versions_saved_are_passed_over(copy):
+    ids = np.arange(12)[None]
+    for case, names in (
+        ("hf_quick_gelu", ("text_model.embeddings.position_ids",)),
+        ("resnet_bert", ("text.transformer.embeddings.position_ids",)),
+        ("vit_quick_gelu", ("attn_mask",)),
+    ):
+        folder = copy(case)
+        file = folder / foreign.CASES[case]["weights"]
+        buffers = dict.fromkeys(names, ids)
+        safetensors.numpy.save_file(foreign.weights_of(case) | buffers, file)
+        two_towers.read(str(folder))
+    buffers["input_resolution"] = ids  # of OpenAI's archives, which are not read here
+    safetensors.numpy.save_file(foreign.weights_of(case) | buffers, file)
+    with pytest.raises(UserError, match="1 unexpected .input_resolution"):
+        two_towers.read(str(folder))
+
+
+def test_pictures_are_described_alike_by_old_files_and_new_ones(copy):
+    folder = copy("hf_larger")
+    expected = two_towers.layout_of(folder)
+    file = folder / "preprocessor_config.json"
+    about = json.loads(file.read_text())
+    kept = {name: about[name] for name in ("image_mean", "image_std", "resample")}
+    old = {"feature_extractor_type": "CLIPFeatureExtractor", "size": 41, "crop_size": 32}
+    file.write_text(json.dumps(kept | old))
+    assert two_towers.layout_of(folder).pictures == expected.pictures
+    file.unlink()
+    (folder / "processor_config.json").write_text(json.dumps({"image_processor": about}))
+    found = two_towers.layout_of(folder)
+    assert found.pictures == expected.pictures
+    assert found.module.mean == expected.module.mean
+    (folder / "processor_config.json").unlink()
+    with pytest.raises(UserError, match="cropped to 224"):  # that of OpenAI's models
+        two_towers.layout_of(folder)
+
+
 # --- what is refused ------------------------------------------------------------------------------
 
 
