@@ -122,7 +122,7 @@ def read_config(workdir: pathlib.Path) -> ConfigDict:
         raise UserError(f"There is no {path}: is {workdir} the directory of a run?")
     try:
         return completed(json.loads(read_text(path)))
-    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+    except (OSError, ValueError, TypeError, KeyError) as error:
         raise UserError(
             f"{path} is damaged, it cannot be read ({error}): restore it, or give the config that "
             "the run was trained with, --config NAME."
@@ -137,10 +137,10 @@ def completed(config: Any) -> ConfigDict:
     found = {"gates": {"shape": "", "penalty": "", "strength": 0.0}} | config
     if "data" in found:
         found["data"] = {"exif": "ignore"} | found["data"]
-    sets = found.get("eval", {}).get("sets", {})
-    if sets:
+    evaluation = dict(found.get("eval", {}))
+    if sets := dict(evaluation.get("sets", {})):
         new = {"folder": "", "probe": ""}
-        found["eval"] = found["eval"] | {"sets": {name: new | sets[name] for name in sets}}
+        found["eval"] = evaluation | {"sets": {name: new | sets[name] for name in sets}}
     return ConfigDict(found)
 
 

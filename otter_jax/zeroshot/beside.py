@@ -22,8 +22,14 @@ def check(folders: Sequence[pathlib.Path]) -> None:
             )
 
 
-def rows_beside(folder: pathlib.Path, result: Result) -> list[Row]:
-    """Returns the rows of another run on the set that `result` is of; [] if it has none.
+def called(folders: Sequence[pathlib.Path]) -> list[str]:
+    """Returns a name for each run: that of its folder, or its path if these are not different."""
+    names = [folder.name for folder in folders]
+    return names if all(names) and len({*names}) == len(names) else [*map(str, folders)]
+
+
+def rows_beside(folder: pathlib.Path, name: str, result: Result) -> list[Row]:
+    """Returns the rows of another run, called `name`, on a set with a result; [] if it has none.
 
     A set is the same if its classes, its images' labels and its templates are, whatever its name is
     there. Of several evaluations of it the one that was written last is taken.
@@ -32,7 +38,7 @@ def rows_beside(folder: pathlib.Path, result: Result) -> list[Row]:
     for path in sorted(paths, key=lambda path: path.stat().st_mtime, reverse=True):
         for theirs, about in _sets(path):
             if all(theirs["about"][key] == result["about"][key] for key in SAME):
-                before = f"{folder} step {about['step']} "
+                before = f"{name} step {about['step']} "
                 return rows_of(theirs, about.get("weights", ("student", "ema")), before)
     return []
 

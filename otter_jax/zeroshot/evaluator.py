@@ -24,7 +24,7 @@ from otter_jax import mesh as meshes
 from otter_jax.data.captions import Tokenizer
 from otter_jax.errors import Stopped, UserError
 from otter_jax.run import batches, cluster, directory, trained
-from otter_jax.run.console import progress_bar
+from otter_jax.run.console import WIDTH, progress_bar
 from otter_jax.run.embedder import Embedder
 from otter_jax.run.model import check_sizes
 from otter_jax.zeroshot import beside, tables
@@ -201,12 +201,11 @@ class Evaluator:
 
     def _print(self, step, results, weights, others):
         rows = {}
+        own, *names = beside.called([self._workdir, *others])
         for name, result in results.items():
-            rows[name] = tables.rows_of(
-                result, weights, f"{self._workdir} step {step} " if others else ""
-            )
-            for folder in others:
-                theirs = beside.rows_beside(folder, result)
+            rows[name] = tables.rows_of(result, weights, f"{own} step {step} " if others else "")
+            for folder, called in zip(others, names, strict=True):
+                theirs = beside.rows_beside(folder, called, result)
                 rows[name] += theirs
                 if not theirs:
                     self._console.print(
@@ -214,8 +213,9 @@ class Evaluator:
                         f"templates. To make them: otter-jax eval --workdir {folder}, with the "
                         "--config of this evaluation."
                     )
+        width = None if self._console.is_terminal else WIDTH
         for table in tables.tables(f"step {step}", results, rows, best=bool(others)):
-            self._console.print(table)
+            self._console.print(table, width=width)
 
 
 def _add(result: dict[str, Any], name: str, metrics: Mapping[str, Measure]) -> None:

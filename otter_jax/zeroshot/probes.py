@@ -6,7 +6,7 @@ a part of what they learn from, never on the evaluated pictures.
 """
 
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -39,7 +39,7 @@ class Probe(NamedTuple):
     def metrics(self, seen: Seen) -> dict[str, Measure]:
         """Returns FH@K, accuracy and recall@K on a set with one label for each image."""
         above, level = standings(self.scores, seen.ranked.images, seen.labels[:, 0], len(seen.bank))
-        return of_classes(above, level, seen.labels, len(seen.bank)).metrics
+        return of_classes(above, level, seen.labels, len(seen.bank))
 
 
 def learn(
@@ -77,7 +77,7 @@ def learn(
 def chosen(
     name: str,
     make: Callable[..., tuple[Scores, dict[str, Any]]],
-    choices: tuple[float, ...],
+    choices: Sequence[float | int],
     images: Float[np.ndarray, "N D"],
     labels: Int[np.ndarray, "N"],
     classes: int,
@@ -96,8 +96,9 @@ def chosen(
             shares[choice] = float((np.clip(1 - above, 0, 1) / np.maximum(level, 1)).mean())
     best = max(shares, key=shares.__getitem__) if shares else choices[len(choices) // 2]
     scores, settings = make(images, labels, classes, best)
+    told = ", ".join(f"{key}={value:g}" for key, value in settings.items())
+    console.print(f"{name}: {told}, chosen on {held.sum():,} pictures of these")
     settings |= {"pictures": len(labels), "held_out": int(held.sum()), "accuracies": shares}
-    console.print(f"{name}: {', '.join(f'{key} {value}' for key, value in settings.items())}")
     return Probe(name, settings, scores)
 
 
@@ -121,7 +122,7 @@ def linear(
 
     fitted = LogisticRegression(C=strength, max_iter=ITERATIONS)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)  # said in the settings
+        warnings.simplefilter("ignore", ConvergenceWarning)  # the settings have the iterations
         fitted.fit(images, labels)
 
     def scores(some):
@@ -129,8 +130,7 @@ def linear(
         values = np.stack([-values, values], axis=1) if values.ndim == 1 else values
         return _spread(values, fitted.classes_, classes)
 
-    converged = bool((fitted.n_iter_ < ITERATIONS).all())
-    return scores, {"C": strength, "converged": converged}
+    return scores, {"C": strength, "iterations": int(fitted.n_iter_.max())}
 
 
 def nearest(

@@ -64,8 +64,11 @@ def tables(
 def _table(
     title: str, columns: Sequence[str], rows: Sequence[Row], baselines: Sequence[Row], best: bool
 ) -> rich.table.Table:
-    out = rich.table.Table(title=title, title_justify="left", box=rich.box.SIMPLE_HEAD)
-    out.add_column("weights", overflow="fold")
+    out = rich.table.Table(
+        title=title, title_justify="left", box=rich.box.SIMPLE_HEAD,
+        show_edge=False, pad_edge=False, collapse_padding=True,
+    )  # fmt: skip
+    out.add_column("weights", overflow="fold", min_width=len("frequency"))
     for column in columns:
         out.add_column(column, justify="right", no_wrap=True)
     largest = {c: max(row.metrics.get(c, 0.0) for row in rows) for c in columns}

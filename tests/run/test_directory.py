@@ -163,3 +163,15 @@ def test_a_run_that_lives_is_not_started_again(workdir):
     with lock.held(workdir), pytest.raises(UserError, match="is being trained by process"):
         checked(workdir, config(), anyway=True)
     assert checked(workdir, config()) == ""
+
+
+def test_sets_of_older_runs_have_the_keys_of_today(tmp_path):
+    config = {"objective": {}, "eval": {"sets": {"birds": {"data": "birds"}}, "every": 0}}
+    directory.describe(tmp_path, config)
+    found = directory.config_of(tmp_path).eval
+    assert found.sets.birds.to_dict() == {"data": "birds", "folder": "", "probe": ""}
+    assert found.every == 0
+    for damaged in ({"eval": 3}, {"eval": {"sets": ["x"]}}, {"eval": {"sets": {"birds": 3}}}):
+        directory.describe(tmp_path, config | damaged)
+        with pytest.raises(UserError, match="is damaged"):
+            directory.config_of(tmp_path)

@@ -3,80 +3,26 @@
 import json
 import sys
 
-import flax.linen as nn
-import jax.numpy as jnp
 import numpy as np
 import pytest
-import tensorflow_datasets as tfds
-from pictures import coloured
+from colours import eval_set, evaluation_of, weights
 
-from otter_jax import mesh as meshes
 from otter_jax.configs import common
-from otter_jax.data.captions import Tokenizer
-from otter_jax.data.source import Source
 from otter_jax.errors import UserError
 from otter_jax.run import directory
-from otter_jax.run.console import make_console
 from otter_jax.zeroshot import evaluator
-from otter_jax.zeroshot.sets import EvalSet
 
-COLOURS = {"red": (200, 30, 30), "green": (20, 180, 40), "blue": (30, 40, 220)}
-WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", *COLOURS]
-PICTURES = [*COLOURS, "red", None, "red"]  # the last but one is no picture
-
-
-class Means(nn.Module):
-    """An image is its mean colour, a text the mean of its words' vectors."""
-
-    @nn.compact
-    def embed_images(self, image):
-        weight = self.param("images", nn.initializers.ones, (3,))
-        return _unit((image.astype(jnp.float32).mean(axis=(1, 2)) - 80) * weight)
-
-    @nn.compact
-    def embed_texts(self, token_ids, mask):
-        table = self.param("texts", nn.initializers.ones, (len(WORDS), 3))
-        return _unit((table[token_ids] * mask[..., None]).sum(axis=1))
-
-
-def _unit(x):
-    return x / jnp.maximum(jnp.linalg.norm(x, axis=-1, keepdims=True), 1e-12)
-
-
-def weights(images=1.0, **texts):
-    """Weights under which each colour is called by its name, but for those in `texts`."""
-    table = np.zeros((len(WORDS), 3), np.float32)
-    for number, name in enumerate(COLOURS):
-        table[WORDS.index(name), number] = 1
-    for name, value in texts.items():
-        table[WORDS.index(name)] = value
-    return {"params": {"images": np.full(3, images, np.float32), "texts": table}}
+LABELS = [[0], [1], [2], [0], [0], [-1]]
 
 
 @pytest.fixture
 def evaluated(tmp_path, monkeypatch, capsys):
     """Results, and what is printed, of weights on the pictures; their labels are the colours."""
-    (tmp_path / "vocab.txt").write_text("\n".join(WORDS))
-    features = {"image": tfds.features.Image(), "key": tfds.features.Text()}
-    records = [
-        {"image": coloured(COLOURS[name], n) if name else b"", "key": b"p%d" % n}
-        for n, name in enumerate(PICTURES)
-    ]
-    source = Source("colours:train", records, tfds.features.FeaturesDict(features))
-    labels = np.array([[0], [1], [2], [0], [0], [-1]], np.int32)
-    found = EvalSet("colours", source, list(COLOURS), labels, ("{}",), 1, {"pink": 2})
-    monkeypatch.setattr(EvalSet, "open", lambda *_, **__: found)
-    config = common.get_config("infonce")
-    config.eval.sets.colours = common.evaluation("colours")
-    config.eval.batch_size, config.data.resize, config.data.image_size = 4, 36, 32
+    found = eval_set(LABELS, no_label=1, unknown={"pink": 2}, about={})
+    evaluate = evaluation_of(found, tmp_path, monkeypatch)
 
     def call(variables):
-        out = make_console()
-        tokenizer, mesh = Tokenizer(tmp_path, 4), meshes.make_mesh(2)
-        evaluate = evaluator.Evaluator(config, Means(), tokenizer, mesh, tmp_path, out)
-        metrics = evaluate(7, {"student": variables})
-        results = json.loads((tmp_path / "results" / "step_00000007.json").read_text())
-        return metrics, results["sets"]["colours"], capsys.readouterr().out
+        return *evaluate(variables), capsys.readouterr().out
 
     return call
 

@@ -5,6 +5,8 @@ import json
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
+from pictures import noise
+from tars import write_tar
 
 from otter_jax.configs.common import evaluation
 from otter_jax.data.source import Source
@@ -271,3 +273,83 @@ def test_only_a_set_whose_labels_are_captions_needs_them(monkeypatch, label, nee
     monkeypatch.setattr(sets, "ensure", ask)
     with pytest.raises(Asked, match=str(needed)):
         sets.EvalSet.open("animals", evaluation("animals", label=label), "")
+
+
+def folder_of(root, files):
+    """A folder with a picture in each of these files."""
+    for number, name in enumerate(files):
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_bytes(noise(number))
+    return str(root)
+
+
+def test_a_folder_per_class_is_a_set_as_it_is_also_of_classes_with_one_picture(tmp_path):
+    folder = folder_of(tmp_path / "zoo", ("lion/a.jpg", "lion/b.jpg", "cat/a.jpg"))
+    spec = evaluation("zoo", folder=folder)
+    found = sets.EvalSet.open("zoo", spec, str(tmp_path / "sets"))
+    assert found.names == [CAT, LION]
+    assert sorted(map(tuple, classes(found))) == [(CAT,), (LION,), (LION,)]
+    assert sets.EvalSet.open("zoo", spec, str(tmp_path / "sets")).about == found.about
+
+
+def test_a_folder_with_labels_in_a_table_is_a_set_as_it_is(tmp_path):
+    folder = folder_of(tmp_path / "zoo", ("a.jpg", "b.jpg", "c.jpg"))
+    table = "file_name,species\na.jpg,lion\nb.jpg,cat\nc.jpg,\n"
+    (tmp_path / "zoo" / "metadata.csv").write_text(table)
+    spec = evaluation("zoo", folder=folder, label="json.species")
+    found = sets.EvalSet.open("zoo", spec, str(tmp_path / "sets"))
+    assert sorted(map(tuple, classes(found))) == [(), (CAT,), (LION,)]
+
+
+def test_a_folder_that_is_none_is_an_error_that_names_it(tmp_path):
+    for label in ("label", "json.species"):
+        spec = evaluation("zoo", folder=str(tmp_path / "zoo"), label=label)
+        with pytest.raises(UserError, match=f"There is no folder {tmp_path}/zoo"):
+            sets.EvalSet.open("zoo", spec, str(tmp_path / "sets"))
+
+
+def test_probes_learn_from_another_split_with_the_classes_of_this_one(tmp_path):
+    files = [f"{s}/{c}/{n}.jpg" for s in ("train", "test") for c in (LION, CAT) for n in "ab"]
+    folder = folder_of(tmp_path / "zoo", [*files, "train/owl/a.jpg"])
+    (tmp_path / "names.txt").write_text("lion\ncat\n")
+    spec = evaluation(
+        "zoo", folder=folder, split="test", probe="train", names=str(tmp_path / "names.txt")
+    )
+    found = sets.EvalSet.open("zoo", spec, str(tmp_path / "sets"))
+    assert found.learned.names == found.names == [LION, CAT]
+    assert sorted(map(tuple, classes(found.learned))) == [(), *[(CAT,)] * 2, *[(LION,)] * 2]
+    for split in ("test", "test[:50%]"):
+        spec.probe = split
+        with pytest.raises(UserError, match=r"zoo.probe='test.*': [24] records are in the split"):
+            sets.EvalSet.open("zoo", spec, str(tmp_path / "sets"))
+    spec.probe = "trian"
+    with pytest.raises(UserError, match="has no split 'trian'"):
+        sets.EvalSet.open("zoo", spec, str(tmp_path / "sets"))
+
+
+def test_captions_among_themselves_are_pairs_and_the_same_picture_has_one_number(tmp_path):
+    pictures = [noise(0), noise(1), noise(0), noise(2)]
+    texts = ("a lion", "a cat", "a big cat", "a cat")
+    write_tar(
+        tmp_path / "zoo.tar",
+        [
+            (f"{n}.{kind}", content)
+            for n, pair in enumerate(zip(pictures, texts, strict=True))
+            for kind, content in zip(("jpg", "txt"), pair, strict=True)
+        ],
+    )  # fmt: skip
+    spec = evaluation("zoo", tars=(str(tmp_path / "zoo.tar"),), label="caption", templates=("{}",))
+    found = sets.EvalSet.open("zoo", spec, str(tmp_path / "sets"))
+    named = {text: number for (text,), number in zip(classes(found), found.pictures, strict=True)}
+    assert named["a lion"] == named["a big cat"]
+    assert len(set(found.pictures.tolist())) == 3
+    (tmp_path / "names.txt").write_text("a lion\na cat")
+    spec.names = str(tmp_path / "names.txt")
+    assert sets.EvalSet.open("zoo", spec, str(tmp_path / "sets")).pictures is None
+
+
+def test_a_misspelt_set_is_an_error_that_names_the_nearest_and_all(tmp_path):
+    folder = folder_of(tmp_path / "zoo", ("lion/a.jpg",))
+    sets.EvalSet.open("zoo", evaluation("animals", folder=folder), str(tmp_path / "sets"))
+    with pytest.raises(UserError, match=r"no data set anmials .*are: animals\. Did you mean anim"):
+        sets.EvalSet.open("zoo", evaluation("anmials"), str(tmp_path / "sets"))
