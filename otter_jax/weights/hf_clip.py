@@ -72,7 +72,7 @@ def read(folder: Path, *, dtype: Any, tell: Tell) -> Layout:
         hub.WEIGHTS_FILES,
         pictures,
         config.max_length,
-        tokenizer="",
+        tokenizer=layout.usual_tokenizer(config),
         library="transformers",
     )
 

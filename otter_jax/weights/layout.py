@@ -7,6 +7,7 @@ from typing import Any, Literal, NamedTuple
 
 from otter_jax.errors import UserError
 from otter_jax.files import read_text
+from otter_jax.models.clip import ClipTextConfig
 from otter_jax.models.towers import Towers
 from otter_jax.weights import tensors
 from otter_jax.weights.naming import Family, Rules
@@ -15,6 +16,9 @@ READ = 'docs/encoders.md, "CLIPs of other projects", says what is read'
 # What CLIP's own pictures were, in 0..1; for files that do not say.
 MEAN = (0.48145466, 0.4578275, 0.40821073)
 STD = (0.26862954, 0.26130258, 0.27577711)
+
+TOKENIZER = "openai/clip-vit-base-patch32"  # has the tokenizer of all CLIPs with this many tokens:
+TOKENS = 49408
 
 
 class Pictures(NamedTuple):
@@ -61,6 +65,11 @@ class Layout(NamedTuple):
     tokenizer: str
     library: Literal["transformers", "open_clip"]
     transposed: Set[str] = frozenset()
+
+
+def usual_tokenizer(config: ClipTextConfig) -> str:
+    """Returns the hub name of OpenAI's tokenizer if a text encoder embeds as many tokens, or ""."""
+    return TOKENIZER if config.vocab_size == TOKENS else ""
 
 
 def read_json(file: Path) -> dict[str, Any]:

@@ -19,8 +19,6 @@ from otter_jax.weights.tensors import Tell
 
 CONFIG = "open_clip_config.json"
 FILES = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
-STANDARD = "openai/clip-vit-base-patch32"  # has the tokenizer of all CLIPs with this many tokens:
-STANDARD_TOKENS = 49408
 
 # Entries that change nothing of what is computed from given weights.
 NO_EFFECT = {
@@ -118,8 +116,7 @@ def read(folder: Path, *, dtype: Any, tell: Tell) -> Layout:
         words = _bert(folder, text, dim, dtype, tell)
     else:
         words = _clip_text(file, text, activation, dtype)
-        if words.module.config.vocab_size == STANDARD_TOKENS:
-            tokenizer = tokenizer or STANDARD
+        tokenizer = tokenizer or layout.usual_tokenizer(words.module.config)
     pictures, (mean, std) = _pictures(file, layout.section(file, whole, "preprocess_cfg"), size)
     module = Towers(
         img=image.module,
@@ -231,7 +228,7 @@ def _clip_text(file: Path, text: dict[str, Any], activation: str, dtype: Any) ->
     pool = layout.chosen(file, text, "pool_type", "argmax", ("argmax", "eos"))
     width = layout.count(file, text, "width", 512)
     config = ClipTextConfig(
-        vocab_size=layout.count(file, text, "vocab_size", STANDARD_TOKENS),
+        vocab_size=layout.count(file, text, "vocab_size", layout.TOKENS),
         hidden_size=width,
         num_hidden_layers=layout.count(file, text, "layers", 12),
         num_attention_heads=layout.count(file, text, "heads", 8),

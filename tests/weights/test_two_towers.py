@@ -377,3 +377,9 @@ def test_the_tokenizer_of_openais_models_is_found_for_their_vocabulary_alone(cop
     assert two_towers.layout_of(folder).tokenizer == ""
     write_config(folder, text_cfg__vocab_size=49408)
     assert two_towers.layout_of(folder).tokenizer == "openai/clip-vit-base-patch32"
+    folder = copy("hf_quick_gelu")
+    assert two_towers.layout_of(folder).tokenizer == ""
+    about = json.loads((folder / "config.json").read_text())
+    about["text_config"]["vocab_size"] = 49408
+    (folder / "config.json").write_text(json.dumps(about))
+    assert two_towers.layout_of(folder).tokenizer == "openai/clip-vit-base-patch32"
