@@ -26,6 +26,7 @@ def parser() -> start.Parser:
         ),
     )
     flags.add_model(made)
+    flags.add_batch_size(made)
     flags.add_sources(made, nargs="*")
     made.flag(
         "--texts",
@@ -54,12 +55,11 @@ def _texts(options: argparse.Namespace) -> int:
 
     texts = vectors.texts_of(options.texts)
     start.print_loading()
-    import otter_jax
     from otter_jax.run import cluster
     from otter_jax.run.console import make_console, progress_bar
 
-    model = otter_jax.load(options.model, weights=options.weights, step=options.step)
     console = make_console()
+    model = _model(options)
     with cluster.Stop() as stop, progress_bar(console) as bar:
         task = bar.add_task("texts", total=len(texts))
         vectors.embed_texts(
@@ -80,14 +80,13 @@ def _pictures(options: argparse.Namespace) -> int:
     pictures = Pictures.of(options.sources)
     print(pictures.told())
     start.print_loading()
-    import otter_jax
     from otter_jax.predict import index
     from otter_jax.predict.progress import Progress
     from otter_jax.run import cluster
     from otter_jax.run.console import make_console
 
-    model = otter_jax.load(options.model, weights=options.weights, step=options.step)
     console = make_console()
+    model = _model(options)
     with cluster.Stop() as stop:
         done = index.update(
             model,
@@ -103,10 +102,23 @@ def _pictures(options: argparse.Namespace) -> int:
     return start.PARTLY if done.unreadable else 0
 
 
+def _model(options: argparse.Namespace):
+    from otter_jax.predict.loading import load
+
+    return load(
+        options.model,
+        weights=options.weights,
+        step=options.step,
+        batch_size=options.batch_size,
+        tell=lambda note: print(f"Note: {note}"),
+    )
+
+
 def _load(options: argparse.Namespace) -> dict[str, object]:
     """Returns how `search` is to load the model again."""
-    folder = pathlib.Path(options.model).expanduser().absolute()
-    return {"folder": str(folder), "weights": options.weights, "step": options.step}
+    folder = pathlib.Path(options.model).expanduser()
+    model = str(folder.absolute()) if folder.exists() else options.model  # a name on the hub
+    return {"model": model, "weights": options.weights, "step": options.step}
 
 
 def _print(done, file: pathlib.Path, model: str, console: rich.console.Console) -> None:

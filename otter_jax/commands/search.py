@@ -83,15 +83,9 @@ def run(options: argparse.Namespace) -> None:
 
 def _found(options: argparse.Namespace, index) -> list[tuple[int, str, int, float]]:
     """Returns (row of the index, query, rank, cosine) of what is found for each query."""
-    import otter_jax
     from otter_jax.predict.neighbours import nearest
 
-    if options.model:
-        model = otter_jax.load(options.model, weights=options.weights, step=options.step)
-    else:
-        weights = options.weights or index.load["weights"]
-        step = index.load["step"] if options.step is None else options.step
-        model = otter_jax.load(index.load["folder"], weights=weights, step=step)
+    model = _model(options, index)
     if model.identity != index.model:
         raise UserError(
             f"{index.file} was made by another model, {index.load['name']}; this one is "
@@ -102,11 +96,30 @@ def _found(options: argparse.Namespace, index) -> list[tuple[int, str, int, floa
     vectors = model.embed_images(queries) if options.image else model.embed_texts(queries)
     best = nearest(vectors, index.blocks(), min(options.top, index.count))
     return [
-        (int(row), query, rank, float(cosine))
+        (int(row), query, rank, min(1.0, float(cosine)))  # float16 may give 1.00003
         for query, rows, cosines in zip(queries, *best, strict=True)
         for rank, (row, cosine) in enumerate(zip(rows, cosines, strict=True), start=1)
         if row >= 0
     ]
+
+
+def _model(options: argparse.Namespace, index):
+    """Loads the model of the index, or the one that the flags name."""
+    from otter_jax.predict.loading import load
+
+    def tell(note):
+        print(f"Note: {note}", file=sys.stderr)
+
+    if options.model:
+        return load(options.model, weights=options.weights, step=options.step, tell=tell)
+    weights = options.weights or index.load["weights"]
+    step = index.load["step"] if options.step is None else options.step
+    try:
+        return load(index.load["model"], weights=weights, step=step, tell=tell)
+    except UserError as error:
+        raise UserError(
+            f"{error} {index.file} was made by it: if it was moved, give --model MODEL."
+        ) from None
 
 
 def _shown(path: str) -> str:

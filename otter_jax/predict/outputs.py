@@ -168,7 +168,9 @@ def _write(
 ) -> None:
     """Writes a Parquet file in row groups of about ROWS, and renames it into place."""
     held: list[pa.RecordBatch] = []
-    with pq.ParquetWriter(scratch, schema, compression="zstd", use_dictionary=False) as writer:
+    vectors = {field.name: pa.types.is_fixed_size_binary(field.type) for field in schema}
+    codecs = {name: "none" if noise else "zstd" for name, noise in vectors.items()}
+    with pq.ParquetWriter(scratch, schema, compression=codecs, use_dictionary=False) as writer:
         for batch in rows:
             held.append(batch)
             if sum(each.num_rows for each in held) >= ROWS:

@@ -14,6 +14,7 @@ from otter_jax.predict import sheet as sheets
 from otter_jax.predict.classes import Classes, read_classes
 from otter_jax.predict.loading import load
 from otter_jax.predict.model import TEMPLATES, Model
+from otter_jax.predict.paths import written
 from otter_jax.predict.pictures import Batch, Pictures
 from otter_jax.predict.progress import Progress
 from otter_jax.predict.ranking import Ranked, rank
@@ -154,7 +155,7 @@ def _predict(
             for path, why in batch.unreadable:
                 unreadable += 1
                 if unreadable <= NAMED:
-                    console.print(f"Cannot be read: {path}: {why}")
+                    console.print(f"Cannot be read: {written(path)}: {why}")
             rows = []
             for of_one in namer(batch):
                 path = of_one[0][0]

@@ -340,5 +340,11 @@ class _Terminal(Table):
             if last not in (None, cells[0]):
                 drawn.add_section()
             last, cells[0] = cells[0], "" if cells[0] == last else cells[0]
-            drawn.add_row(*(f"{c:.4f}" if isinstance(c, float) else str(c) for c in cells))
+            drawn.add_row(*map(_shown, cells))
         self._console.print(drawn)
+
+
+def _shown(cell: str | int | float | None) -> str:
+    if cell is None:
+        return ""
+    return f"{cell:.4f}" if isinstance(cell, float) else str(cell)

@@ -84,7 +84,7 @@ def test_an_index_whose_model_has_moved_is_searched_by_telling_where(
     shutil.copytree(tiny_run.home, tmp_path / "run")
     assert embed.main([str(tmp_path / "run"), str(photos), "--out", str(out)]) == 0
     (tmp_path / "run").rename(moved)
-    assert "There is no MODEL" in said(capfdbinary, 2, out, "a dog")
+    assert "if it was moved, give --model MODEL" in said(capfdbinary, 2, out, "a dog")
     assert said(capfdbinary, 0, out, "a dog", "--model", moved, "-f")
     wrong = said(capfdbinary, 2, out, "a dog", "--model", moved, "--weights", "ema")
     assert "Vectors of two models cannot be compared" in wrong
@@ -131,6 +131,6 @@ def test_texts_have_vectors_too(tiny_run, model, tmp_path, capsys):
     ],
 )
 def test_mistakes_are_said_before_anything_is_loaded(command, argv, words, capsys, monkeypatch):
-    monkeypatch.setattr("otter_jax.load", None)
+    monkeypatch.setattr("otter_jax.predict.loading.load", None)
     assert command.main(argv) == 2
     assert words in capsys.readouterr().err

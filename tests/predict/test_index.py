@@ -16,7 +16,7 @@ from otter_jax.predict.pictures import Pictures
 from otter_jax.predict.progress import Progress
 
 ODD = os.fsdecode(b"odd\n\xff.png")
-LOAD = {"folder": "run", "weights": None, "step": None}
+LOAD = {"model": "run", "weights": None, "step": None}
 
 
 class Mean:
