@@ -86,7 +86,7 @@ def of_log(runs: Sequence[History]) -> page.Markup:
             drawn = plots.plot(
                 _lines(curve, runs), curve.title, levels=levels, log=curve.log, zero=curve.zero
             )
-            figures.append(figure(curve.title, drawn, curve.text))
+            figures.append(figure(curve.title, drawn, f"{_dashes(curve, runs)}{curve.text}"))
     if not figures:
         return page.Markup('<p class="none">The log holds no numbers of training.</p>')
     return page.Markup(grid(figures))
@@ -179,7 +179,7 @@ def _lines(curve: Curve, runs: Sequence[History]) -> list[plots.Line]:
     return [
         plots.Line(
             points,
-            label if several and i == 0 else "",
+            label if several and len(runs) == 1 else "",
             _colour(runs, i, j),
             j if len(runs) > 1 else 0,
         )
@@ -187,6 +187,16 @@ def _lines(curve: Curve, runs: Sequence[History]) -> list[plots.Line]:
         for j, (name, label) in enumerate(curve.numbers.items())
         if (points := _of(run, name))
     ]
+
+
+def _dashes(curve: Curve, runs: Sequence[History]) -> str:
+    """Returns which line is which, where colours tell the runs apart."""
+    there = [name for name in curve.numbers if any(_of(run, name) for run in runs)]
+    if len(runs) == 1 or len(there) == 1:
+        return ""
+    kinds = dict(zip(curve.numbers, ("whole lines", "dashes", "dots"), strict=False))
+    told = ", ".join(f"{kinds[name]} are {curve.numbers[name]}" for name in there)
+    return f"{told[0].upper()}{told[1:]}. "
 
 
 def _levels(curve: Curve, runs: Sequence[History]) -> list[plots.Level]:

@@ -16,6 +16,10 @@ from otter_jax.errors import UserError
 from otter_jax.run import directory
 
 LOG = 1 << 30  # bytes of a log, at most: a million lines
+NEEDED = (
+    "method", "eval.batch_size", "data.dir", "data.name", "data.split", "objective.teacher",
+    "teacher.checkpoint", "train.batch_size", "train.epochs",
+)  # fmt: skip
 RENAMED = {"entropy": "target_entropy"}  # numbers of the log that older versions call otherwise
 HIT = re.compile(r"(?P<set>.+)/(?P<weights>[^/]+)/(?P<metric>[^/]+)")
 
@@ -69,6 +73,12 @@ def read(workdir: pathlib.Path) -> History:
         )
     if command != "train":
         raise UserError(f"{workdir} is no run of train: its config has no key 'objective'.")
+    flat = directory.flatten(json.loads(config.to_json()))
+    lacking = [key for key in NEEDED if key not in flat]
+    if lacking:
+        raise UserError(
+            f"{workdir / 'config.json'} is damaged: it has no {', '.join(lacking)}. Restore it."
+        )
     notes: list[str] = []
     numbers, evaluations = _log(workdir / "metrics.jsonl", notes)
     for step, sets in _results(workdir, notes):

@@ -37,11 +37,13 @@ STYLE = """
 gap:.6em 2em}
 svg.plot{width:100%;max-width:34em;height:auto;display:block;font:11px system-ui,sans-serif}
 svg.plot text{fill:var(--soft)}svg.plot .grid{stroke:var(--faint)}
-svg.plot .level{stroke:var(--soft);stroke-dasharray:2 3}
+svg.plot path.level{stroke:var(--soft);stroke-dasharray:2 3}
 svg.plot .line{fill:none;stroke-width:1.8;stroke-linejoin:round}
 svg.plot .dash1{stroke-dasharray:5 3}svg.plot .dash2{stroke-dasharray:1.5 2.5}
 svg.plot .name{font-weight:600}svg.plot .name.level{font-weight:400}
-.plots>*,.tables>*,.matchings>*{min-width:0}.plots h3{margin-top:.2em}
+.beside{display:flex;flex-wrap:wrap;gap:1em 3em}.beside>.wide{max-width:100%}
+.beside>.plots{flex:1 1 36em;grid-template-columns:repeat(auto-fit,minmax(min(100%,17em),1fr))}
+.beside>*,.plots>*,.tables>*,.matchings>*{min-width:0}.plots h3{margin-top:.2em}
 .plots .note{font-size:.85em;margin:.1em 0 .8em}
 .legend{list-style:none;display:flex;flex-wrap:wrap;gap:.3em 1.4em;padding:0;margin:.5em 0}
 .legend li{overflow-wrap:anywhere}.chip{display:inline-block;width:.8em;height:.8em;
@@ -57,7 +59,7 @@ def write(workdirs: Sequence[pathlib.Path], out: pathlib.Path | None = None) -> 
     """Writes the report of one run, or of several in one; returns its path.
 
     By default it lies in the run's directory, that of several in the folder that holds them all.
-    Raises UserError if one is no run of `train`, or they are the same.
+    Raises UserError if one is no run of `train`, two are the same, or `out` cannot be written.
     """
     if len({workdir.resolve() for workdir in workdirs}) < len(workdirs):
         raise UserError("The same run is given twice: name each once.")
@@ -66,7 +68,12 @@ def write(workdirs: Sequence[pathlib.Path], out: pathlib.Path | None = None) -> 
         home = workdirs[0] if len(runs) == 1 else common_folder(workdirs)
         out = home / NAME
     text = of_one(runs[0]) if len(runs) == 1 else of_several(runs)
-    directory.write_text(out, text)
+    try:
+        directory.write_text(out, text)
+    except OSError as error:
+        raise UserError(
+            f"The report cannot be written to {out}: {error.strerror}. Give another --out FILE."
+        ) from error
     return out
 
 
@@ -150,9 +157,9 @@ def _results(runs: Sequence[History]) -> Parts:
         size = results.size_of(runs, name)
         rows = results.hits(runs, name)
         title = page.heading(f"{name}: {size}" if size else name, 3)
-        table = f"<div>{page.table(rows)}</div>" if rows else ""
-        drawn = curves.grid([table, *curves.of_hits(runs, name)])
-        parts.append(("", page.Markup(title + drawn)))
+        table = page.table(rows) if rows else ""
+        drawn = curves.grid(curves.of_hits(runs, name))
+        parts.append(("", page.Markup(f'{title}<div class="beside">{table}{drawn}</div>')))
     return parts
 
 

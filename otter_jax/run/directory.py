@@ -204,8 +204,11 @@ def write_text(path: pathlib.Path, text: str) -> None:
 def write_bytes(path: pathlib.Path, content: bytes) -> None:
     """Writes a file as `write_text` does."""
     scratch = path.with_name(path.name + ".tmp")
-    scratch.write_bytes(content)
-    os.replace(scratch, path)
+    try:
+        scratch.write_bytes(content)
+        os.replace(scratch, path)
+    finally:
+        scratch.unlink(missing_ok=True)
 
 
 def check_run(

@@ -153,6 +153,24 @@ def test_a_transfer_is_said_to_have_a_report_of_its_own(tmp_path):
         report.write([tmp_path / "none"])
 
 
+def test_a_config_without_what_a_report_needs_is_damaged(tmp_path, sets):
+    workdir = written.run(tmp_path / "run", written.config_of(sets))
+    config = json.loads((workdir / "config.json").read_text())
+    for section in ("objective", "teacher", "train"):
+        (workdir / "config.json").write_text(json.dumps(config | {section: 3}))
+        with pytest.raises(UserError, match=rf"config.json is damaged: it has no .*{section}\."):
+            report.write([workdir])
+
+
+def test_a_place_that_cannot_be_written_to_is_told_and_nothing_is_left_there(tmp_path, sets):
+    workdir = written.run(tmp_path / "run", written.config_of(sets))
+    (tmp_path / "folder").mkdir()
+    for out in (tmp_path / "none" / "a.html", tmp_path / "folder"):
+        with pytest.raises(UserError, match=r"cannot be written to .* Give another --out FILE"):
+            report.write([workdir], out)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["folder", "run"]
+
+
 def test_several_runs_share_plots_and_tables_and_what_differs_is_told(tmp_path, sets):
     config = written.config_of(sets)
     first = written.run(tmp_path / "a" / "run", config)
