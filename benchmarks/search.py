@@ -159,7 +159,8 @@ def main() -> None:
     elif options.file:
         search_index(options.file, options.dim)
     else:
-        print(compare(options.faiss, options.threads, options.dim), flush=True)
+        if options.threads:
+            print(compare(options.faiss, options.threads, options.dim), flush=True)
         if options.index:
             with tempfile.TemporaryDirectory() as folder:
                 file = pathlib.Path(folder, "index.parquet")

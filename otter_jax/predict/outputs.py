@@ -84,8 +84,8 @@ def about_of(table: pathlib.Path) -> dict[str, Any]:
 
 
 def rows_of(table: pathlib.Path, columns: list[str] | None = None) -> Iterator[pa.RecordBatch]:
-    """Yields the rows of a Parquet file, ROWS at most at a time."""
-    with pq.ParquetFile(table) as file:
+    """Yields the rows of a Parquet file, ROWS at most at a time, with no more of it in memory."""
+    with pq.ParquetFile(table, pre_buffer=False) as file:  # or all of it is read ahead
         yield from file.iter_batches(ROWS, columns=columns)
 
 

@@ -4,6 +4,7 @@ import os
 import types
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import rich.console
@@ -12,6 +13,7 @@ from pictures import coloured
 from otter_jax.errors import Stopped, UserError
 from otter_jax.predict import index, vectors
 from otter_jax.predict.index import Index
+from otter_jax.predict.outputs import ROWS, Parts, rows_of
 from otter_jax.predict.pictures import Pictures
 from otter_jax.predict.progress import Progress
 
@@ -228,6 +230,24 @@ def test_texts_are_embedded_in_their_order_and_go_on_after_a_stop(tmp_path, monk
         rows = [np.frombuffer(value, np.float16) for value in table["embedding"].to_pylist()]
     assert [*names] == texts
     np.testing.assert_array_equal(rows, right)
+
+
+def test_an_index_is_read_with_a_few_blocks_in_memory(tmp_path):
+    out, dim, count = tmp_path / "index.parquet", 64, 20 * ROWS
+    model = Mean()
+    model.dim = dim
+    schema = vectors.schema([], out, model, {})
+    with Parts(out, schema, vectors.about(model)) as parts:
+        block = np.zeros((ROWS, dim), np.float32)
+        rows = pa.record_batch([vectors.packed(block, schema.field("embedding").type)], schema)
+        parts.finish(rows for _ in range(20))
+    before = pa.total_allocated_bytes()
+    held = [
+        (len(block), pa.total_allocated_bytes() - before)
+        for block in vectors.blocks(rows_of(out), dim)
+    ]
+    assert sum(size for size, _ in held) == count
+    assert max(size for _, size in held) < 5 * ROWS * dim * 2
 
 
 def test_lines_of_a_file_are_texts(tmp_path):
