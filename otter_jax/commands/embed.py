@@ -135,9 +135,9 @@ def _print(done, file: pathlib.Path, model: str, console: rich.console.Console) 
     console.print(told)
     if done.vanished:
         shown = ", ".join(map(written, done.vanished[:NAMED])) + _more(done.vanished)
-        console.print(f"{len(done.vanished):,} are no longer there, and dropped: {shown}")
+        console.print(f"{len(done.vanished):,} no longer there, and dropped: {shown}")
     if done.unreadable:
-        console.print(f"{len(done.unreadable):,} cannot be read, and are left out:")
+        console.print(f"{len(done.unreadable):,} that cannot be read, and left out:")
         for path, why in done.unreadable[:NAMED]:
             console.print(f"  {written(path)}: {why}")
         if _more(done.unreadable):

@@ -69,13 +69,18 @@ def run(options: argparse.Namespace) -> None:
     shown = {row: _shown(path) for row, path in index.paths(r for r, *_ in found).items()}
     _write(options, [(query, rank, shown[row], cosine) for row, query, rank, cosine in found])
     if options.sheet:
-        title = " · ".join(options.texts or map(os.path.basename, options.image))
+        queries = options.texts or [os.path.basename(path) for path in options.image]
+        title = " · ".join(queries)
         cells = [
             sheet.Cell(shown[row], shown[row], [sheet.Line(query, f"{cosine:.3f}")])
             for row, query, _, cosine in found
         ]
         count = sheet.draw(
-            cells, options.sheet, title=title, note=f"{index.file.name}, {index.count:,} pictures"
+            cells,
+            options.sheet,
+            title=title,
+            note=f"{index.file.name}, {index.count:,} pictures",
+            columns=options.top if len(queries) > 1 else sheet.WIDEST,  # a row for each query
         )
         left = f", the first {count:,} of {len(cells):,}" * (count < len(cells))
         print(f"{options.sheet}: {count:,} pictures{left}", file=sys.stderr)

@@ -56,7 +56,14 @@ def check_out(out: pathlib.Path) -> None:
         raise UserError(f"--sheet {out}: there is no folder {out.absolute().parent}.")
 
 
-def draw(cells: Iterable[Cell], out: pathlib.Path, *, title: str = "", note: str = "") -> int:
+def draw(
+    cells: Iterable[Cell],
+    out: pathlib.Path,
+    *,
+    title: str = "",
+    note: str = "",
+    columns: int = WIDEST,
+) -> int:
     """Writes a sheet of the first MOST cells, and returns how many are on it.
 
     Args:
@@ -64,9 +71,11 @@ def draw(cells: Iterable[Cell], out: pathlib.Path, *, title: str = "", note: str
       out: the PNG; it is there when it is whole.
       title: above the grid.
       note: a smaller line below the title.
+      columns: cells side by side; WIDEST or more: as many as make a good shape.
     """
     taken = [cell for cell, _ in zip(cells, range(MOST), strict=False)]
-    columns = max(1, min(WIDEST, round((1.5 * len(taken)) ** 0.5), len(taken)))
+    if not 0 < columns < WIDEST:
+        columns = max(1, min(WIDEST, round((1.5 * len(taken)) ** 0.5), len(taken)))
     lines = max((len(cell.lines) for cell in taken), default=0)
     barred = any(line.share is not None for cell in taken for line in cell.lines)
     step = LINE + (BAR + 5) * barred
