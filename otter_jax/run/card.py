@@ -19,6 +19,7 @@ from otter_jax.files import read_text
 from otter_jax.weights import hub
 
 UNKNOWN = "unknown"
+METRICS = ("FH@1", "FH@5", "FH@10", "recall@1", "mAP", "text@1", "image@1")  # of many, the usual
 HEAD = """---
 library_name: sentence-transformers
 pipeline_tag: zero-shot-image-classification
@@ -137,19 +138,21 @@ def _results(about: Mapping[str, Any]) -> str:
     results = about.get("results")
     if not results:
         return "It was not evaluated at this step (`otter-jax eval` does)."
-    rows = [("set", "pictures", "classes", "what", "FH@1", "FH@5", "FH@10")]
+    names = [m for m in METRICS if any(m in each[about["weights"]] for each in results.values())]
+    rows = [("set", "pictures", "classes", "what", *names)]
     for name, result in results.items():
         of = result["about"]
+        first = (f"{name}: `{of['data']}`, `{of['split']}`",)
+        first += (f"{result['images']:,}", f"{result['classes']:,}")
         for kind in (about["weights"], "frequency", "chance"):
-            values = [result[kind].get(f"FH@{k}") for k in (1, 5, 10)]
-            shown = ["" if value is None else f"{value:.3f}" for value in values]
-            where = f"{name}: `{of['data']}`, `{of['split']}`"
-            first = (where, f"{result['images']:,}", f"{result['classes']:,}")
-            rows.append((*(first if kind == about["weights"] else ("", "", "")), kind, *shown))
+            values = (result[kind].get(metric) for metric in names)
+            shown = ("" if value is None else f"{value:.3f}" for value in values)
+            rows.append((*first, kind, *shown))
+            first = ("", "", "")
     return (
         f"{_rows(rows)}\n\nZero-shot: FH@K is the share of pictures with a label among their K "
-        "best classes. Frequency always answers the commonest classes of the set; chance orders "
-        "the classes at random."
+        "best classes, recall@1 the mean over classes. Frequency always answers the commonest "
+        "classes of the set; chance orders the classes at random."
     )
 
 

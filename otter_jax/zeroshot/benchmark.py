@@ -37,7 +37,8 @@ COMMAND = (
 def open_sets(config: ConfigDict, names: Sequence[str]) -> list[EvalSet]:
     """Opens sets of config.eval.sets whose pictures have one label each.
 
-    Raises UserError for a set that is not there, or whose pictures have several labels.
+    Raises UserError for a set that is not there, whose pictures have several labels, or that is of
+    pairs.
     """
     there = config.eval.sets.keys()
     for name in names:
@@ -51,6 +52,12 @@ def open_sets(config: ConfigDict, names: Sequence[str]) -> list[EvalSet]:
         EvalSet.open(name, config.eval.sets[name], config.data.dir, exif=exif) for name in names
     ]
     for each in found:
+        if each.pictures is not None:
+            raise UserError(
+                f"--eval {each.name}: it is a set of pairs, whose captions are its classes, and "
+                "what is written here are pictures with one label of a class each. `otter-jax "
+                "eval` evaluates such sets here."
+            )
         several = int(((each.labels >= 0).sum(axis=1) > 1).sum())
         if several:
             raise UserError(

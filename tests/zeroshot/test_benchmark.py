@@ -1,5 +1,6 @@
 """Evaluation sets that are written for CLIP_benchmark hold what the model sees, and its labels."""
 
+import dataclasses
 import io
 import tarfile
 
@@ -75,6 +76,10 @@ def test_sets_that_clip_benchmark_has_no_form_for_are_refused_by_name(config, mo
     found = zoo([[0, 1], [2, -1]] + [[1, -1]] * (records.N - 2))
     monkeypatch.setattr(benchmark.EvalSet, "open", lambda *_, **__: found)
     with pytest.raises(UserError, match="--eval zoo: 1 of its 24 pictures have several labels"):
+        benchmark.open_sets(config, ["zoo"])
+    pairs = dataclasses.replace(found, pictures=np.arange(records.N))
+    monkeypatch.setattr(benchmark.EvalSet, "open", lambda *_, **__: pairs)
+    with pytest.raises(UserError, match="--eval zoo: it is a set of pairs"):
         benchmark.open_sets(config, ["zoo"])
     with pytest.raises(UserError, match="--eval zo: .* no such evaluation set; there are: zoo"):
         benchmark.open_sets(config, ["zo"])
