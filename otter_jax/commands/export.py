@@ -92,15 +92,15 @@ def _encoders(
             benchmark.write(each, config, folder / "eval" / each.name, console)
     console.print(f"The {weights} weights of {workdir}, {taken}, are in {out}. They are read by")
     console.print(f'  SentenceTransformer("{out}")')
-    if (out / "open_clip").is_dir():
-        name = f"local-dir:{out / 'open_clip'}"
-        console.print(f'  open_clip.create_model_from_pretrained("{name}")')
+    model = out / "open_clip"
+    if model.is_dir():
+        console.print(f'  open_clip.create_model_from_pretrained("local-dir:{model}")')
     console.print(f'  timm.create_model("local-dir:{out / "image"}", pretrained=True)')
     console.print(f'  transformers.AutoModel.from_pretrained("{out / "text"}")')
     for each in sets:
-        root, model = out / "eval" / each.name, out / "open_clip"
-        console.print(f"{each.name} is in {root}. To evaluate it by CLIP_benchmark:")
-        console.print(f"  {benchmark.COMMAND.format(name=each.name, root=root, model=model)}")
+        console.print(f"{each.name} is in {out / 'eval' / each.name}, for CLIP_benchmark.")
+        if model.is_dir():
+            console.print(f"  {benchmark.command(each.name, out / 'eval' / each.name, model)}")
 
 
 def _network(

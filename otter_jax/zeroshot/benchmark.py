@@ -12,6 +12,7 @@ between.
 
 import contextlib
 import io
+import shlex
 import tarfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -28,10 +29,13 @@ from otter_jax.run.console import progress_bar
 from otter_jax.zeroshot.sets import EvalSet
 
 PER_TAR = 10_000  # pictures
-COMMAND = (
-    "clip_benchmark eval --dataset wds/{name} --dataset_root {root} --pretrained none --no_amp "
-    "--task zeroshot_classification --model local-dir:{model}"
-)
+
+
+def command(name: str, root: Path, model: Path) -> str:
+    """Returns the command that evaluates a folder of open_clip on the set in `root`."""
+    words = ["eval", "--dataset", f"wds/{name}", "--dataset_root", str(root)]
+    words += ["--task", "zeroshot_classification", "--model", f"local-dir:{model}"]
+    return shlex.join(["clip_benchmark", *words, "--pretrained", "none", "--no_amp"])
 
 
 def open_sets(config: ConfigDict, names: Sequence[str]) -> list[EvalSet]:
@@ -40,7 +44,7 @@ def open_sets(config: ConfigDict, names: Sequence[str]) -> list[EvalSet]:
     Raises UserError for a set that is not there, whose pictures have several labels, or that is of
     pairs.
     """
-    there = config.eval.sets.keys()
+    there, names = config.eval.sets.keys(), list(dict.fromkeys(names))
     for name in names:
         if name not in there:
             raise UserError(
