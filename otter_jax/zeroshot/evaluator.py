@@ -28,12 +28,12 @@ from otter_jax.run.console import WIDTH, progress_bar
 from otter_jax.run.embedder import Embedder
 from otter_jax.run.model import check_sizes
 from otter_jax.zeroshot import beside, tables
-from otter_jax.zeroshot.banks import Banks
+from otter_jax.zeroshot.banks import MANY, Banks
 from otter_jax.zeroshot.hits import best_label, by_name, frequency
 from otter_jax.zeroshot.measures import Measure, intervals
 from otter_jax.zeroshot.metrics import chance, keeps_images, measured, metrics_of, of_each_class
 from otter_jax.zeroshot.probes import learn
-from otter_jax.zeroshot.prompts import look_at
+from otter_jax.zeroshot.prompts import Prompts, look_at
 from otter_jax.zeroshot.ranking import Ranker, Seen
 from otter_jax.zeroshot.sets import EvalSet
 
@@ -77,10 +77,13 @@ class Evaluator:
             EvalSet.open(name, spec, config.data.dir, exif=config.data.exif)
             for name, spec in config.eval.sets.items()
         ]
-        self._prompts = {s.name: look_at(tokenizer, s.names, s.templates) for s in self.sets}
-        for name, found in self._prompts.items():
-            for line in found.lines(tokenizer.max_tokens):
-                console.print(f"{name}: {line}.")
+        self._prompts: dict[str, Prompts] = {}
+        for s in self.sets:
+            if (total := len(s.names) * len(s.templates)) > MANY:
+                console.print(f"{s.name}: looking at {total:,} prompts")
+            self._prompts[s.name] = look_at(tokenizer, s.names, s.templates)
+            for line in self._prompts[s.name].lines(tokenizer.max_tokens):
+                console.print(f"{s.name}: {line}.")
         known = [
             f"{s.name}/{w}/{metric}"
             for s in self.sets

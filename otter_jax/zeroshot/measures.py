@@ -4,6 +4,8 @@ NumPy and SciPy alone. A measure knows how it changes where pictures are drawn s
 at all; intervals are made of it.
 """
 
+import dataclasses
+import functools
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
@@ -14,12 +16,13 @@ from jaxtyping import Float, Int
 from otter_jax.zeroshot.hits import KS, best_label, hit_probability
 
 RESAMPLES = 1_000
-AT_ONCE = 2**22  # pictures that are drawn at once, over some resamples
+AT_ONCE = 2**20  # pictures that are drawn at once, over some resamples
 SEED = 0  # of the resamples, the same for all weights of a set
 LEVELS = (0.025, 0.975)  # the ends of an interval of 95 %
 
 
-class Marks(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class Marks:
     """Holds a mark in 0..1 for each pair of a picture and one of its classes."""
 
     picture: Int[np.ndarray, "E"]
@@ -28,13 +31,16 @@ class Marks(NamedTuple):
 
     def means(self, times: Float[np.ndarray, "N R"]) -> Float[np.ndarray, "C R"]:
         """Returns the mean mark of each class, NaN without pictures, if these have such weights."""
-        shape = (int(self.number.max()) + 1, len(times))
-        marks, ones = (
-            scipy.sparse.csr_array((values, (self.number, self.picture)), shape=shape)
-            for values in (self.mark, np.ones(len(self.mark)))
-        )
-        weight = ones @ times
-        return np.divide(marks @ times, weight, out=np.full(weight.shape, np.nan), where=weight > 0)
+        marks, ones = self._matrices
+        weight = ones @ times[: marks.shape[1]]
+        sums = marks @ times[: marks.shape[1]]
+        return np.divide(sums, weight, out=np.full(weight.shape, np.nan), where=weight > 0)
+
+    @functools.cached_property
+    def _matrices(self) -> list[scipy.sparse.csr_array]:
+        """The marks, and where there are some, as classes x pictures."""
+        at = (self.number, self.picture)
+        return [scipy.sparse.csr_array((x, at)) for x in (self.mark, np.ones(len(self.mark)))]
 
 
 class Measure(NamedTuple):

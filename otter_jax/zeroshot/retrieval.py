@@ -17,7 +17,7 @@ from otter_jax.zeroshot.hits import expected_hit, hit_probability
 from otter_jax.zeroshot.measures import Measure, mean_of, over_groups
 
 KS = (1, 5, 10)
-BLOCK = 2**25  # scores of queries and answers that exist at once, 128 MB over all devices
+BLOCK = 2**23  # scores of queries and answers that exist at once, 32 MB over all devices
 TEXT, IMAGE = "text", "image"  # what is found, by the other
 
 

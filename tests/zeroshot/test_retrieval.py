@@ -45,7 +45,7 @@ def test_a_picture_has_the_texts_of_all_its_records_and_a_text_all_its_pictures(
 
 
 @pytest.mark.parametrize("devices", [1, 8])
-@pytest.mark.parametrize("block", [1, 2**25])
+@pytest.mark.parametrize("block", [1, 2**23])
 def test_recalls_equal_plain_numpy_on_all_scores_at_once(monkeypatch, block, devices):
     monkeypatch.setattr(retrieval, "BLOCK", block)
     monkeypatch.setattr(retrieval, "KS", (1, 2, 5))
