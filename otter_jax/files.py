@@ -7,9 +7,11 @@ written to. All that opens a user's path goes through here.
 
 import errno
 import io
+import json
 import os
 import pathlib
 import stat
+from typing import Any
 
 TEXT = 64 << 20  # bytes of a text that is read whole: a list of names, a vocabulary, a config
 _KINDS = (
@@ -68,6 +70,17 @@ def read_text(
     Raises OSError as `read_bytes` does, and UnicodeDecodeError, a ValueError.
     """
     return read_bytes(path, most).decode(encoding, errors)
+
+
+def read_json(path: str | os.PathLike, most: int = TEXT) -> Any:
+    """Returns what a file of JSON holds.
+
+    Raises OSError as `read_bytes` does, and ValueError for what is no JSON, or nests without end.
+    """
+    try:
+        return json.loads(read_text(path, most))
+    except RecursionError:
+        raise ValueError("it nests too deeply") from None
 
 
 def check_regular(path: str | os.PathLike) -> None:

@@ -153,22 +153,27 @@ class Jpeg(NamedTuple):
     Attributes:
       orientation: None if it is upright.
       several: whether it may have more than one scan, as a progressive JPEG has.
+      pixels: of its size.
+      exif: its EXIF blocks, joined; None if there are too many segments to find the first scan.
     """
 
     orientation: Tag | None
     several: bool
+    pixels: int = 0
+    exif: bytes | None = None
 
 
 def read_jpeg(data: bytes) -> Jpeg:
     """Reads the segments of a JPEG up to its first scan (ITU T.81, annex B)."""
-    tag, several, components, at = None, False, 0, 2
+    tag, several, components, pixels, at = None, False, 0, 0, 2
+    exif: list[bytes] = []
     for _ in range(_ENTRIES):
         if at + 4 > len(data):
-            break
+            return Jpeg(tag, several, pixels, b"".join(exif))
         if data[at] != 0xFF:  # a stray byte, which decoders forgive
             at = data.find(b"\xff", at)
             if at < 0:
-                break
+                return Jpeg(tag, several, pixels, b"".join(exif))
             continue
         marker = data[at + 1]
         if marker == 0xFF or marker == 0 or 0xD0 <= marker <= 0xD8:
@@ -176,16 +181,19 @@ def read_jpeg(data: bytes) -> Jpeg:
             continue
         length = data[at + 2] << 8 | data[at + 3]
         if marker == 0xE1:
-            if tag is None and data.startswith(b"Exif\0\0", at + 4):
-                tag = _tag(data, at + 10)
+            if data.startswith(b"Exif\0\0", at + 4):
+                exif.append(data[at + 10 : at + 2 + length])
+                tag = _tag(data, at + 10) if tag is None else tag
         elif marker == 0xDA:
             several = several or (at + 4 < len(data) and data[at + 4] < components)
-            break
+            return Jpeg(tag, several, pixels, b"".join(exif))
         elif 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
             several = marker & 3 == 2  # progressive
             components = data[at + 9] if at + 9 < len(data) else 0
+            height, width = (int.from_bytes(data[at + n : at + n + 2], "big") for n in (5, 7))
+            pixels = height * width
         at += 2 + length
-    return Jpeg(tag, several)
+    return Jpeg(tag, several, pixels)
 
 
 def count_scans(data: bytes, limit: int) -> int:

@@ -26,7 +26,7 @@ from PIL import (
 )
 from PIL.TiffImagePlugin import TiffImageFile
 
-from otter_jax.data import headers
+from otter_jax.data import blocks, headers
 from otter_jax.data.in_flight import Bound
 
 # Pillow's blocks of 16 MiB stay with the thread that freed them, for good; malloc gives larger ones
@@ -41,7 +41,8 @@ FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
 SUFFIXES = (  # of files that are taken for pictures; their content then says what they are
     ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif",
 )  # fmt: skip
-MAX_SCANS = 100  # of a JPEG, libtiff's limit too; usual are ten, and each passes over all pixels
+MAX_SCANS = 100  # of a JPEG, libtiff's limit too; usual are ten
+MAX_PASSES = 1_500_000_000  # pixels that all scans of a JPEG pass over together
 Pixels = UInt8[np.ndarray, "H W 3"]
 FEATURES = {"WEBP": "webp", "AVIF": "avif"}  # formats that a Pillow may be built without
 BROKEN = "unreadable image"
@@ -332,17 +333,27 @@ def _alike(img: Image.Image, data: bytes) -> dict[str, Any]:
 
 
 def _orientation(data: bytes) -> headers.Tag | None:
-    """Returns the orientation by EXIF. Raises UnreadableImage for a JPEG of too many scans."""
+    """Returns the orientation by EXIF.
+
+    Raises UnreadableImage for a JPEG of too many scans, or too many blocks in any picture.
+    """
+    much = blocks.excess(data)
+    if much:
+        raise UnreadableImage(f"{headers.format_of(data)}: far too much of {much}", BROKEN)
     if not data.startswith(b"\xff\xd8"):
         return headers.orientation(data)
     header = headers.read_jpeg(data)
-    if header.several and headers.count_scans(data, MAX_SCANS) > MAX_SCANS:
-        raise UnreadableImage(f"JPEG of more than {MAX_SCANS} scans, usual are ten", BROKEN)
+    most = min(MAX_SCANS, MAX_PASSES // max(1, header.pixels))
+    if header.several and headers.count_scans(data, most) > most:
+        raise UnreadableImage(f"JPEG of more than {most} scans, usual are ten", BROKEN)
     return header.orientation
 
 
 def _open(data: bytes) -> Image.Image:
     """Reads the header. Raises UnreadableImage for more than MAX_PIXELS."""
+    if data[8:16] == b"WEBPVP8X":  # libwebp makes room for all of it when it opens the file
+        width, height = (int.from_bytes(data[at : at + 3], "little") + 1 for at in (24, 27))
+        _check_size(width, height)
     img = Image.open(io.BytesIO(data), formats=FORMATS)
     _check_size(img.width, img.height)
     return img

@@ -17,7 +17,7 @@ import tokenizers
 from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
 
 from otter_jax.errors import UserError
-from otter_jax.files import open_regular, read_bytes, read_text
+from otter_jax.files import open_regular, read_bytes, read_json, read_text
 
 VOCABULARIES = ("tokenizer.json", "vocab.txt", "vocab.json")
 REMEDY = "Give a folder with tokenizer.json, or with the files it is made of (vocab.txt, ...)."
@@ -110,7 +110,7 @@ def first_lower_cased(folder: pathlib.Path) -> bool:
     """Tells whether sentence-transformers lower-cases texts before the tokenizer of a folder."""
     for file in sorted(folder.glob("sentence_*_config.json")):
         with contextlib.suppress(OSError, ValueError, AttributeError):
-            return bool(json.loads(read_text(file)).get("do_lower_case"))
+            return bool(read_json(file).get("do_lower_case"))
     return False
 
 
@@ -161,7 +161,7 @@ def bert_tokenizer(folder: pathlib.Path) -> tuple[tokenizers.Tokenizer, str] | N
         return None
 
     def read(name: str) -> dict[str, Any]:
-        return json.loads(read_text(folder / name, encoding="utf-8")) if name in names else {}
+        return read_json(folder / name) if name in names else {}
 
     config, settings = read("config.json"), read("tokenizer_config.json")
     words_alone = "vocab.txt" in names and not any(name.endswith(".json") for name in names)
@@ -267,7 +267,7 @@ def class_of(folder: pathlib.Path) -> str:
         if file.exists() and b'"<|startoftext|>"' in read_bytes(file):
             return "CLIPTokenizerFast"
     with contextlib.suppress(OSError, ValueError, AttributeError, TypeError):
-        config = json.loads(read_text(folder / "config.json"))
+        config = read_json(folder / "config.json")
         if "model_type" not in config and model_type_of(config) == "roberta":
             return "RobertaTokenizerFast"  # AutoTokenizer asks the config alone
     return "AutoTokenizer"

@@ -1,7 +1,6 @@
 """Loads a model: a run's directory, what `export` wrote of one, or another project's CLIP."""
 
 import contextlib
-import json
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,7 +18,7 @@ from otter_jax import mesh as meshes
 from otter_jax.data.captions import Tokenizer
 from otter_jax.data.fitting import Fitting
 from otter_jax.errors import UserError
-from otter_jax.files import read_text
+from otter_jax.files import read_json
 from otter_jax.models.clip import ClipText
 from otter_jax.models.towers import Towers
 from otter_jax.objective import scale_of
@@ -119,7 +118,7 @@ def _of_run(folder: Path, weights: str, step: int | None, dtype: str | None) -> 
 def _exported(folder: Path, dtype: str | None) -> Loaded:
     """Reads a folder that export wrote, as timm and transformers read it."""
     try:
-        about = json.loads(read_text(folder / ABOUT))
+        about = read_json(folder / ABOUT)
         config = directory.completed(about["config"])
         dim, scales = int(about["dim"]), {k: float(v) for k, v in about["scale"].items()}
         name = f"{folder}, exported from step {about['step']}, {about['weights']} weights"

@@ -148,7 +148,7 @@ def _results(workdir: pathlib.Path, notes: list[str]) -> Iterator[tuple[int, Eva
         if not name:
             continue
         try:
-            sets = json.loads(files.read_text(path))["sets"]
+            sets = files.read_json(path)["sets"]
             yield int(name[1]), {key: dict(of_set) for key, of_set in dict(sets).items()}
         except (OSError, ValueError, KeyError, TypeError):
             notes.append(f"results/{path.name} is damaged and left out.")
@@ -156,7 +156,7 @@ def _results(workdir: pathlib.Path, notes: list[str]) -> Iterator[tuple[int, Eva
 
 def _starts(path: pathlib.Path, notes: list[str]) -> list[dict[str, Any]]:
     try:
-        return [dict(start) for start in json.loads(files.read_text(path))]
+        return [dict(start) for start in files.read_json(path)]
     except (OSError, ValueError, TypeError):
         notes.append("There is no run.json that can be read: command and versions are not known.")
         return []

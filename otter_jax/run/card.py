@@ -4,7 +4,6 @@ Every line comes from the run's config and results, from what `prepare` noted of
 the weights it began with. What none of these say is called unknown.
 """
 
-import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from importlib import metadata
@@ -15,7 +14,7 @@ from ml_collections import ConfigDict
 
 from otter_jax.data.source import parse_mixture, version_folder
 from otter_jax.errors import UserError
-from otter_jax.files import read_text
+from otter_jax.files import read_json
 from otter_jax.weights import hub
 
 UNKNOWN = "unknown"
@@ -198,7 +197,7 @@ def _folder(data_dir: str, name: str) -> Path | None:
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        found = json.loads(read_text(path))
+        found = read_json(path)
     except (OSError, ValueError):
         return {}
     return found if isinstance(found, dict) else {}

@@ -6,7 +6,7 @@ import pathlib
 import zlib
 from collections.abc import Iterable
 
-from otter_jax.files import open_regular, read_text
+from otter_jax.files import open_regular, read_json
 from otter_jax.run.directory import write_text
 
 FILE = "digests.json"
@@ -34,7 +34,7 @@ def damaged(folder: pathlib.Path, part: str) -> list[str]:
     if not (folder / FILE).exists():
         return []
     try:
-        known = json.loads(read_text(folder / FILE))
+        known = read_json(folder / FILE)
         known = {name: known[name] for name in known if pathlib.Path(name).parts[0] == part}
     except (OSError, ValueError, TypeError, IndexError):
         return [FILE]

@@ -18,7 +18,7 @@ import rich.console
 from ml_collections import ConfigDict
 
 from otter_jax.errors import UserError
-from otter_jax.files import Refused, read_text
+from otter_jax.files import Refused, read_json
 from otter_jax.run import lock
 
 COMMANDS = {"objective": "train", "phases": "transfer"}  # key of a config: the command it is for
@@ -38,7 +38,7 @@ def describe(workdir: pathlib.Path, config: Mapping[str, Any]) -> None:
     write_text(workdir / "config.json", json.dumps(config, indent=2, sort_keys=True))
     path = workdir / "run.json"
     try:
-        starts = list(json.loads(read_text(path))) if path.exists() else []
+        starts = list(read_json(path)) if path.exists() else []
     except (Refused, ValueError, TypeError):
         path.replace(path.with_name("run.json.damaged"))
         starts = []
@@ -121,8 +121,8 @@ def read_config(workdir: pathlib.Path) -> ConfigDict:
     if not path.is_file():
         raise UserError(f"There is no {path}: is {workdir} the directory of a run?")
     try:
-        return completed(json.loads(read_text(path)))
-    except (OSError, ValueError, TypeError, KeyError) as error:
+        return completed(read_json(path))
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise UserError(
             f"{path} is damaged, it cannot be read ({error}): restore it, or give the config that "
             "the run was trained with, --config NAME."

@@ -28,7 +28,7 @@ from ml_collections import ConfigDict
 
 from otter_jax import mesh as meshes
 from otter_jax.data.captions import Tokenizer
-from otter_jax.files import read_text
+from otter_jax.files import read_json
 from otter_jax.models.towers import Towers
 from otter_jax.run import card, directory, trained
 from otter_jax.run.embedder import Embedder
@@ -121,7 +121,7 @@ def results(workdir: pathlib.Path, step: int, which: str) -> dict[str, Any]:
     """Returns {"results": what the run's own evaluation of these weights found}; {} if nothing."""
     path = directory.results(workdir, step)
     try:
-        sets = json.loads(read_text(path))["sets"]
+        sets = read_json(path)["sets"]
         return {"results": {name: found for name, found in sets.items() if which in found}}
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return {}  # it was not evaluated, or the file is damaged

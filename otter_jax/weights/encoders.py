@@ -2,7 +2,6 @@
 
 import dataclasses
 import difflib
-import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,7 +12,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from otter_jax.errors import UserError
-from otter_jax.files import read_text
+from otter_jax.files import read_json
 from otter_jax.models.bert import Bert, BertConfig
 from otter_jax.models.clip import ClipText, ClipTextConfig
 from otter_jax.models.efficientnet import EFFICIENTNETS, EfficientNet
@@ -221,7 +220,7 @@ def read_config(folder: Path, *, tell: Tell = quiet) -> tuple[type[nn.Module], A
     except UserError as error:
         raise UserError(f"{file} {error}") from None
     try:
-        content = json.loads(read_text(file))
+        content = read_json(file)
         if not isinstance(content, dict):
             raise ValueError("it is not a JSON object")
         model_type = content.get("model_type") or type_of(content.get("architectures"))

@@ -15,7 +15,7 @@ from flax import linen as nn
 from ml_collections import ConfigDict
 
 from otter_jax.errors import UserError
-from otter_jax.files import read_text
+from otter_jax.files import read_json
 from otter_jax.models.bert import Bert, Projection
 from otter_jax.models.efficientnet import EfficientNet
 from otter_jax.models.mobilenet import MobileNet
@@ -36,7 +36,7 @@ def check_architecture(folder: Path, arch: str, module: nn.Module) -> None:
     if not file.is_file():
         return
     try:
-        about = json.loads(read_text(file))
+        about = read_json(file)
         theirs = about.get("architecture")  # timm's
         if about.get("model_type") in ("clip", "clip_vision_model"):
             vision = about.get("vision_config") or about
@@ -71,7 +71,7 @@ def check_pixels(folder: Path, mean: Sequence[float], std: Sequence[float]) -> N
 def with_pruned(module: nn.Module, folder: Path) -> nn.Module:
     """Returns the module with the channels that config.json says are kept."""
     try:
-        blocks = json.loads(read_text(folder / "config.json")).get("pruned")
+        blocks = read_json(folder / "config.json").get("pruned")
         kept = {name: tuple(n) if isinstance(n, list) else n for name, n in (blocks or {}).items()}
     except (OSError, ValueError, AttributeError):
         return module  # an unreadable config is no obstacle: the weights can be read without it
@@ -157,7 +157,7 @@ def text_tensors(model: Towers, variables: dict[str, Any]) -> Tensors:
 def text_config(module: nn.Module, original: Path) -> dict[str, Any]:
     """Returns a text encoder's config.json; of BERT that of the folder it was loaded from."""
     if isinstance(module, Bert):
-        about = json.loads(read_text(original / "config.json"))
+        about = read_json(original / "config.json")
         positions = module.config.roberta_positions
         about["model_type"] = "roberta" if positions else "bert"  # which may have been left out
     else:  # the original may describe a whole CLIP; only its text side is written

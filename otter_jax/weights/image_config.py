@@ -4,7 +4,6 @@ timm's files say how a model is built (model_args, global_pool) and what its pic
 (pretrained_cfg); those of Hugging Face's CLIP have a vision_config and preprocessor_config.json.
 """
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,7 @@ import numpy as np
 from flax import linen as nn
 
 from otter_jax.errors import UserError
-from otter_jax.files import read_text
+from otter_jax.files import read_json
 from otter_jax.models.efficientnet import EfficientNet
 from otter_jax.models.mobilenet import MobileNet
 from otter_jax.models.vit import ViT
@@ -171,7 +170,7 @@ def flags(section: str, pixels: Pixels) -> str:
 def _read(file: Path) -> dict[str, Any]:
     """Returns a JSON object; {} if there is none, since weights can be read without it."""
     try:
-        found = json.loads(read_text(file))
+        found = read_json(file)
     except (OSError, ValueError):
         return {}
     return found if isinstance(found, dict) else {}

@@ -1,12 +1,11 @@
 """Describes a two-tower model of another project: its modules, and where its tensors are."""
 
-import json
 from collections.abc import Iterable, Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+from otter_jax import files
 from otter_jax.errors import UserError
-from otter_jax.files import read_text
 from otter_jax.models.clip import ClipTextConfig
 from otter_jax.models.towers import Towers
 from otter_jax.weights import tensors
@@ -78,7 +77,7 @@ def read_json(file: Path) -> dict[str, Any]:
         raise UserError(f"There is no {file}.")
     try:
         tensors.check_beginning(file)
-        found = json.loads(read_text(file))
+        found = files.read_json(file)
     except UserError as error:
         raise UserError(f"{file} {error}") from None
     except (OSError, ValueError, RecursionError) as error:

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from otter_jax.errors import UserError
-from otter_jax.files import read_text
+from otter_jax.files import read_json
 from otter_jax.models.bert import PROJECTED, Bert, Projection
 from otter_jax.models.pooling import POOLINGS, Pooling
 from otter_jax.weights import hub, tensors
@@ -257,7 +257,7 @@ def _modules(steps: Sequence[tuple[str, str]]) -> list[dict[str, Any]]:
 
 def _read(path: Path) -> Any:
     """Reads JSON."""
-    return json.loads(read_text(path))
+    return read_json(path)
 
 
 def _write(path: Path, value: Any) -> None:

@@ -1,6 +1,5 @@
 """Reads named tensors from safetensors and PyTorch files, and writes safetensors."""
 
-import json
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -9,7 +8,7 @@ import numpy as np
 import safetensors.numpy
 
 from otter_jax.errors import UserError
-from otter_jax.files import open_regular, read_text
+from otter_jax.files import open_regular, read_json
 from otter_jax.weights import pickles
 
 Tensors = dict[str, np.ndarray]
@@ -157,7 +156,7 @@ def read_shards(index: Path, *, part: str, tell: Tell) -> Tensors:
     """Reads all files that an index names, which lie beside it; a tensor from the one it names."""
     try:
         check_beginning(index)
-        names = json.loads(read_text(index))["weight_map"]
+        names = read_json(index)["weight_map"]
         files = sorted(set(names.values()))
     except UserError as error:
         raise UserError(f"{index} {error}") from None

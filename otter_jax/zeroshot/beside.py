@@ -1,12 +1,11 @@
 """Finds what other runs have as results on the same sets, for one table of several runs."""
 
-import json
 import pathlib
 from collections.abc import Sequence
 from typing import Any
 
 from otter_jax.errors import UserError
-from otter_jax.files import read_text
+from otter_jax.files import read_json
 from otter_jax.zeroshot.tables import Result, Row, rows_of
 
 SAME = ("labels", "templates")  # of a set's `about`: classes with each image's labels, and prompts
@@ -46,7 +45,7 @@ def rows_beside(folder: pathlib.Path, name: str, result: Result) -> list[Row]:
 def _sets(path: pathlib.Path) -> list[tuple[dict[str, Any], dict[str, Any]]]:
     """Returns the sets of a file of results, and what it says of itself; [] if it is none."""
     try:
-        about = json.loads(read_text(path))
+        about = read_json(path)
         found = [(each, about) for each in about["sets"].values()]
         return [pair for pair in found if {*SAME} <= pair[0]["about"].keys()]
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
