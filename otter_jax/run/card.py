@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 
 from otter_jax.data.source import parse_mixture, version_folder
 from otter_jax.errors import UserError
-from otter_jax.files import read_json
+from otter_jax.files import read_json, read_text
 from otter_jax.weights import hub
 
 UNKNOWN = "unknown"
