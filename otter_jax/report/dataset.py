@@ -10,9 +10,7 @@ import numpy as np
 import rich.console
 from jaxtyping import Int32
 from matplotlib.figure import Figure
-from PIL import Image
 
-from otter_jax.data import images
 from otter_jax.data.build.builder import check_options
 from otter_jax.data.build.plan import Plan
 from otter_jax.data.build.report import NAMED, read_report, table, write_report
@@ -20,13 +18,13 @@ from otter_jax.data.captions import Tokenizer
 from otter_jax.data.ensure import make
 from otter_jax.data.source import Source, open_dataset
 from otter_jax.report import page
+from otter_jax.report.pictures import SIDE, small
 from otter_jax.run import directory
 from otter_jax.run.console import duration
 
 EVERY = 10.0  # seconds between lines of progress
 SAMPLE = 20_000  # captions whose tokens are counted, evenly over the set
 SHOWN = 24  # pictures in the report
-SIDE = 256  # pixels of their longer side: they are as large as that, whatever they were
 TEXT = 300  # characters of a caption below one
 
 
@@ -168,17 +166,10 @@ def _tokens(split: str, tokens: Mapping[str, Any]) -> str:
 
 def some_of(source: Source) -> list[page.Shown]:
     """Returns small pictures, evenly over the set, each with its caption, labels or key."""
-    return [page.Shown(small(source[i]["image"]), text_of(source, i)) for i in source.sample(SHOWN)]
-
-
-def small(data: bytes, side: int = SIDE, *, exif: str = "apply") -> bytes:
-    """Returns a picture as a JPEG of at most `side` pixels; `exif` is that of `images.decode`."""
-    stored = images.shrink(data, side, format="jpeg", quality=90, exif=exif)
-    img = Image.fromarray(images.decode(stored.content, exif=exif))
-    img.thumbnail((side, side))
-    file = io.BytesIO()
-    img.save(file, "JPEG", quality=80)
-    return file.getvalue()
+    return [
+        page.Shown(small(source[i]["image"], SIDE), text_of(source, i))
+        for i in source.sample(SHOWN)
+    ]
 
 
 def text_of(source: Source, index: int) -> str:

@@ -7,8 +7,8 @@ from otter_jax.data.images import UnreadableImage
 from otter_jax.data.source import Source, open_dataset
 from otter_jax.errors import UserError
 from otter_jax.report import page
-from otter_jax.report.dataset import small
 from otter_jax.report.history import History
+from otter_jax.report.pictures import small
 
 SIDE = 128  # pixels of the longer side: twice of what is shown, for fine screens
 
