@@ -153,7 +153,9 @@ class Setup:
     def state(self) -> step.TrainState:
         """Returns the state before step 1; can be called once."""
         variables, self.variables = self.variables, None
-        return step.create_state(variables["params"], variables["batch_stats"], self.tx)
+        # As one program: a copy or a zero of each shape would be compiled for itself.
+        create = jax.jit(functools.partial(step.create_state, tx=self.tx))
+        return create(variables["params"], variables["batch_stats"])
 
     def train_step(self) -> Any:
         """Returns the jitted `train_step`; it donates its state argument."""
@@ -185,6 +187,7 @@ class Contrastive:
         self.steps, self.contents = setup.length.steps, setup.contents
         self._setup, self._console = setup, console
         self._evaluator, self._watched = evaluator, watched
+        self._learning_rate = jax.jit(setup.schedule)
         self._like: PyTree = None  # the state's shapes
         self._compiled: Step | None = None
 
@@ -236,7 +239,7 @@ class Contrastive:
     def numbers(self, now: int) -> Metrics:
         """Returns the learning rate of step `now`, and how many epochs are done after it."""
         return {
-            "learning_rate": float(self._setup.schedule(now - 1)),
+            "learning_rate": float(self._learning_rate(now - 1)),
             "epoch": now * self.config.train.batch_size / self._setup.length.pairs,
         }
 
