@@ -88,6 +88,10 @@ def _is_name(value: Any) -> bool:
 TRUTH = Range(lambda value: isinstance(value, bool), "True or False")
 TEXT = Range(lambda value: isinstance(value, str) and "\0" not in value, "a text")
 SOME_TEXT = Range(lambda value: TEXT.holds(value) and bool(value.strip()), "a text, not empty")
+FOLDER = Range(
+    lambda value: SOME_TEXT.holds(value) and "://" not in value,
+    "a folder of a file system (mount what has an address, such as gs://)",
+)
 PATTERN = Range(_is_pattern, "a regular expression")
 NAME = Range(_is_name, "the name of a set (or of several, a+b), without / before it and without ..")
 TARS = Range(
@@ -108,7 +112,7 @@ PERIOD = whole(0)
 SHARED = {
     "seed": whole(0, 2**32 - 1),
     "model.dtype": one_of("float32", "bfloat16"),
-    "data.dir": SOME_TEXT,
+    "data.dir": FOLDER,
     "data.name": NAME,
     "data.resize": whole(1, 16_384),
     "data.image_size": whole(1, 16_384),

@@ -23,7 +23,7 @@ TRAIN = {
     "model.img.std": ((0.0, 1.0, 1.0), (), (-1.0, 1.0, 1.0)),
     "model.txt.weights": ("",),
     "model.txt.dropout": (1.0, -0.1, NAN),
-    "data.dir": ("", " "),
+    "data.dir": ("", " ", "gs://bucket/sets"),
     "data.name": ("/etc", "../sets", "a/../../b", "0.5*a+0.5*../b"),
     "data.split": ("",),
     "data.tars": ((1, 2), ("",)),
