@@ -28,17 +28,6 @@ LAUNCH = world.REPO / "launch"
 STEPS = 16
 SAVED = 75  # the status of a run that was asked to stop, and can go on
 LENGTH = ("--config.train.log_every=1", "--config.checkpoint.every=0")
-# A config is a Python file. This one gives a fifth of a second to each step, in which to stop it.
-SLOWLY = """
-import time
-from otter_jax.training.meters import Scalars
-
-def slowly(*args, write=Scalars.write):
-    time.sleep(0.2)
-    write(*args)
-
-Scalars.write = slowly
-"""
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +35,7 @@ def home(tmp_path_factory):
     """A folder with all that the program needs for a run of `STEPS` steps."""
     home = world.make(tmp_path_factory.mktemp("launch"))
     with (home / "config.py").open("a") as file:
-        file.write(SLOWLY)
+        file.write(world.SLOWLY)
     return home
 
 

@@ -46,6 +46,14 @@ def get_config(method="otter"):
 """
 
 
+# Of several processes JAX lets only the first write to the cache of compiled programs, so that the
+# others compile anew at every start. Of those that are started with this each writes its own.
+CACHED = """
+import types
+from jax._src import compiler
+
+compiler.distributed = types.SimpleNamespace(global_state=types.SimpleNamespace(process_id=0))
+"""
 # An encoder that compiles in seconds, known to every process that is started with it on its path.
 TINY = """
 from otter_jax.models.resnet import ResNet
@@ -53,6 +61,18 @@ from otter_jax.weights import encoders
 
 arguments = {"stage_sizes": (1,), "block": "basic", "channels": (8,)}
 encoders.IMAGE_ENCODERS["tiny"] = (ResNet, arguments)
+"""
+
+# A config is a Python file. This one gives a fifth of a second to each step, in which to stop it.
+SLOWLY = """
+import time
+from otter_jax.training.meters import Scalars
+
+def slowly(*args, write=Scalars.write):
+    time.sleep(0.2)
+    write(*args)
+
+Scalars.write = slowly
 """
 
 
@@ -85,7 +105,7 @@ def make(home: pathlib.Path) -> pathlib.Path:
     }
     (home / "config.py").write_text(CONFIG.format(**paths))
     (home / "site").mkdir()
-    (home / "site" / "sitecustomize.py").write_text(TINY)
+    (home / "site" / "sitecustomize.py").write_text(CACHED + TINY)
     return home
 
 
