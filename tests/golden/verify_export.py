@@ -73,6 +73,8 @@ def by_transformers():
     else:
         mask = tokens["attention_mask"][..., None]
         pooled = (out.last_hidden_state * mask).sum(1) / mask.sum(1)
+    if (folder / "text/3_Dense").exists():
+        return  # transformers leaves pooling and layers to others
     dense = folder / "text/2_Dense/model.safetensors"
     if dense.exists():
         linear = load_file(dense)
