@@ -197,6 +197,8 @@ def parse(parser: Parser, argv: Sequence[str]) -> argparse.Namespace:
     for name in MISSING:
         if name in options and getattr(options, name) is None:
             raise UserError(f"--{name} is missing: {MISSING[name]}.")
+    if "beside" in options and None in options.beside:  # "$DIR" of a variable that is not set
+        raise UserError("--beside: an empty path; give the directories of runs.")
     if "workdir" in options and not options.read_only:
         directory.check_place(options.workdir)
     if "config" in options:

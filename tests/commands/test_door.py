@@ -90,6 +90,7 @@ def test_the_table_of_commands_is_said_and_so_is_the_nearest(capsys):
             ["--workdir", "/no/run"],
             "And there is no /no/run/config.json: is /no/run the directory of a run?",
         ),
+        ("eval", ["--workdir", "x", "--beside", "y", ""], "--beside: an empty path"),
         ("export", ["--workdir", "/no/run"], "--out is missing"),
         ("export", ["--workdir", "x", "--out", "y", "--by", "size"], "invalid choice: 'size'"),
         ("prepare", ["pairs.csv"], "--name is missing"),
