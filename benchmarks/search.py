@@ -2,13 +2,13 @@
 
     python -m benchmarks.search [--faiss PYTHON] [--threads 2] [--index 1000000]
 
-The same float32 vectors of length 1 (19,958, as many as in the largest of the evaluation sets), the
-ten nearest of 1 and of 256 queries, on the same cores. PYTHON is an interpreter that has faiss-cpu
-(`pip install faiss-cpu`), whose IndexFlatIP is built beforehand. Both are processes of their own
-that take turns, and each call is timed; the first of a turn is left out. On a machine that
-is busy only the CPU time with --threads 1 says much: idle threads spin. --index also writes an
-index of so many pictures to a temporary folder, and searches it from the file, with its memory;
---threads 0 does that alone.
+The same float32 vectors of length 1 (19,958, as many as Open Images has classes), the ten nearest
+of 1 and of 256 queries, on the same cores. PYTHON is an interpreter that has faiss-cpu (`pip
+install faiss-cpu`), whose IndexFlatIP is built beforehand. Both are processes of their own that
+take turns, and each call is timed; the first of a turn is left out. On a machine that is busy only
+the CPU time with --threads 1 says much: idle threads spin. --index also writes an index of so many
+pictures to a temporary folder, and searches it from the file, with its memory; --threads 0 does
+that alone.
 """
 
 import argparse

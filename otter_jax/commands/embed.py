@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import rich.console
 
 from otter_jax.commands import flags, start
-from otter_jax.errors import UserError
+from otter_jax.errors import Stopped, UserError
 
 NAMED = 5  # pictures in a message
 
@@ -47,7 +47,13 @@ def run(options: argparse.Namespace) -> int:
     from otter_jax.predict import vectors
 
     vectors.check_out(options.file)
-    return _texts(options) if options.texts else _pictures(options)
+    try:
+        return _texts(options) if options.texts else _pictures(options)
+    except Stopped:
+        print(
+            f"Stopped. What is done is in {options.file}.parts; the same command goes on from it."
+        )
+        raise
 
 
 def _texts(options: argparse.Namespace) -> int:
