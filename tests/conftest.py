@@ -12,6 +12,7 @@ import xla
 if "TESTS_CACHE" not in os.environ:  # of compiled programs, for these tests and all they start
     os.environ["TESTS_CACHE"] = tempfile.mkdtemp(prefix="otter_jax_tests")
     atexit.register(shutil.rmtree, os.environ["TESTS_CACHE"], ignore_errors=True)
+os.environ.setdefault("OTTER_JAX_CACHE", os.path.join(os.environ["TESTS_CACHE"], "otter_jax"))
 # As in an activated environment: the program calls itself "python" in what it prints.
 os.environ["PATH"] = f"{pathlib.Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
 os.environ.setdefault("JAX_PLATFORMS", "cpu")

@@ -1,15 +1,12 @@
 """Loads a model: a run's directory, what `export` wrote of one, or another project's CLIP."""
 
-import contextlib
 import warnings
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from absl import logging
 from flax import traverse_util
 from jaxtyping import PyTree
 from ml_collections import ConfigDict
@@ -69,8 +66,7 @@ def load(
     if not on_hub and (not str(model).strip() or not folder.exists()):
         raise UserError(f"There is no MODEL {str(model)!r}: give {WHAT}.")
     if directory.is_run(folder):
-        with _quiet():
-            found = _of_run(folder, weights or "student", step, dtype)
+        found = _of_run(folder, weights or "student", step, dtype)
         return Model(found, batch_size)
     exported = (folder / ABOUT).is_file()
     if not (exported or on_hub or two_towers.is_one(folder)):
@@ -85,17 +81,6 @@ def load(
     return Model(found, batch_size)
 
 
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Keeps Orbax from warning that it opens a run's checkpoints for reading alone."""
-    before = logging.get_verbosity()
-    logging.set_verbosity(logging.ERROR)
-    try:
-        yield
-    finally:
-        logging.set_verbosity(before)
-
-
 def _of_run(folder: Path, weights: str, step: int | None, dtype: str | None) -> Loaded:
     """Reads a checkpoint of a run."""
     config = directory.read_config(folder)
@@ -106,7 +91,9 @@ def _of_run(folder: Path, weights: str, step: int | None, dtype: str | None) -> 
             f"`otter-jax export --workdir {folder} --out OUT` writes it for timm. Give {WHAT}."
         )
     dtype = _dtype(dtype, config)
-    found = trained.load(config, folder, meshes.one_device(), dtype=dtype, step=step)
+    found = trained.load(
+        config, folder, meshes.one_device(), dtype=dtype, step=step, ema=weights == "ema"
+    )
     variables = jax.device_get(found.of(weights, folder))
     named = {".".join(path): x for path, x in traverse_util.flatten_dict(variables).items()}
     check_finite(named, f"The {weights} of {folder}, step {found.step},")

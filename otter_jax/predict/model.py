@@ -5,6 +5,7 @@ import functools
 import hashlib
 import json
 import os
+import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,12 +16,12 @@ from flax import linen as nn
 from flax import traverse_util
 from jaxtyping import Float32, PyTree, UInt8
 
+from otter_jax import caches
 from otter_jax import mesh as meshes
 from otter_jax.data.captions import Tokenizer
 from otter_jax.data.fitting import Fitting
 from otter_jax.data.in_flight import in_threads
 from otter_jax.errors import UserError
-from otter_jax.predict import caches
 from otter_jax.predict.pixels import FORMS, Picture, named, pixels_of
 from otter_jax.predict.ranking import rank
 from otter_jax.run.embedder import Embedder
@@ -30,7 +31,7 @@ from otter_jax.zeroshot.prompts import look_at
 
 ANYTHING = "something"  # what a class is compared with on its own
 TEMPLATES = ("a photo of {}.",)
-SIZES = (1, 8, 64, 512)  # of batches: a program is compiled for each that is used
+SIZES = (1, 16, 64, 512)  # of batches: a program is compiled for each that is used
 LENGTHS = (16, 32)  # of texts in tokens, beside max_tokens
 AT_ONCE = 1024  # prompts whose vectors are held
 VERSION = 1  # of how banks are made; another one makes those on disk anew
@@ -120,6 +121,7 @@ class Model:
             batch_size=largest,
             smaller=smaller,
             shorter=LENGTHS,
+            kept=True,
         )
 
     @functools.cached_property
@@ -146,6 +148,13 @@ class Model:
         """
         fitting, exif = self._pixels
         return fitting(pixels_of(picture, exif=exif))
+
+    def prepare(self, number: int) -> None:
+        """Begins to compile, in a thread, what the first batch of so many pictures takes."""
+        args = (self._variables, number, self.image_size)
+        threading.Thread(
+            target=self._embedder.prepare, args=args, daemon=True, name="compiler"
+        ).start()
 
     def embed_pixels(self, pixels: UInt8[np.ndarray, "N S S 3"]) -> Float32[np.ndarray, "N D"]:
         """Returns a vector of length 1 per picture that `read` has prepared."""
@@ -211,9 +220,9 @@ class Model:
             return {"vectors": np.concatenate(vectors), "notes": np.array(list(notes), str)}
 
         if cached:
-            facts = [VERSION, self.identity, self.dtype, several, templates]
-            digest = hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:24]
-            found = caches.kept(caches.beside(self.folder) / f"bank_{digest}.npz", make, tell)
+            facts = (VERSION, self.identity, self.dtype, several, templates)
+            path = caches.beside(self.folder) / caches.named("bank", *facts)
+            found = caches.kept(path, make, tell)
         else:
             found = make()
         for note in found["notes"].tolist():

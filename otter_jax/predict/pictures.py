@@ -17,8 +17,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 import numpy as np
 from jaxtyping import UInt8
 
-from otter_jax.data.formats.folders import walk
-from otter_jax.data.formats.patterns import matches_of
+from otter_jax.data.formats.patterns import matches_of, walk
 from otter_jax.data.images import MAX_BYTES, SUFFIXES, UnreadableImage
 from otter_jax.data.in_flight import in_threads
 from otter_jax.errors import UserError

@@ -60,6 +60,7 @@ def run(
         console.print(f"Note: {note}")
 
     loaded = load(model, weights=weights, step=step, batch_size=batch_size, tell=tell)
+    loaded.prepare(len(found.paths))  # while the classes are embedded
     about = {
         "command": "predict",
         "model": loaded.identity[:16],

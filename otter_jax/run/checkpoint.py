@@ -4,7 +4,7 @@ import contextlib
 import math
 import pathlib
 from collections.abc import Iterator, Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import numpy as np
@@ -13,7 +13,7 @@ from jax.sharding import Sharding
 from jaxtyping import PyTree
 
 from otter_jax.errors import UserError
-from otter_jax.run import cluster, digests
+from otter_jax.run import cluster, digests, reading
 
 _policy = ocp.checkpoint_managers.preservation_policy
 
@@ -52,8 +52,8 @@ class Checkpoints:
         """
         self._folder = pathlib.Path(workdir).absolute() / "checkpoints"
         self._about = dict(about or {})
-        for step in _complete(self._folder):  # the manager reads the metrics of all
-            self._check_whole(step, "metrics")
+        for step in reading.complete(self._folder):  # the manager reads the metrics of all
+            reading.check_whole(self._folder, step, "metrics")
         # LatestN beside BestN: a manager told only of the best deletes the latest when it is bad.
         keep = [_policy.LatestN(1)]
         score = (lambda metrics: metrics.get(best, -math.inf)) if best else None
@@ -96,25 +96,7 @@ class Checkpoints:
 
     def find(self, step: int) -> int:
         """Returns `step` if there is a complete checkpoint of it, else raises UserError."""
-        if step not in self.steps:
-            there = ", ".join(map(str, self.steps)) or "none"
-            raise UserError(f"There is no checkpoint of step {step} in {self._folder}: {there}.")
-        return step
-
-    def choose(self, step: int | None) -> "Taken":
-        """Returns the checkpoint `step`, or with None the best, else the latest.
-
-        Raises UserError if there is none of this step.
-        """
-        if step is not None:
-            return Taken(self.find(step), "--step")
-        best = self.best
-        rated = self._best and self._best in self._metrics(best)
-        return Taken(best, f"the best by {self._best}" if rated else "the latest")
-
-    def entries(self, step: int) -> set[str]:
-        """Returns the names of the entries in the state of `step`: "params", "teacher", ..."""
-        return set(self._manager.item_metadata(step)["state"].tree)
+        return reading.find(self._folder, self.steps, step)
 
     def save(self, step: int, state: PyTree, metrics: Mapping[str, float] | None = None) -> None:
         """Copies the state from the devices, then writes it in the background.
@@ -161,11 +143,23 @@ class Checkpoints:
         `like` gives structure and shapes (arrays or ShapeDtypeStructs). Raises UserError, which
         lists the differences, if the checkpoint is of another model, or names what is damaged.
         """
-        return self._restore(step, like, sharding, partial=False)
-
-    def restore_part(self, step: int, like: PyTree, sharding: Sharding) -> PyTree:
-        """Restores only those entries of the state of `step` that `like` has."""
-        return self._restore(step, like, sharding, partial=True)
+        target = jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), like
+        )
+        folder = self._folder
+        reading.check_whole(folder, step, "state")
+        args = ocp.args.PyTreeRestore(
+            target, restore_args=ocp.checkpoint_utils.construct_restore_args(target)
+        )
+        try:
+            saved = reading.shapes_of(self._manager.item_metadata(step)["state"].tree)
+            reading.compare(folder / str(step), saved, reading.shapes_of(target), partial=False)
+            return self._manager.restore(step, args=ocp.args.Composite(state=args))["state"]
+        except UserError:
+            raise
+        except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
+            what = f"it cannot be read ({reading.first_line(error)})"
+            raise reading.damaged(folder, step, what) from error
 
     def wait(self) -> None:
         """Waits until every checkpoint is on disk."""
@@ -202,12 +196,12 @@ class Checkpoints:
         except UserError:
             raise
         except Exception as error:  # Orbax and TensorStore raise nearly every type there is
-            whole = max(_complete(self._folder), default=0)
+            whole = max(reading.complete(self._folder), default=0)
             there = f"the newest whole one is step {whole}" if whole else "there is no whole one"
             raise UserError(
-                f"A checkpoint could not be written to {self._folder}: {_first_line(error)} The "
-                f"run ends; {there}. Once the cause is mended (is there room on the disk?), the "
-                "same command goes on from there."
+                f"A checkpoint could not be written to {self._folder}: "
+                f"{reading.first_line(error)} The run ends; {there}. Once the cause is mended (is "
+                "there room on the disk?), the same command goes on from there."
             ) from error
 
     def _add_digests(self) -> None:
@@ -218,128 +212,3 @@ class Checkpoints:
 
     def _metrics(self, step: int) -> dict[str, float]:
         return dict(self._manager.metrics(step) or {})
-
-    def _check_whole(self, step: int, part: str) -> None:
-        """Raises UserError if files of a part of a checkpoint are not as they were written."""
-        wrong = digests.damaged(self._folder / str(step), part)
-        if wrong:
-            more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
-            names = ", ".join(wrong[:3])
-            raise self._damaged(step, f"not as they were written are {names}{more}")
-
-    def _damaged(self, step: int, what: str) -> UserError:
-        others = [number for number in _complete(self._folder) if number != step]
-        return UserError(
-            f"The checkpoint {self._folder / str(step)} is damaged: {what}. "
-            + (
-                f"Other steps there: {', '.join(map(str, others))}. To go on from one of them, "
-                f"train with --from {others[-1]}; to evaluate or export it, --step {others[-1]}."
-                if others
-                else "There is no other one: restore the folder from a copy, or train again."
-            )
-        )
-
-    def _restore(self, step, like, sharding, partial):
-        target = jax.tree.map(
-            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), like
-        )
-        self._check_whole(step, "state")
-        args = ocp.args.PyTreeRestore(
-            target,
-            restore_args=ocp.checkpoint_utils.construct_restore_args(target),
-            partial_restore=partial,
-        )
-        try:
-            saved = _shapes(self._manager.item_metadata(step)["state"].tree)
-            _compare(self._folder / str(step), saved, _shapes(target), partial)
-            return self._manager.restore(step, args=ocp.args.Composite(state=args))["state"]
-        except UserError:
-            raise
-        except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
-            raise self._damaged(step, f"it cannot be read ({_first_line(error)})") from error
-
-
-class Taken(NamedTuple):
-    """Names a checkpoint that was taken, and why: "the best by ...", "the latest", "--step"."""
-
-    step: int
-    why: str
-
-    def __str__(self):
-        return f"step {self.step} ({self.why})"
-
-
-def restore_best(
-    workdir: pathlib.Path,
-    like: PyTree,
-    sharding: Sharding,
-    *,
-    best: str,
-    step: int | None = None,
-    optional: Mapping[str, PyTree] | None = None,
-) -> tuple[PyTree, Taken]:
-    """Restores the entries of `like` from a run's best checkpoint; returns them, and which it is.
-
-    The best is that with the largest metric `best`, else the latest; `step` takes another one.
-    Entries of `optional` are restored if the checkpoint has them. Raises UserError if there is no
-    such checkpoint, or it is of another model, or damaged.
-    """
-    checkpoints = Checkpoints(workdir, best=best, read_only=True)
-    try:
-        if not checkpoints.steps:
-            raise UserError(f"There is no checkpoint in {workdir}: train first, or mend --workdir.")
-        taken = checkpoints.choose(step)
-        there = checkpoints.entries(taken.step) if optional else set()
-        more = {name: tree for name, tree in (optional or {}).items() if name in there}
-        return checkpoints.restore_part(taken.step, like | more, sharding), taken
-    finally:
-        checkpoints.close()
-
-
-def _complete(folder: pathlib.Path) -> list[int]:
-    """Returns the steps of the complete checkpoints in a folder, whatever else is there."""
-    return sorted(int(path.name) for path in folder.glob("*") if path.name.isdigit())
-
-
-def _first_line(error: Exception) -> str:
-    """Returns the first line of an error's text, at most 300 characters."""
-    lines = str(error).strip().splitlines()
-    return lines[0][:300] if lines else type(error).__name__
-
-
-def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
-    flat, _ = jax.tree_util.tree_flatten_with_path(tree)
-    # Saved, a NamedTuple of the optimiser is a dictionary or a list: compare the names alone.
-    return {"/".join(_name(key) for key in path): tuple(leaf.shape) for path, leaf in flat}
-
-
-def _name(key):
-    for attribute in ("name", "key", "idx"):
-        if hasattr(key, attribute):
-            return str(getattr(key, attribute))
-    return str(key)
-
-
-def _compare(folder, saved, wanted, partial):
-    missing = sorted(wanted.keys() - saved.keys())
-    surplus = [] if partial else sorted(saved.keys() - wanted.keys())
-    shapes = [
-        f"{k} is {saved[k]}, here {wanted[k]}"
-        for k in sorted(wanted.keys() & saved.keys())
-        if saved[k] != wanted[k]
-    ]
-    differences = [
-        f"{len(items)} {what} ({'; '.join(items[:4])}{'; ...' if len(items) > 4 else ''})"
-        for what, items in (
-            ("tensors of this model are not in it", missing),
-            ("of its tensors are not in this model", surplus),
-            ("tensors have another shape", shapes),
-        )
-        if items
-    ]
-    if differences:
-        raise UserError(
-            f"The checkpoint {folder} is of another model, optimiser or method: "
-            f"{', '.join(differences)}. Use the config that it was trained with, or another "
-            "--workdir."
-        )

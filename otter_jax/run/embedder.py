@@ -12,6 +12,7 @@ from jaxtyping import Array, Float, PyTree, UInt8
 from otter_jax import gates
 from otter_jax import mesh as meshes
 from otter_jax.data.captions import Tokenizer
+from otter_jax.run.programs import Program
 
 
 class Embedder:
@@ -29,11 +30,13 @@ class Embedder:
         batch_size: int,
         smaller: Sequence[int] = (),
         shorter: Sequence[int] = (),
+        kept: bool = False,
     ):
         """Compiles nothing yet; `batch_size` is over all devices, and must divide over them.
 
         What is left over is padded to one of the sizes `smaller` and `batch_size`; texts of few
-        tokens to the next of the lengths `shorter` and max_tokens.
+        tokens to the next of the lengths `shorter` and max_tokens. With `kept`, programs are kept
+        on disk.
         """
         self._tokenizer, self._mesh, self._batch_size = tokenizer, mesh, batch_size
         self._sizes = [*sorted(size for size in smaller if size < batch_size), batch_size]
@@ -50,10 +53,19 @@ class Embedder:
         self._images = jax.jit(images, in_shardings=(whole, rows), out_shardings=rows)
         self._texts = jax.jit(texts, in_shardings=(whole, rows, rows), out_shardings=whole)
         self._whole = jax.jit(lambda x: x, in_shardings=rows, out_shardings=whole)
+        if kept:
+            self._images = Program(self._images, mesh, "images", model)
+            self._texts = Program(self._texts, mesh, "texts", model)
 
     def image_batch(self, variables: PyTree, image: UInt8[Array, "B H W 3"]) -> Float[Array, "B D"]:
         """Embeds one batch whose rows are spread over the devices; so are those of the result."""
         return self._images(variables, image)
+
+    def prepare(self, variables: PyTree, number: int, size: int) -> None:
+        """Compiles what so many images of size x size take first; it is kept (`Program`)."""
+        _, rows = meshes.shardings(self._mesh)
+        shape = (self._fitting(number), size, size, 3)
+        self._images.compiled(variables, jax.ShapeDtypeStruct(shape, np.uint8, sharding=rows))
 
     def images(
         self,
@@ -67,7 +79,8 @@ class Embedder:
             part = images[start : start + rows]
             blank = np.zeros((padding, *images.shape[1:]), images.dtype)
             image = self._put(image=np.concatenate([part, blank]))["image"]
-            return np.asarray(self._whole(self._images(variables, image)))
+            found = self._images(variables, image)
+            return np.asarray(found if self._mesh.size == 1 else self._whole(found))
 
         return self._in_batches(embed, len(images), check_stop)
 
@@ -104,7 +117,7 @@ class Embedder:
         """Returns the size that holds `rest` rows, or the next below if most would be padding."""
         place = bisect.bisect_left(self._sizes, min(rest, self._batch_size))
         size = self._sizes[place]
-        return self._sizes[place - 1] if place and 2 * rest < size else size
+        return self._sizes[place - 1] if place and 4 * rest < size else size
 
     def _put(self, **batch):
         """Puts this process's part of a batch that every process has made whole on its devices."""

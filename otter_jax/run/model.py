@@ -82,7 +82,11 @@ def shapes(
     """Returns what `fresh` returns, with shapes in place of weights; reads no weights."""
     txt = {**txt, "pretrained": False}
     model, _, text = load_towers(dim=dim, img=img, txt=txt, dtype=dtype, pretrained=False)
-    like = jax.eval_shape(lambda: gated(initialise(model, jax.random.key(0)), gate_shape))
+
+    def init():
+        return gated(initialise(model, jax.random.key(0)), gate_shape)
+
+    like = encoders.remembered(lambda: jax.eval_shape(init), model, gate_shape)
     return model, {"batch_stats": {}} | like, text.tokenizer
 
 

@@ -16,7 +16,7 @@ from otter_jax import mesh as meshes
 from otter_jax.errors import UserError
 from otter_jax.models.towers import Towers
 from otter_jax.run import directory, model
-from otter_jax.run.checkpoint import restore_best
+from otter_jax.run.reading import restore_best
 from otter_jax.weights import encoders
 from otter_jax.weights.tensors import Tell, quiet
 
@@ -61,17 +61,18 @@ def load(
     *,
     dtype: str | None = None,
     step: int | None = None,
+    ema: bool = True,
 ) -> Trained:
     """Restores the checkpoint `step` of a contrastive run, else its best by eval.best, or latest.
 
     The model computes in `dtype`, by default the one it was trained in; gates are folded in. "ema"
-    is left out if the run has none, or a fixed teacher in its place. Raises UserError if there is
-    no checkpoint, or it is of another model than the config's.
+    is left out if the run has none, or a fixed teacher in its place, or if not `ema`. Raises
+    UserError if there is no checkpoint, or it is of another model than the config's.
     """
     section = config.model.to_dict()
     section |= {"dtype": dtype or section["dtype"], "gate_shape": config.gates.shape}
     module, like, tokenizer = model.shapes(**section)
-    teacher = {"teacher": like} if "ema" in kept_weights(config) else {}
+    teacher = {"teacher": like} if ema and "ema" in kept_weights(config) else {}
     state, taken = restore_best(
         workdir, like, sharding, best=config.eval.best, step=step, optional=teacher
     )

@@ -15,8 +15,8 @@ from ml_collections import ConfigDict
 from otter_jax import gates
 from otter_jax import mesh as meshes
 from otter_jax.errors import UserError
-from otter_jax.run.checkpoint import restore_best
 from otter_jax.run.model import complete
+from otter_jax.run.reading import restore_best
 from otter_jax.run.trained import image_encoder, image_module
 from otter_jax.weights import encoders
 from otter_jax.weights.tensors import Tell, quiet

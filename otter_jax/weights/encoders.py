@@ -2,15 +2,19 @@
 
 import dataclasses
 import difflib
+import json
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
+from flax import traverse_util
 
+from otter_jax import caches
 from otter_jax.errors import UserError
 from otter_jax.files import read_json
 from otter_jax.models.bert import Bert, BertConfig
@@ -121,7 +125,7 @@ def load_image(
     found, families = tensors.read(path, part=part, tell=tell), naming.families(module)
     if classifier:
         module = module.clone(num_classes=count_classes(found, module, path))
-    like = variable_shapes(module, jnp.zeros((1, 32, 32, 3)))
+    like = variable_shapes(module, np.zeros((1, 32, 32, 3), np.float32))
     variables = naming.convert(found, like, families, source=path)
     return Encoder(module, variables, module.width, pixels=used_to)
 
@@ -196,7 +200,7 @@ def load_text(
     if not pretrained:
         return Encoder(module, {}, module.width, home)
     path = weights_file(home)
-    like = variable_shapes(module, jnp.zeros((1, 2), int), jnp.ones((1, 2), bool))
+    like = variable_shapes(module, np.zeros((1, 2), np.int32), np.ones((1, 2), bool))
     found = tensors.read(path, part=part, tell=tell) | projection_tensors(layout, tell=tell)
     source = folder if layout.folders else path  # a projection may be what does not fit
     variables = naming.convert(found, like, naming.families(module), source=source)
@@ -276,4 +280,33 @@ def check_numbers(config: Any) -> None:
 
 def variable_shapes(module: nn.Module, *inputs: Any) -> dict[str, Any]:
     """Returns the shapes and types of the module's variables; nothing is computed."""
-    return jax.eval_shape(lambda: module.init(jax.random.key(0), *inputs, train=False))
+
+    def init(*inputs):
+        return module.init(jax.random.key(0), *inputs, train=False)
+
+    facts = jax.tree.map(lambda x: (x.shape, str(x.dtype)), inputs)
+    return remembered(lambda: jax.eval_shape(init, *inputs), module, facts)
+
+
+def remembered(find: Callable[[], dict[str, Any]], *facts: Any) -> dict[str, Any]:
+    """Returns the shapes and types of variables that `find` finds, and the facts alone decide.
+
+    They are remembered on disk: to find them out takes about half a second for an encoder, which
+    is much for one picture.
+    """
+
+    def make():
+        flat = traverse_util.flatten_dict(find())
+        return {
+            "paths": np.array([json.dumps(path) for path in flat]),
+            "shapes": np.array([json.dumps(leaf.shape) for leaf in flat.values()]),
+            "dtypes": np.array([str(leaf.dtype) for leaf in flat.values()]),
+        }
+
+    path = caches.users() / caches.named("shapes", caches.code(), *facts)
+    found = caches.kept(path, make)
+    leaves = {
+        tuple(json.loads(path)): jax.ShapeDtypeStruct(tuple(json.loads(shape)), dtype)
+        for path, shape, dtype in zip(*(found[n].tolist() for n in found), strict=True)
+    }
+    return traverse_util.unflatten_dict(leaves)

@@ -301,3 +301,20 @@ def test_minilm_embeds_sentences_as_transformers_does(golden):
     hidden = jax.jit(partial(encoder.module.apply, train=False))(encoder.variables, ids, mask)
     np.testing.assert_allclose(hidden[1, 2], expected["word"], atol=1e-5)
     np.testing.assert_allclose(pool(hidden, mask), expected["embedding"], atol=1e-5)
+
+
+def test_shapes_are_found_once_and_remembered(monkeypatch, tmp_path):
+    monkeypatch.setenv("OTTER_JAX_CACHE", str(tmp_path))
+    calls = []
+
+    def find():
+        calls.append(1)
+        a, c = jax.ShapeDtypeStruct((2, 3), jnp.float32), jax.ShapeDtypeStruct((), jnp.int32)
+        return {"params": {"a": a, "b": {"c": c}}}
+
+    for _ in range(2):
+        found = encoders.remembered(find, "a module")
+        assert (found["params"]["a"].shape, found["params"]["a"].dtype) == ((2, 3), jnp.float32)
+        assert (found["params"]["b"]["c"].shape, found["params"]["b"]["c"].dtype) == ((), jnp.int32)
+    encoders.remembered(find, "another")
+    assert len(calls) == 2

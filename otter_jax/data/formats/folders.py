@@ -2,15 +2,14 @@
 
 import os
 import pathlib
-from collections.abc import Iterator
 from typing import NamedTuple
 
 from otter_jax.data.captions import clean
 from otter_jax.data.formats.columns import SUFFIXES as TABLES
+from otter_jax.data.formats.patterns import walk
 from otter_jax.data.formats.reading import Reading
 from otter_jax.data.images import SUFFIXES as PICTURES
 from otter_jax.errors import UserError
-from otter_jax.files import is_within
 
 # What Hugging Face's image folders call their tables, which name files beside them.
 METADATA = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
@@ -34,28 +33,6 @@ class Contents(NamedTuple):
     arrow: bool
     prepared: bool
     tables: list[pathlib.Path]
-
-
-def walk(root: pathlib.Path, untrusted: bool = False) -> Iterator[tuple[str, list[str]]]:
-    """Yields a folder and those below it, without hidden ones, and the names of the files in each.
-
-    Links are followed, but no folder is entered twice. Raises UserError for a folder that cannot be
-    read, and for an `untrusted` one if a link leads out of `root`.
-    """
-    seen = set()
-    for folder, inner, names in os.walk(root, followlinks=True, onerror=_refuse):
-        seen.add(os.path.realpath(folder))
-        if untrusted and not is_within(folder, root):
-            raise UserError(
-                f"{clean(folder)} leads out of {clean(str(root))}, which --untrusted refuses: "
-                "remove the link."
-            )
-        inner[:] = sorted(
-            name
-            for name in inner
-            if not name.startswith(".") and os.path.realpath(os.path.join(folder, name)) not in seen
-        )
-        yield folder, names
 
 
 def contents_of(root: pathlib.Path, untrusted: bool = False) -> Contents:
@@ -150,7 +127,3 @@ def _of_one_kind(metadata: list[pathlib.Path]) -> list[pathlib.Path]:
 
 def _preference(table: pathlib.Path) -> int:
     return METADATA.index(table.name.lower())
-
-
-def _refuse(error: OSError) -> None:
-    raise UserError(f"The folder {clean(str(error.filename))} cannot be read: {error.strerror}.")

@@ -1,12 +1,18 @@
-"""Finds the files that a pattern names: globs, and braces as shells and web-datasets have them."""
+"""Finds the files that a pattern names: globs, and braces as shells and web-datasets have them.
+
+And those in a folder and below it.
+"""
 
 import glob
 import os
 import pathlib
 import re
 import urllib.parse
+from collections.abc import Iterator
 
+from otter_jax.data.captions import clean
 from otter_jax.errors import UserError
+from otter_jax.files import is_within
 
 MOST = 1_000_000  # names that braces may stand for
 _ELSEWHERE = re.compile(r"(pipe:|[a-z][a-z0-9+.-]*://)", re.IGNORECASE)
@@ -97,3 +103,29 @@ def _parts(inside: str) -> list[str] | range | None:
     width = max(map(len, limits.group(1, 2))) if padded else 0
     numbers = range(first, last + 1, step) if first <= last else range(first, last - 1, -step)
     return [f"{number:0{width}d}" for number in numbers]
+
+
+def walk(root: pathlib.Path, untrusted: bool = False) -> Iterator[tuple[str, list[str]]]:
+    """Yields a folder and those below it, without hidden ones, and the names of the files in each.
+
+    Links are followed, but no folder is entered twice. Raises UserError for a folder that cannot be
+    read, and for an `untrusted` one if a link leads out of `root`.
+    """
+    seen = set()
+    for folder, inner, names in os.walk(root, followlinks=True, onerror=_refuse):
+        seen.add(os.path.realpath(folder))
+        if untrusted and not is_within(folder, root):
+            raise UserError(
+                f"{clean(folder)} leads out of {clean(str(root))}, which --untrusted refuses: "
+                "remove the link."
+            )
+        inner[:] = sorted(
+            name
+            for name in inner
+            if not name.startswith(".") and os.path.realpath(os.path.join(folder, name)) not in seen
+        )
+        yield folder, names
+
+
+def _refuse(error: OSError) -> None:
+    raise UserError(f"The folder {clean(str(error.filename))} cannot be read: {error.strerror}.")

@@ -18,8 +18,8 @@ from collections.abc import Iterator
 from otter_jax.data.build.plan import Options, Plan, Record, Span, pair_features
 from otter_jax.data.build.report import Tally
 from otter_jax.data.captions import clean
-from otter_jax.data.formats.folders import walk
 from otter_jax.data.formats.members import LONG_TEXT, MAX_TEXT, details, is_known, kind_of, records
+from otter_jax.data.formats.patterns import walk
 from otter_jax.data.formats.reading import OUTSIDE, USUAL, Reading
 from otter_jax.data.images import SUFFIXES
 from otter_jax.errors import UserError

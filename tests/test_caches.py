@@ -5,7 +5,7 @@ import os
 import numpy as np
 import pytest
 
-from otter_jax.predict import caches
+from otter_jax import caches
 
 
 def kept(path, **arrays):
@@ -64,7 +64,10 @@ def test_the_oldest_of_many_are_removed(tmp_path, monkeypatch):
 
 
 def test_a_model_that_is_not_ours_has_its_caches_in_the_users_folder(tmp_path, monkeypatch):
+    monkeypatch.delenv("OTTER_JAX_CACHE")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "mine"))
     assert caches.beside(tmp_path) == tmp_path / "cache"
     monkeypatch.setattr(os, "access", lambda path, mode: False)
     assert caches.beside(tmp_path) == tmp_path / "mine/otter_jax"
+    monkeypatch.setenv("OTTER_JAX_CACHE", str(tmp_path / "other"))
+    assert caches.users() == tmp_path / "other"

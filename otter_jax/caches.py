@@ -1,22 +1,34 @@
-"""Keeps on disk what takes long to make: beside the model, else in the user's own cache."""
+"""Keeps on disk what takes long to make: in the user's own cache, or beside a model.
+
+What a computer runs, as compiled programs are, is in the user's own cache alone: a model's folder
+may come from anybody.
+"""
 
 import contextlib
+import functools
+import hashlib
 import os
 import tempfile
 import zipfile
 from collections.abc import Callable
+from importlib import metadata
 from pathlib import Path
 
 import numpy as np
 
-from otter_jax.weights.tensors import Tell, quiet
-
 Arrays = dict[str, np.ndarray]
 KEPT = 64  # files of a kind; the oldest are removed
+PLACE = "OTTER_JAX_CACHE"  # in the environment: another folder for the user's own cache
+
+
+def quiet(note: str) -> None:
+    """Tells nobody."""
 
 
 def users() -> Path:
-    """Returns the user's own cache: $XDG_CACHE_HOME/otter_jax, or ~/.cache/otter_jax."""
+    """Returns the user's own cache: $OTTER_JAX_CACHE, else otter_jax in ~/.cache."""
+    if os.environ.get(PLACE):
+        return Path(os.environ[PLACE])
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "otter_jax"
 
 
@@ -29,7 +41,22 @@ def beside(folder: Path) -> Path:
     return own if os.access(own if own.exists() else folder, os.W_OK) else users()
 
 
-def kept(path: Path, make: Callable[[], Arrays], tell: Tell = quiet) -> Arrays:
+@functools.cache
+def code() -> str:
+    """Returns a digest of all that programs and shapes of models depend on beside the model."""
+    home = Path(__file__).parent
+    digest = hashlib.sha256(repr([metadata.version(n) for n in ("jax", "jaxlib", "flax")]).encode())
+    for path in sorted([*home.glob("models/*.py"), home / "gates.py", home / "run/embedder.py"]):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
+
+
+def named(kind: str, *facts: object) -> str:
+    """Returns the name of a file of this kind, which differs wherever one of the facts does."""
+    return f"{kind}_{hashlib.sha256(repr(facts).encode()).hexdigest()[:24]}.npz"
+
+
+def kept(path: Path, make: Callable[[], Arrays], tell: Callable[[str], None] = quiet) -> Arrays:
     """Returns the arrays of a file, which is written by `make` if it is not there.
 
     A damaged file is made anew, and `tell` is told so; so it is of a disk that refuses.

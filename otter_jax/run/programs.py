@@ -1,0 +1,106 @@
+"""Keeps compiled programs on disk, so that a model's first answer need not wait for a compiler."""
+
+import platform
+import threading
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental import serialize_executable
+from jax.sharding import Mesh
+from jaxtyping import Array
+
+from otter_jax import caches
+
+
+class Program:
+    """Is a jitted function of variables and arrays to one array; each of its programs is kept.
+
+    A program is for one set of shapes. Reading it takes a tenth of a second; to trace and compile
+    it takes seconds. Several threads may call it.
+    """
+
+    def __init__(self, jitted: Any, mesh: Mesh, *facts: object):
+        """Compiles nothing yet; `facts` and the shapes tell a program for `mesh` from others."""
+        self._jitted, self._facts = jitted, facts
+        self._devices = mesh.devices.flatten().tolist()
+        self._made: dict[str, Callable[..., Array]] = {}
+        self._untried: dict[str, Path] = {}  # where a program is from that was not called yet
+        self._lock = threading.Lock()
+
+    def __call__(self, *args: Any) -> Array:
+        """Returns the function's result."""
+        program, path = self.compiled(*args), self._untried.pop(_shapes(args), None)
+        if path is None:
+            return program(*args)
+        try:  # a program that was read from disk, for the first time
+            return jax.block_until_ready(program(*args))
+        except jax.errors.JaxRuntimeError:
+            path.unlink(missing_ok=True)
+            self._made[_shapes(args)] = program = self._compile(args)
+            return program(*args)
+
+    def compiled(self, *args: Any) -> Callable[..., Array]:
+        """Returns the program for arrays, or shapes with shardings, like these."""
+        with self._lock:
+            shapes = _shapes(args)
+            if shapes not in self._made:
+                # JAX's own cache is enough, and what it has read cannot be written again.
+                own = jax.config.jax_compilation_cache_dir
+                self._made[shapes] = self._compile(args) if own else self._read(args)
+            return self._made[shapes]
+
+    def _compile(self, args: tuple[Any, ...]) -> Callable[..., Array]:
+        return self._jitted.lower(*args).compile()
+
+    def _read(self, args: tuple[Any, ...]) -> Callable[..., Array]:
+        """Reads the program from disk, else compiles it and writes it there."""
+        made = []
+
+        def make():
+            made.append(self._compile(args))
+            payload, _, _ = serialize_executable.serialize(made[0])
+            return {"payload": np.frombuffer(payload, np.uint8)}
+
+        leaves, _ = jax.tree_util.tree_flatten_with_path(args)
+        shapes = [(jax.tree_util.keystr(k), x.shape, str(x.dtype)) for k, x in leaves]
+        machine = _machine(self._devices)
+        name = caches.named("program", caches.code(), machine, *self._facts, shapes)
+        path = caches.users() / name
+        try:
+            found = caches.kept(path, make)
+        except Exception:  # of a compiler that cannot give its program away
+            if not made:
+                raise
+        if made:
+            return made[0]
+        trees = jax.tree.structure((args, {})), jax.tree.structure(0)
+        try:
+            program = serialize_executable.deserialize_and_load(
+                found["payload"].tobytes(), *trees, execution_devices=self._devices
+            )
+        except Exception:  # whatever a compiler does not like of it, it can make it again
+            path.unlink(missing_ok=True)
+            return self._compile(args)
+        self._untried[_shapes(args)] = path
+        return program
+
+
+def _shapes(args: tuple[Any, ...]) -> str:
+    """Returns what tells programs of one model apart: the shapes beside the variables."""
+    return str([(x.shape, str(x.dtype)) for x in jax.tree.leaves(args[1:])])
+
+
+def _machine(devices: Sequence[jax.Device]) -> tuple[object, ...]:
+    """Returns what programs depend on beside the code: devices, their driver, and settings."""
+    flags = platform.processor() or platform.machine()
+    about = Path("/proc/cpuinfo")
+    if about.exists():  # programs use what the processor has, and crash on another
+        lines = about.read_text("utf-8", "replace").splitlines()
+        flags = next((line for line in lines if line.startswith(("flags", "Features"))), flags)
+    client = devices[0].client
+    kinds = sorted({device.device_kind for device in devices})
+    precision = jax.config.jax_default_matmul_precision
+    return client.platform, client.platform_version, kinds, len(devices), flags, precision
