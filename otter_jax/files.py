@@ -31,7 +31,12 @@ def open_regular(path: str | os.PathLike) -> io.BufferedReader:
 
     Raises OSError; Refused for what is no regular file, such as a pipe, without waiting for it.
     """
-    _check(os.stat(path).st_mode, path)  # opening alone may do something to a device
+    try:
+        _check(os.stat(path).st_mode, path)  # opening alone may do something to a device
+    except OSError as error:
+        if error.errno in (errno.ELOOP, errno.ENAMETOOLONG):
+            raise Refused(error.errno, error.strerror, str(path)) from None
+        raise
     number = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     try:
         _check(os.fstat(number).st_mode, path)  # it may be another one by now
@@ -50,9 +55,13 @@ def read_bytes(path: str | os.PathLike, most: int = TEXT) -> bytes:
         size = os.fstat(file.fileno()).st_size
         if size > most:
             raise Refused(errno.EFBIG, too_large(most), str(path))
-        content = file.read(size + 1) or b""
-        if len(content) > size:  # it has grown, or has a size of 0 as in /proc
-            content += file.read(most + 1 - len(content)) or b""
+        try:
+            content = file.read(size + 1) or b""
+            if len(content) > size:  # it has grown, or has a size of 0 as in /proc
+                content += file.read(most + 1 - len(content)) or b""
+        except OSError as error:  # which does not say of which file
+            error.filename = error.filename or str(path)
+            raise
     if len(content) > most:
         raise Refused(errno.EFBIG, too_large(most), str(path))
     return content

@@ -40,6 +40,7 @@ def make(number: int, folder: pathlib.Path):
 
 def outcome(number: int, folder: pathlib.Path) -> tuple[str, str, str]:
     """Reads an input; returns its kind, what came of it, and why if that is none of WELL."""
+    from otter_jax.commands.start import REFUSALS
     from otter_jax.errors import UserError
     from otter_jax.files import Refused
 
@@ -49,7 +50,9 @@ def outcome(number: int, folder: pathlib.Path) -> tuple[str, str, str]:
             return kind, "tallied" if read(folder) else "read", ""
     except (UserError, Refused):  # every command makes a paragraph of both
         return kind, "refused", ""
-    except Exception:
+    except Exception as error:
+        if isinstance(error, OSError) and error.errno in REFUSALS and error.filename:
+            return kind, "refused", ""  # and of what a disk says
         return kind, "traceback", traceback.format_exc(limit=-6)
 
 

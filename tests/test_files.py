@@ -46,6 +46,19 @@ def test_only_regular_files_are_opened(no_file):
         files.read_bytes(path)
 
 
+def test_a_link_in_a_circle_and_a_name_that_is_too_long_are_refused(tmp_path):
+    (tmp_path / "round").symlink_to("round")
+    for path in (tmp_path / "round", tmp_path / ("x" * 300)):
+        with pytest.raises(files.Refused):
+            files.read_bytes(path)
+
+
+def test_json_that_nests_without_end_is_none(tmp_path):
+    (tmp_path / "a").write_text("[" * 100_000)
+    with pytest.raises(ValueError, match="nests too deeply"):
+        files.read_json(tmp_path / "a")
+
+
 def test_at_most_the_limit_is_read_whatever_the_size_is_said_to_be(tmp_path, monkeypatch):
     assert "VmRSS" in files.read_text("/proc/self/status"), "of size 0 by stat"
     path = tmp_path / "a"

@@ -14,10 +14,11 @@ import rich.console
 import tensorboardX
 
 from otter_jax.data.source import Source
-from otter_jax.files import check_regular
+from otter_jax.files import read_text
 from otter_jax.run import cluster
 from otter_jax.run.directory import write_text
 
+LARGEST = 1 << 30  # bytes of metrics.jsonl: five million lines
 NAMED = 10  # unreadable images
 
 Metrics = dict[str, float]
@@ -127,9 +128,8 @@ class Scalars:
 
     def __init__(self, workdir: pathlib.Path, start: int = 0):
         path = workdir / "metrics.jsonl"
-        check_regular(path)
-        if path.exists():
-            lines = path.read_text("utf-8", "replace").splitlines()
+        with contextlib.suppress(FileNotFoundError):
+            lines = read_text(path, LARGEST, errors="replace").splitlines()
             lines = [line for line in lines if _step_of(line) <= start]
             write_text(path, "".join(line + "\n" for line in lines))
         for result in (workdir / "results").glob("step_*.json"):
@@ -157,5 +157,5 @@ class Scalars:
 def _step_of(line):
     try:
         return float(json.loads(line)["step"])
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         return math.inf  # the half line of a killed process, or a damaged one

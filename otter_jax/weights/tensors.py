@@ -20,6 +20,7 @@ TOPS = (
     "params", "student", "teacher", "encoder", "backbone",
     "state_dict_ema", "model_ema", "ema_state_dict", "ema", "params_ema", "shadow",
 )  # fmt: skip
+LONGEST = 200  # characters of the name of a file; systems take 255 bytes
 LEVELS = 4  # of dictionaries that are searched for tensors
 FOREIGN = (  # how files begin that are no weights, or none that are read here
     (b"version https://git-lfs", "is a Git LFS pointer, not the file itself; run `git lfs pull`"),
@@ -164,9 +165,9 @@ def read_shards(index: Path, *, part: str, tell: Tell) -> Tensors:
         raise UserError(
             f"{index} is not the index of a model in several files ({error!r})."
         ) from error
-    outside = [file for file in files if Path(file).name != file]
+    outside = [file for file in files if Path(file).name != file or len(file) > LONGEST]
     if outside:
-        raise UserError(f"{index} names {outside[0]!r}, which is not beside it.")
+        raise UserError(f"{index} names {outside[0][:LONGEST]!r}, which is not beside it.")
     missing = [file for file in files if not (index.parent / file).is_file()]
     if missing:
         raise UserError(

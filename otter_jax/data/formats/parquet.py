@@ -6,7 +6,6 @@ text. Names that several columns have are told apart: NAME, NAME_2 and so on.
 
 import io
 import pathlib
-import re
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -15,6 +14,7 @@ import pyarrow.parquet as pq
 
 from otter_jax.data.build.plan import ROWS
 from otter_jax.data.build.report import Tally
+from otter_jax.data.formats import footer
 from otter_jax.data.formats.packed import FREE, RATIO
 from otter_jax.errors import UserError
 from otter_jax.files import open_regular
@@ -120,50 +120,34 @@ def _batches(
 ) -> Iterator[pa.RecordBatch]:
     with pq.ParquetFile(table) as file, open_regular(table) as content:
         columns = None if needed is None else list(needed)
-        size = min(size, _rows_at_once(file.metadata.row_group(group), columns, content))
+        size = min(size, _rows_at_once(footer.groups_of(table)[group], columns, content))
         yield from file.iter_batches(size, row_groups=[group], columns=columns)
 
 
 def _rows_at_once(
-    group: pq.RowGroupMetaData, columns: Sequence[str] | None, content: io.BufferedIOBase
+    group: footer.Group, columns: Sequence[str] | None, content: io.BufferedIOBase
 ) -> int:
     """Returns how many rows of a group can be decoded within HELD bytes, as far as it says.
 
     Raises OSError for columns that unpack to far more than their size: runs of one value, or an
     entry of a dictionary that all rows have, take next to nothing in a file.
     """
-    rows, whole = max(1, group.num_rows), 0
+    rows, whole = max(1, group.rows), 0
     most = rows
-    for number in range(group.num_columns):
-        chunk = group.column(number)
-        if columns is not None and chunk.path_in_schema.partition(".")[0] not in columns:
+    for chunk in group.chunks:
+        if columns is not None and chunk.path[:1] and chunk.path[0] not in columns:
             continue
-        size = max(chunk.total_uncompressed_size, 8 * chunk.num_values)
-        limit = FREE + RATIO * chunk.total_compressed_size
-        if size > min(limit, rows * FREE):
-            raise OSError(f"column {chunk.path_in_schema!r} unpacks to {size >> 20:,} MiB")
+        name, size = ".".join(chunk.path), max(chunk.unpacked, 8 * chunk.values)
+        if size > min(FREE + RATIO * chunk.packed, rows * FREE):
+            raise OSError(f"column {name!r} unpacks to {size >> 20:,} MiB")
         whole += size
-        if chunk.has_dictionary_page:
-            entries = _dictionary_size(chunk, content)
-            if entries > DICTIONARY and entries > DICTIONARY_RATIO * chunk.total_compressed_size:
-                raise OSError(
-                    f"the dictionary of column {chunk.path_in_schema!r} unpacks to "
-                    f"{entries >> 20:,} MiB"
-                )
+        if chunk.dictionary:
+            content.seek(chunk.dictionary)
+            entries = footer.first_page(content.read(16))
+            if entries > DICTIONARY and entries > DICTIONARY_RATIO * chunk.packed:
+                raise OSError(f"the dictionary of column {name!r} unpacks to {entries >> 20:,} MiB")
             most = min(most, HELD // max(1, entries))
     return max(1, min(most, HELD * rows // max(1, whole)))
-
-
-def _dictionary_size(chunk: pq.ColumnChunkMetaData, content: io.BufferedIOBase) -> int:
-    """Returns the unpacked size of a column's dictionary, 0 if it cannot be read.
-
-    A page begins with its kind and its size as numbers of Thrift's compact protocol.
-    """
-    content.seek(chunk.dictionary_page_offset or 0)
-    head = content.read(16)
-    found = re.match(rb"\x15[\x80-\xff]*[\0-\x7f]\x15([\x80-\xff]*[\0-\x7f])", head, re.DOTALL)
-    number = sum((byte & 0x7F) << 7 * i for i, byte in enumerate(found[1])) if found else 0
-    return number >> 1  # zigzag
 
 
 def _rows(batch: pa.RecordBatch) -> Iterator[dict[str, Any]]:

@@ -8,6 +8,7 @@ import itertools
 import json
 import lzma
 import os
+import random
 import struct
 import tarfile
 import time
@@ -23,7 +24,7 @@ from tars import write_tar
 from otter_jax.data.build import plan
 from otter_jax.data.build.plan import Options
 from otter_jax.data.build.report import Tally
-from otter_jax.data.formats import arrays, cells, kinds, lines, packed, parquet, rows
+from otter_jax.data.formats import arrays, cells, footer, kinds, lines, packed, parquet, rows
 from otter_jax.data.in_flight import in_threads
 from otter_jax.errors import UserError
 
@@ -228,3 +229,46 @@ def test_threads_are_given_so_many_bytes_ahead():
         most[0] = max(most[0], len(given) - done)
     assert len(given) == 30
     assert most[0] == 5
+
+
+def test_what_a_footer_says_is_what_pyarrow_says(tmp_path):
+    path = tmp_path / "t.parquet"
+    columns = {
+        "image": [{"bytes": noise(n), "path": str(n)} for n in range(50)],
+        "caption": [["a", "b"], None] * 25, "n": range(50), "bad": [b"\xff", None] * 25,
+    }  # fmt: skip
+    for options in ({}, {"use_dictionary": False}, {"write_statistics": False}):
+        pq.write_table(pa.table(columns), path, row_group_size=20, **options)
+        about, found = pq.read_metadata(path), footer.groups_of(path)
+        assert len(found) == about.num_row_groups == 3
+        for number, group in enumerate(found):
+            theirs = about.row_group(number)
+            assert group.rows == theirs.num_rows
+            for i, chunk in enumerate(group.chunks):
+                column = theirs.column(i)
+                assert ".".join(chunk.path) == column.path_in_schema
+                assert chunk.values == column.num_values
+                assert chunk.unpacked == column.total_uncompressed_size
+                assert chunk.packed == column.total_compressed_size
+                assert chunk.dictionary == (column.dictionary_page_offset or 0)
+
+
+def test_a_damaged_footer_ends_in_an_error_and_never_the_process(tmp_path):
+    """pyarrow's own accessors of a column's sizes may call abort(): found by tests/fuzz.py."""
+    path = tmp_path / "t.parquet"
+    pq.write_table(pa.table({"image": [noise(n) for n in range(9)], "caption": ["x"] * 9}), path)
+    content, rng = path.read_bytes(), random.Random(0)
+    length = int.from_bytes(content[-8:-4], "little")
+    for _ in range(300):
+        damaged = bytearray(content)
+        damaged[len(content) - 8 - rng.randrange(length)] = rng.randrange(256)
+        path.write_bytes(damaged)
+        try:
+            for unit in of(path).units["train"]:
+                list(unit.read(Tally()))
+        except (UserError, OSError, pa.ArrowException):
+            pass
+    for claim in (0, 1, 2**31, 2**32 - 1):
+        path.write_bytes(content[:-8] + claim.to_bytes(4, "little") + b"PAR1")
+        with pytest.raises(UserError):
+            of(path)
