@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
 from jaxtyping import PyTree
@@ -18,7 +17,7 @@ from otter_jax.errors import UserError
 from otter_jax.files import read_json
 from otter_jax.models.clip import ClipText
 from otter_jax.models.towers import Towers
-from otter_jax.objective import scale_of
+from otter_jax.objective import LIMITS
 from otter_jax.predict.model import Loaded, Model, Pixels
 from otter_jax.run import directory, trained
 from otter_jax.run.model import check_sizes, check_tokenizer, dtype_of, read_as
@@ -98,7 +97,7 @@ def _of_run(folder: Path, weights: str, step: int | None, dtype: str | None) -> 
     named = {".".join(path): x for path, x in traverse_util.flatten_dict(variables).items()}
     check_finite(named, f"The {weights} of {folder}, step {found.step},")
     name = f"{folder}, {found.taken}, {weights} weights"
-    scale = float(scale_of(jnp.asarray(variables["params"]["log_scale"]["pairs"])))
+    scale = float(np.clip(np.exp(variables["params"]["log_scale"]["pairs"]), *LIMITS))
     return _loaded(name, folder, config, found.model, variables, found.tokenizer, dtype, scale)
 
 

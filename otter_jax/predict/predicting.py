@@ -165,7 +165,8 @@ def _predict(
                     cells.append(_cell(of_one))
             table.add(rows)
             progress.advance(len(batch))
-        console.print(f"{found.told()}; {progress.told()}")
+        if len(todo) > 1:
+            console.print(f"{found.told()}; {progress.told()}")
     if unreadable:
         files = f"{unreadable:,} file{'s' * (unreadable > 1)}"
         console.print(f"{files} could not be read, and have no rows: exit status 3")

@@ -53,7 +53,13 @@ class Program:
             return self._made[shapes]
 
     def _compile(self, args: tuple[Any, ...]) -> Callable[..., Array]:
-        return self._jitted.lower(*args).compile()
+        """Compiles; for one row on a CPU in half the time, as one answer is waited for.
+
+        EfficientNet-Lite0 then takes 13 ms in place of 6.
+        """
+        one = args[1].shape[0] == 1 and self._devices[0].platform == "cpu"
+        options = {"xla_backend_optimization_level": 0} if one else {}
+        return self._jitted.lower(*args).compile(compiler_options=options)
 
     def _read(self, args: tuple[Any, ...]) -> Callable[..., Array]:
         """Reads the program from disk, else compiles it and writes it there."""
