@@ -11,6 +11,7 @@ COMMANDS = {  # name: (module with a function main(argv) -> exit status, what it
     "prepare": ("otter_jax.commands.prepare", "make a data set of your own image-caption pairs"),
     "doctor": ("otter_jax.commands.doctor", "find what would go wrong with a run, or make it slow"),
     "predict": ("otter_jax.commands.predict", "name what pictures show, of your own classes"),
+    "demo": ("otter_jax.commands.demo", "open a page to drop pictures on and type classes"),
     "transfer": ("otter_jax.commands.transfer", "train an image encoder on labelled pictures"),
     "embed": (
         "otter_jax.commands.embed",

@@ -52,6 +52,12 @@ class Page:
         assert "exceptionDetails" not in found, found
         return found["result"].get("value")
 
+    def choose(self, selector, path):
+        """Gives a file to an <input type=file>, as if a person had chosen it."""
+        found = self._ask("Runtime.evaluate", expression=f"document.querySelector({selector!r})")
+        node = {"objectId": found["result"]["objectId"]}
+        self._ask("DOM.setFileInputFiles", files=[str(path)], **node)
+
     def picture(self, path):
         """Writes the whole page as a PNG."""
         found = self._ask("Page.captureScreenshot", captureBeyondViewport=True)

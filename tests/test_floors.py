@@ -19,7 +19,7 @@ FLOORS = (  # from the ground up; modules of the method's line may import each o
     ("predict",),
     ("training",),
     ("transfer",),
-    ("report",),
+    ("report", "demo"),
     ("commands", "configs"),
     ("main", "__main__", "__init__"),
 )

@@ -23,7 +23,7 @@ from typing import Any, NoReturn
 from otter_jax.errors import Stopped, UserError
 from otter_jax.files import Refused
 
-COMPILER = "compiler"  # the name of a thread that XLA compiles in
+COMPILER = "compiler"  # how names of threads begin that XLA compiles in
 # What a disk answers when it is full, read-only, failing, or not this user's.
 REFUSALS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO)
 REQUEUE = 75  # EX_TEMPFAIL of sysexits.h: stopped and saved; the same command goes on
@@ -226,7 +226,8 @@ def _ended(number: int) -> int:
 
     After a stop that all processes agreed on none waits for another.
     """
-    compiles = any(t.is_alive() for t in threading.enumerate() if t.name == COMPILER)
+    threads = threading.enumerate()
+    compiles = any(t.is_alive() for t in threads if t.name.startswith(COMPILER))
     if compiles or (_is_one_of_several() and number != REQUEUE):
         sys.stdout.flush()
         sys.stderr.flush()

@@ -10,6 +10,7 @@ from otter_jax.zeroshot.bank import read_lines, spelled
 
 REMEDY = 'give names with commas between them, --classes "dog,sofa", or a file with one on a line'
 EXAMPLES = 3  # in a message
+SHOWN = 200  # characters of a list, in a message
 
 
 class Classes(NamedTuple):
@@ -35,19 +36,40 @@ def read_classes(given: str) -> Classes:
 
     Raises UserError if there is no class, or the file cannot be read.
     """
-    if pathlib.Path(given).expanduser().is_file():
+    path = pathlib.Path(given)
+    if path.expanduser().is_file():
         lines = read_lines(given, "classes", spell=str)
-        return _classes([_of_line(line) for line in lines], given)
-    if "," not in given and pathlib.Path(given).suffix in (".txt", ".tsv", ".csv"):
+        found = _classes(map(_of_line, lines), given, REMEDY)
+    elif "," not in given and path.suffix in (".txt", ".tsv", ".csv"):
         raise UserError(f"There is no file {given} with classes: {REMEDY}.")
+    else:
+        found = listed(given)
+    if len(found.names) == 1:
+        found.notes.append(f"{alone(found)}; --multi judges it on its own")
+    return found
+
+
+def listed(text: str, where: str = "--classes", remedy: str = REMEDY) -> Classes:
+    """Returns the classes of a list with commas, whatever files there are.
+
+    `where` says where it stands, and `remedy` what to do if there is no class in it, for messages.
+    Raises UserError in that case, and for quotes that do not close.
+    """
     try:
-        names = next(csv.reader([given], skipinitialspace=True, strict=True), [])
+        names = next(csv.reader([text], skipinitialspace=True, strict=True), [])
     except csv.Error as error:
+        shown = text if len(text) <= SHOWN else f"{text[:SHOWN]}…"
         raise UserError(
-            f"The classes {given!r} cannot be told apart ({error}): a name with commas stands in "
+            f"The classes {shown!r} cannot be told apart ({error}): a name with commas stands in "
             "quotes, 'dog,\"salt, pepper\"'."
         ) from None
-    return _classes([(spelled(name),) for name in names], "--classes")
+    return _classes([(spelled(name),) for name in names], where, remedy)
+
+
+def alone(classes: Classes) -> str:
+    """Returns what is to be said of the only class of `classes`."""
+    (name,) = classes.first
+    return f"{name!r} is the only class, so its probability is 1 whatever a picture shows"
 
 
 def _of_line(line: str) -> tuple[str, ...]:
@@ -57,7 +79,7 @@ def _of_line(line: str) -> tuple[str, ...]:
     return tuple(each for each in names if each) or ("",)
 
 
-def _classes(rows: Iterable[tuple[str, ...]], where: str) -> Classes:
+def _classes(rows: Iterable[tuple[str, ...]], where: str, remedy: str) -> Classes:
     """Leaves out blank and repeated names. Raises UserError if nothing is left."""
     found: dict[str, tuple[str, ...]] = {}
     blank, repeated = 0, []
@@ -71,16 +93,11 @@ def _classes(rows: Iterable[tuple[str, ...]], where: str) -> Classes:
         else:
             found[first] = names
     if not found:
-        raise UserError(f"There are no classes in {where}: {REMEDY}.")
+        raise UserError(f"There are no classes in {where}: {remedy}.")
     notes = []
     if blank:
         notes.append(f"{where}: {blank:,} blank names are left out")
     if repeated:
         some = ", ".join(map(repr, dict.fromkeys(repeated[:EXAMPLES])))
         notes.append(f"{where}: {len(repeated):,} names are there again, such as {some}")
-    if len(found) == 1:
-        notes.append(
-            f"{next(iter(found))!r} is the only class, so its probability is 1 whatever a picture "
-            "shows; --multi judges it on its own"
-        )
     return Classes(list(found.values()), notes)

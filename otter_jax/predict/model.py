@@ -259,7 +259,7 @@ class Model:
         return found
 
     def floor(
-        self, templates: str | Sequence[str] = TEMPLATES
+        self, templates: str | Sequence[str] = TEMPLATES, cached: bool = True
     ) -> float | Float32[np.ndarray, " D"]:
         """Returns what a class has to exceed to be more probable than not, on its own (`rank`).
 
@@ -267,9 +267,9 @@ class Model:
         with a softmax has not: it only knows which text fits better. There a class is compared with
         "something" in its place in the templates, so 0.5 means: the picture fits the class as well
         as it fits anything. That is no measured probability, but it does not depend on what other
-        classes are asked for.
+        classes are asked for. `cached` is that of `bank`.
         """
-        return -self.bias if self.bias else self.bank([ANYTHING], templates)[0]
+        return -self.bias if self.bias else self.bank([ANYTHING], templates, cached)[0]
 
     def _batches(self, pictures: Iterable[Picture]) -> Iterator[UInt8[np.ndarray, "B S S 3"]]:
         """Yields pixels of all pictures, those of the next batches decoded meanwhile."""
