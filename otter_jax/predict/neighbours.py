@@ -14,7 +14,7 @@ from jaxtyping import Float32, Int64, UInt64
 FIRST = 512  # vectors of the first block;
 GROWTH = 4  # later ones have three times as many as all before, at most
 AT_ONCE = 256  # queries,
-HELD = 1 << 22  # and cosines that are held
+HELD = 1 << 19  # and cosines that are held, in the cache
 # For so few queries a dot product per vector is faster than BLAS's products of matrices, twice as
 # fast for one; vectors that all queries meet stay in the cache.
 FEW, CACHED = 4, 512
