@@ -19,6 +19,7 @@ COMMANDS = {  # name: (module with a function main(argv) -> exit status, what it
     ),
     "search": ("otter_jax.commands.search", "find the pictures of an index that fit a text"),
     "export": ("otter_jax.commands.export", "write a run's encoders for timm and transformers"),
+    "noise": ("otter_jax.commands.noise", "find the noisiest of a set's pairs by a model"),
     "convert": ("otter_jax.commands.convert", "turn a checkpoint of the released code into a run"),
 }
 

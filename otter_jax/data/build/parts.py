@@ -26,6 +26,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from otter_jax.data import images
+from otter_jax.data.build.left_out import Without
 from otter_jax.data.build.plan import (
     MAX_BYTES,
     ROWS,
@@ -294,6 +295,7 @@ def _readable(unit: Unit, tally: Tally) -> Iterator[Record]:
 
 def _first_path(unit: Unit) -> str:
     """Returns the name of the first file that a unit reads, for people."""
+    unit = unit.unit if isinstance(unit, Without) else unit
     paths = (v for v in dataclasses.asdict(unit).values() if isinstance(v, pathlib.Path))
     return next((path.name for path in paths), repr(unit))
 
