@@ -23,6 +23,9 @@ from otter_jax.errors import UserError
 from otter_jax.files import open_regular
 
 DEPTH = 100  # of tuples in tuples; Python hashes, compares and frees them by recursion
+# Objects that keys may hold in all: each is visited whenever a tuple that holds it is hashed.
+HASHED, HASHED_PER_OPERATION, MOST_PARTS = 1_000_000, 100, 1 << 40
+HASHING = ("SETITEM", "SETITEMS", "ADDITEMS", "FROZENSET", "DICT", "REDUCE", "BINPERSID")
 BIG = "has its numbers in big-endian order, which is not read; save it on another kind of machine."
 MAGIC = 0x1950A86A20F9469CFC6C  # the first object in a file of an older PyTorch
 
@@ -212,49 +215,68 @@ def unpickler_at(file: mmap.mmap | io.BytesIO) -> TensorUnpickler:
     return TensorUnpickler(io.BytesIO(file.read(end - start)))
 
 
+class Size(NamedTuple):
+    """Says how deep an object nests, and how many it holds where each is counted wherever it is.
+
+    A mark on the pickle's stack has depth -1.
+    """
+
+    depth: int
+    parts: int = 1
+
+
 def check(file: mmap.mmap | io.BytesIO) -> None:
     """Reads the pickle that begins here without making its objects.
 
-    Python's unpickler makes room for as many memorised objects as the largest number says, and
-    hashing a tuple of tuples of tuples may overflow the stack. Raises UserError for both.
+    Python's unpickler makes room for as many memorised objects as the largest number says; hashing
+    a tuple of tuples of tuples may overflow the stack, or, if each holds the one before twice, take
+    as good as for ever. Raises UserError for all three.
     """
-    depths: list[int] = []  # of the objects on the pickle's stack; -1 is a mark
-    memo: dict[int, int] = {}
+    stack: list[Size] = []
+    memo: dict[int, Size] = {}
     limit = len(file) if isinstance(file, mmap.mmap) else len(file.getbuffer())
-    for code, argument, _ in pickletools.genops(file):
+    hashed = 0  # objects that keys of dictionaries and items of sets hold
+    for operations, (code, argument, _) in enumerate(pickletools.genops(file)):
         if code.name in ("PUT", "BINPUT", "LONG_BINPUT", "MEMOIZE"):
             number = len(memo) if argument is None else int(argument)
             if number > limit:
                 raise UserError("has a pickle that asks for far more memory than its size; refused")
-            memo[number] = depths[-1]
+            memo[number] = stack[-1]
         elif code.name in ("GET", "BINGET", "LONG_BINGET"):
-            depths.append(memo[int(argument)])
+            stack.append(memo[int(argument)])
         else:
-            depth = _apply(code, depths)
-            if depth > DEPTH:
+            hashed += _apply(code, stack)
+            if stack and stack[-1].depth > DEPTH:
                 raise UserError(f"has a pickle with more than {DEPTH} levels of nesting; refused")
+            if hashed > HASHED + HASHED_PER_OPERATION * operations:
+                raise UserError("has a pickle whose keys hold each other over and over; refused")
 
 
-def _apply(code: pickletools.OpcodeInfo, depths: list[int]) -> int:
-    """Does to the depths what an operation does to the stack; returns the new top's depth."""
+def _apply(code: pickletools.OpcodeInfo, stack: list[Size]) -> int:
+    """Does to sizes what an operation does to the stack; returns how many objects it may hash."""
     before, after = code.stack_before, code.stack_after
-    taken: list[int] = []
+    taken: list[Size] = []
     if pickletools.stackslice in before:
-        while (depth := depths.pop()) >= 0:
-            taken.append(depth)
+        while (top := stack.pop()).depth >= 0:
+            taken.append(top)
         before = before[: before.index(pickletools.markobject)]
     for _ in before:
-        taken.append(depths.pop())
+        taken.append(stack.pop())
+    parts = min(1 + sum(size.parts for size in taken), MOST_PARTS)
     if code.name in ("APPEND", "APPENDS", "SETITEM", "SETITEMS", "ADDITEMS", "BUILD"):
         *items, whole = taken  # they return the object that they add to
-        depths.append(max(whole, 1 + max(items, default=0)))
-    elif code.name == "DUP":
-        depths += taken * 2
+        depth = max(whole.depth, 1 + max((size.depth for size in items), default=0))
+        stack.append(Size(depth, parts))
+        keys = items[1::2] if code.name.startswith("SETITEM") else items
+        return sum(size.parts for size in keys) if code.name in HASHING else 0
+    if code.name == "DUP":
+        stack += taken * 2
     elif after == [pickletools.markobject]:
-        depths.append(-1)
+        stack.append(Size(-1))
     else:
-        depths += [1 + max(taken, default=0)] * len(after)
-    return depths[-1] if depths else 0
+        depth = 1 + max((size.depth for size in taken), default=0)
+        stack += [Size(depth, parts)] * len(after)
+    return parts if code.name in HASHING else 0
 
 
 def read_zip(file: BinaryIO, size: int) -> tuple[Any, dict[str, bytes]]:

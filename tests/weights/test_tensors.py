@@ -176,12 +176,16 @@ def test_a_script_is_refused_by_its_kind(tmp_path):
         read(tmp_path / "model.pt")
 
 
+# A tuple that holds the one before twice, fifty times: hashing it visits 2^50 tuples.
+DOUBLED = b")q\x00" + b"".join(b"0h%ch%c\x86q%c" % (n, n, n + 1) for n in range(50))
 DEEP = pickle.MARK + pickle.EMPTY_TUPLE + pickle.TUPLE1 * 200_000
 BOMBS = {
     # 2**28 places for memorised objects, each of 8 bytes.
     "memory": (pickle.NONE + pickle.LONG_BINPUT + (2**28).to_bytes(4, "little"), "more memory"),
     # Hashed by recursion, as a key of a dictionary.
     "nesting": (pickle.EMPTY_DICT + DEEP + pickle.NONE + pickle.SETITEMS, "levels of nesting"),
+    "doubling": (pickle.EMPTY_DICT + DOUBLED + pickle.NONE + pickle.SETITEM, "over and over"),
+    "doubling in a set": (b"\x8f(" + DOUBLED + b"\x90", "over and over"),
 }
 
 
