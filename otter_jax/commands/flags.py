@@ -17,6 +17,7 @@ from otter_jax.commands.start import Parser
 from otter_jax.errors import UserError
 from otter_jax.run import directory
 
+DATA_DIR = "~/tensorflow_datasets"  # where TFDS has them, too
 MISSING = {
     "workdir": "the directory of the run, for example runs/first",
     "out": "a new folder, for example exported",
@@ -38,6 +39,13 @@ def add_config(parser: Parser, *, saved: bool = False) -> None:
         metavar="VALUE",
         dest="config_key",
         help="another value for one of its keys, such as --config.train.epochs=8",
+    )
+
+
+def add_data_dir(parser: Parser) -> None:
+    """Adds --data_dir."""
+    parser.flag(
+        "--data_dir", default=DATA_DIR, metavar="DIR", help="of all data sets [%(default)s]"
     )
 
 

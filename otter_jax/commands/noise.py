@@ -8,8 +8,6 @@ from collections.abc import Sequence
 from otter_jax.commands import flags, start
 from otter_jax.errors import Stopped, UserError
 
-DATA_DIR = "~/tensorflow_datasets"
-
 
 def parser() -> start.Parser:
     """Returns the parser of the command line."""
@@ -30,9 +28,8 @@ def parser() -> start.Parser:
         "--batch", default="512,1024,2048", metavar="B,B", help="pairs in a batch [%(default)s]"
     )
     made.flag("--split", default="train", metavar="NAME", help="of the set [%(default)s]")
-    made.flag("--data_dir", default=DATA_DIR, metavar="DIR", help="of all data sets [%(default)s]")
-    made.flag("--weights", choices=("student", "ema"), help="of a run [student]")
-    flags.add_step(made)
+    flags.add_data_dir(made)
+    flags.add_weights(made)
     return made
 
 

@@ -23,8 +23,6 @@ from otter_jax.commands import configs, flags, start
 from otter_jax.data.formats.reading import KEYS
 from otter_jax.errors import UserError
 
-DATA_DIR = "~/tensorflow_datasets"
-
 
 def _delimiter(text: str) -> str:
     """Returns the character that a delimiter's name, or its escape, means."""
@@ -34,7 +32,9 @@ def _delimiter(text: str) -> str:
 FLAGS = {
     "sources": dict(nargs="+", metavar="SOURCE", help="tables, tars, folders, or globs in quotes"),
     "--name": dict(help="name of the set: small letters, digits and _"),
-    "--data_dir": dict(default=DATA_DIR, metavar="DIR", help="of all data sets [%(default)s]"),
+    "--data_dir": dict(
+        default=flags.DATA_DIR, metavar="DIR", help="of all data sets [%(default)s]"
+    ),
     "--image": dict(default="", metavar="C", help="a table's columns of images, and of captions"),
     "--caption": dict(default="", metavar="C", beside="--image"),
     "--root": dict(
@@ -188,7 +188,7 @@ def _print_next(options: argparse.Namespace, console: rich.console.Console) -> N
         return
     config = options.layout or "pairs"
     words = ["--config", config, f"--config.data.name={options.name}"]
-    if options.data_dir != DATA_DIR:
+    if options.data_dir != flags.DATA_DIR:
         words.append(f"--config.data.dir={options.data_dir}")
     workdir = ("--workdir", f"runs/{options.name}")
     console.print(start.following(("doctor", *words), ("train", *words, *workdir)))
