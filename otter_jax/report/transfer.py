@@ -1,8 +1,8 @@
 """Writes the report page of a transfer: accuracy, gates, pruning, and pictures per filter."""
 
-import json
+import contextlib
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -13,6 +13,7 @@ from jaxtyping import Float, PyTree
 from matplotlib.figure import Figure
 from ml_collections import ConfigDict
 
+from otter_jax import files
 from otter_jax import mesh as meshes
 from otter_jax.report import page
 from otter_jax.run import cluster, directory
@@ -96,6 +97,15 @@ def plot_excitement(shown: Sequence[Excitement]) -> Figure:
     return figure
 
 
+def epochs_of(workdir: pathlib.Path) -> Iterator[dict[str, Any]]:
+    """Yields the results of each epoch; damaged and other files are passed over."""
+    for path in sorted((workdir / "results").glob("step_*.json")):
+        with contextlib.suppress(OSError, ValueError):
+            found = files.read_json(path)
+            if isinstance(found, dict) and "step" in found:
+                yield found
+
+
 def plot_epochs(epochs: Sequence[Mapping[str, Any]]) -> Figure:
     """Plots the accuracy after each phase."""
     figure = Figure(figsize=(WIDTH, 3), layout="constrained")
@@ -147,7 +157,7 @@ def write(
     console.print(f"Measuring for the report, {workdir / 'report.html'}")
     network = trained(config, workdir, len(validate.data.names))
     model, params, variables = network.model, network.params, network.folded()
-    epochs = [json.loads(path.read_text()) for path in sorted((workdir / "results").glob("*.json"))]
+    epochs = list(epochs_of(workdir))
     figures = {"Accuracy": plot_epochs(epochs)}
     groups = phases.sizes(params, model)
     used = phases.groups_of(phases.parse(config.phases))
