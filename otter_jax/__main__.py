@@ -26,7 +26,7 @@ COMMANDS = {  # name: (module with a function main(argv) -> exit status, what it
 
 def main() -> int:
     """Runs the chosen command; returns its exit status."""
-    return start.choose(COMMANDS, sys.argv[1:])
+    return start.leave(start.choose(COMMANDS, sys.argv[1:]))
 
 
 if __name__ == "__main__":

@@ -55,6 +55,8 @@ def run(options: argparse.Namespace) -> None:
     """Searches as the flags say."""
     if bool(options.texts) == bool(options.image):
         raise UserError('Give a TEXT, such as "a red bicycle", or --image PICTURE: one of both.')
+    if any(not text.strip() for text in options.texts):
+        raise UserError('A TEXT is empty: give what to look for, such as "a red bicycle".')
     if options.top < 1:
         raise UserError(f"--top={options.top}: how many pictures are to be found, from 1.")
     from otter_jax.predict import sheet

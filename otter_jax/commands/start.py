@@ -221,18 +221,31 @@ def _told(error: BaseException) -> int:
     return _failed(error, 2 if isinstance(error, UserError) else 1)
 
 
+def leave(number: int) -> int:
+    """Returns the exit status of the process; ends it at once if XLA compiles.
+
+    Python would unload itself below the thread that compiles, which then aborts the process.
+    """
+    if any(t.is_alive() for t in threading.enumerate() if t.name.startswith(COMPILER)):
+        _end(number)
+    return number
+
+
 def _ended(number: int) -> int:
     """Returns the exit status of a stop; ends at once if XLA compiles, or if others would wait.
 
     After a stop that all processes agreed on none waits for another.
     """
-    threads = threading.enumerate()
-    compiles = any(t.is_alive() for t in threads if t.name.startswith(COMPILER))
-    if compiles or (_is_one_of_several() and number != REQUEUE):
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(number)
-    return number
+    if _is_one_of_several() and number != REQUEUE:
+        _end(number)
+    return leave(number)
+
+
+def _end(number: int) -> NoReturn:
+    """Ends the process without waiting for a thread or another process."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(number)
 
 
 def _is_one_of_several() -> bool:
@@ -252,8 +265,7 @@ def _failed(error: BaseException, number: int) -> int:
         # At a normal exit JAX waits for the other processes, which wait for this one in a
         # computation. So exit hard: they miss its heartbeat, and end with a message that names it.
         sys.stdout.flush()
-        sys.stderr.flush()
         if jax.process_index() == 0:  # without the coordinator JAX makes the others dump core, so
             time.sleep(2)  # leave them time to end by the same error
-        os._exit(number)
+        _end(number)
     return number

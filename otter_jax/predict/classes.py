@@ -96,8 +96,13 @@ def _classes(rows: Iterable[tuple[str, ...]], where: str, remedy: str) -> Classe
         raise UserError(f"There are no classes in {where}: {remedy}.")
     notes = []
     if blank:
-        notes.append(f"{where}: {blank:,} blank names are left out")
+        notes.append(f"{where}: {_count(blank, 'blank name')} left out")
     if repeated:
         some = ", ".join(map(repr, dict.fromkeys(repeated[:EXAMPLES])))
-        notes.append(f"{where}: {len(repeated):,} names are there again, such as {some}")
+        notes.append(f"{where}: {_count(len(repeated), 'name')} there again, such as {some}")
     return Classes(list(found.values()), notes)
+
+
+def _count(number: int, what: str) -> str:
+    """Returns how many there are, with the verb."""
+    return f"1 {what} is" if number == 1 else f"{number:,} {what}s are"

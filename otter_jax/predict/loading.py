@@ -64,6 +64,8 @@ def load(
     on_hub = may_be_name and not folder.exists() and not folder.parent.exists()
     if not on_hub and (not str(model).strip() or not folder.exists()):
         raise UserError(f"There is no MODEL {str(model)!r}: give {WHAT}.")
+    if weights not in (None, "student", "ema"):
+        raise UserError(f"weights={weights!r}: a run has 'student' and 'ema' weights.")
     if directory.is_run(folder):
         found = _of_run(folder, weights or "student", step, dtype)
         return Model(found, batch_size)

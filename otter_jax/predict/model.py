@@ -189,7 +189,7 @@ class Model:
 
     def bank(
         self,
-        names: Sequence[Name],
+        names: Iterable[Name],
         templates: str | Sequence[str] = TEMPLATES,
         cached: bool = True,
         tell: Tell = quiet,
@@ -206,9 +206,7 @@ class Model:
           advance: is called with the number of classes that are embedded.
         """
         templates = templates_of(templates, "templates")
-        if not len(names):
-            raise UserError("There are no class names: give at least one.")
-        several = [(name,) if isinstance(name, str) else tuple(name) for name in names]
+        several = _several(names)
 
         def make():
             most, vectors = max(1, AT_ONCE // len(templates)), []
@@ -232,7 +230,7 @@ class Model:
     def classify(
         self,
         images: Iterable[Picture],
-        class_names: Sequence[Name],
+        class_names: Iterable[Name],
         templates: str | Sequence[str] = TEMPLATES,
         top: int = 5,
         multi: bool = False,
@@ -241,13 +239,16 @@ class Model:
 
         Probabilities are the softmax over all classes of `scale` times the cosine; with `multi`
         each class has one of its own (`Model.floor`). A class of several names is called by its
-        first.
+        first. Raises UserError for what cannot be read, no class, and a `top` below 1.
         """
         _check_several(class_names, "a class name", "classify")
         _check_several(images, FORMS, "classify")
-        bank = self.bank(class_names, templates)
+        if top < 1:
+            raise UserError(f"top={top}: how many classes are to be returned, from 1.")
+        several = _several(class_names)
+        bank = self.bank(several, templates)
         floor = self.floor(templates) if multi else None
-        first = [name if isinstance(name, str) else name[0] for name in class_names]
+        first = [names[0] for names in several]
         found = []
         for pixels in self._batches(images):
             vectors = self.embed_pixels(pixels)
@@ -290,3 +291,15 @@ def _check_several(given: Any, what: str, method: str) -> None:
     if single or (isinstance(given, np.ndarray) and given.ndim in (2, 3)):
         shown = named(given) if not isinstance(given, str) else repr(given)
         raise UserError(f"{method} takes a list ({what} each), and got {shown}: put it in [ ].")
+
+
+def _several(names: Iterable[Name]) -> list[tuple[str, ...]]:
+    """Returns all names of each class. Raises UserError for no class, and one without a name."""
+    found = [(name,) if isinstance(name, str) else name for name in names]
+    if not found:
+        raise UserError("There are no class names: give at least one.")
+    for number, of_one in enumerate(found):
+        texts = isinstance(of_one, Iterable) and all(isinstance(name, str) for name in of_one)
+        if not texts or not len(of_one):
+            raise UserError(f"Class {number} is {of_one!r}: give a name, or a list of its names.")
+    return [tuple(map(str, of_one)) for of_one in found]

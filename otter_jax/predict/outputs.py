@@ -44,7 +44,11 @@ def check_same(path: pathlib.Path, there: About, ours: About) -> None:
 @contextlib.contextmanager
 def locked(path: pathlib.Path, out: pathlib.Path) -> Iterator[None]:
     """Holds the lock `path` of an output. Raises UserError if another process writes it."""
-    with path.open("a") as file:
+    try:
+        opened = path.open("a")
+    except OSError as error:
+        raise UserError(f"--out {out} cannot be written: {error.strerror}.") from None
+    with opened as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -57,16 +61,16 @@ def locked(path: pathlib.Path, out: pathlib.Path) -> Iterator[None]:
         yield
 
 
-def check_place(out: pathlib.Path) -> None:
+def check_place(out: pathlib.Path, flag: str = "--out") -> None:
     """Raises UserError for an --out that cannot be a new file, before time is spent."""
     if out.exists() and not out.is_file():
         kind = "a folder" if out.is_dir() else "no regular file"
-        raise UserError(f"--out {out} is {kind}: give the name of a file.")
+        raise UserError(f"{flag} {out} is {kind}: give the name of a file.")
     above = out.absolute().parent
     if not above.is_dir():
-        raise UserError(f"--out {out}: there is no folder {above}. Make it: mkdir -p {above}")
+        raise UserError(f"{flag} {out}: there is no folder {above}. Make it: mkdir -p {above}")
     if not os.access(above, os.W_OK):
-        raise UserError(f"--out {out}: the folder {above} cannot be written to.")
+        raise UserError(f"{flag} {out}: the folder {above} cannot be written to.")
 
 
 def about_of(table: pathlib.Path) -> dict[str, Any]:

@@ -53,14 +53,13 @@ def run(
     if sheet:
         sheets.check_out(sheet)
     asked = read_classes(classes)
-    prompts = templates_of(templates or TEMPLATES, "--templates")
+    prompts = templates_of(TEMPLATES if templates is None else templates, "--templates")
     found = Pictures.of(sources)
 
     def tell(note):
         console.print(f"Note: {note}")
 
     loaded = load(model, weights=weights, step=step, batch_size=batch_size, tell=tell)
-    loaded.prepare(len(found.paths))  # while the classes are embedded
     about = {
         "command": "predict",
         "model": loaded.identity[:16],
@@ -72,6 +71,7 @@ def run(
     }
     try:
         with tables.table(format, COLUMNS, about, out) as table:
+            loaded.prepare(len(found.paths))  # while the classes are embedded
             namer = Namer(loaded, asked, prompts, top, threshold, multi, console)
             return _predict(namer, found, table, sheet, console)
     except KeyboardInterrupt:
@@ -98,8 +98,8 @@ class Namer:
         self.model, self._names = model, classes.first
         self._top, self._threshold = top, threshold
         console.print(
-            f"{model.name}; {len(classes.names):,} classes in {len(templates)} "
-            f"template{'s' * (len(templates) > 1)}, such as {templates[0]!r}"
+            f"{model.name}; {len(classes.names):,} class{'es' * (len(classes.names) > 1)} in "
+            f"{len(templates)} template{'s' * (len(templates) > 1)}, such as {templates[0]!r}"
         )
 
         def tell(note):
@@ -168,8 +168,9 @@ def _predict(
         if len(todo) > 1:
             console.print(f"{found.told()}; {progress.told()}")
     if unreadable:
-        files = f"{unreadable:,} file{'s' * (unreadable > 1)}"
-        console.print(f"{files} could not be read, and have no rows: exit status 3")
+        told = "1 file could not be read, and has" if unreadable == 1 else (
+            f"{unreadable:,} files could not be read, and have")  # fmt: skip
+        console.print(f"{told} no rows: exit status 3")
     if sheet:
         count = sheets.draw(cells, sheet, title=f"{len(cells):,} pictures", note=namer.model.name)
         rest = f", of the first {len(drawn):,}" if len(drawn) < len(found.paths) else ""

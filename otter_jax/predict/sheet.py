@@ -14,6 +14,7 @@ from PIL import Image, ImageDraw, ImageFont
 from otter_jax.data import images
 from otter_jax.data.captions import clean
 from otter_jax.errors import UserError
+from otter_jax.predict.outputs import check_place
 from otter_jax.predict.paths import written
 from otter_jax.predict.pictures import content_of
 
@@ -52,8 +53,7 @@ def check_out(out: pathlib.Path) -> None:
     """Raises UserError for a sheet that cannot be written, before time is spent."""
     if out.suffix.lower() != ".png":
         raise UserError(f"--sheet {out}: a sheet is a PNG, so give it the ending .png.")
-    if not out.absolute().parent.is_dir():
-        raise UserError(f"--sheet {out}: there is no folder {out.absolute().parent}.")
+    check_place(out, "--sheet")
 
 
 def draw(
@@ -98,8 +98,12 @@ def draw(
         top = head + number // columns * (height + GAP)
         _cell(sheet, pen, cell, left, top, step)
     scratch = out.with_name(f"{out.name}.scratch")
-    sheet.save(scratch, "PNG")
-    scratch.replace(out)
+    try:
+        sheet.save(scratch, "PNG")
+        scratch.replace(out)
+    except OSError as error:
+        scratch.unlink(missing_ok=True)
+        raise UserError(f"--sheet {out} cannot be written: {error.strerror}.") from None
     return len(taken)
 
 

@@ -82,9 +82,9 @@ def templates_of(given: str | Sequence[str], key: str) -> tuple[str, ...]:
     templates = tuple(str(template) for template in given)
     wrong = [t for t in templates if not any(slot in t for slot in SLOTS)]
     if wrong or not templates:
-        such = f", which {wrong[0]!r} does not have" if wrong else ""
+        such = f"{wrong[0]!r} has none" if wrong else "there is none"
         raise UserError(
-            f"{key}={templates}: each needs {{}} where the name of the class goes{such}; for "
+            f"{key}: each needs {{}} where the name of the class goes, and {such}; for "
             'example "a photo of {}.".'
         )
     return tuple(template.replace("{c}", "{}") for template in templates)

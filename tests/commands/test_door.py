@@ -403,3 +403,15 @@ def test_configs_are_found_by_name_and_by_path(tmp_path):
     assert isinstance(found, ConfigDict)
     assert found.data.name == "pairs"
     assert not list(tmp_path.glob("__pycache__"))
+
+
+def test_the_process_ends_with_its_status_while_a_thread_compiles():
+    # A thread in C++ would be cut off by Python's end, and abort the process.
+    code = (
+        "import threading; from otter_jax.commands import start; "
+        "threading.Thread(target=threading.Event().wait, name=start.COMPILER).start(); "
+        "print('said', end=''); start.leave(3)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, timeout=60)
+    assert (done.returncode, done.stdout) == (3, b"said")
+    assert start.leave(3) == 3

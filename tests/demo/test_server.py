@@ -127,7 +127,7 @@ def test_what_is_odd_about_classes_is_noted(ask):
     assert ask(classes="dog", multi=True)[1]["notes"] == []
     assert ask(classes="dog,\n犬\n")[1]["notes"] == ["1 class is none but unknown tokens."]
     (note,) = ask(classes="dog, cat, dog")[1]["notes"]
-    assert note == "The list: 1 names are there again, such as 'dog'."
+    assert note == "The list: 1 name is there again, such as 'dog'."
 
 
 def test_nonsense_is_no_question_and_no_picture(demo):

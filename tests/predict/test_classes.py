@@ -16,14 +16,14 @@ def test_a_file_has_a_name_on_a_line_and_its_synonyms_after_a_tab(tmp_path):
     file.write_bytes("\ufeffdog\thound; pup ;dog\r\nsalt, pepper\r\n\r\nsofa\t\r\n".encode())
     found = read_classes(str(file))
     assert found.names == [("dog", "hound", "pup"), ("salt, pepper",), ("sofa",)]
-    assert found.notes == [f"{file}: 1 blank names are left out"]
+    assert found.notes == [f"{file}: 1 blank name is left out"]
 
 
 def test_repeated_names_are_taken_once_and_said(tmp_path):
     found = read_classes("dog,cat, dog ,,dog")
     assert found.first == ["dog", "cat"]
     assert found.notes == [
-        "--classes: 1 blank names are left out",
+        "--classes: 1 blank name is left out",
         "--classes: 2 names are there again, such as 'dog'",
     ]
     (tmp_path / "names.txt").write_text("dog\thound\ndog\tpup\ncat")

@@ -126,6 +126,7 @@ def test_texts_have_vectors_too(tiny_run, model, tmp_path, capsys):
         (search, ["a.parquet"], "Give a TEXT"),
         (search, ["a.parquet", "a dog", "--image", "b.jpg"], "one of both"),
         (search, ["a.parquet", "a dog", "--top", "0"], "--top=0"),
+        (search, ["a.parquet", "a dog", " "], "A TEXT is empty"),
         (search, ["a.parquet", "a dog", "--sheet", "a.jpg"], "a sheet is a PNG"),
         (search, ["a.parquet", "a dog"], "There is no index a.parquet. Make one: embed MODEL"),
     ],

@@ -138,3 +138,21 @@ def test_templates_are_texts_one_text_or_a_file(model, tmp_path):
         model.bank(["dog"], "a dog")
     with pytest.raises(UserError, match="no class names"):
         model.bank([])
+
+
+@pytest.mark.parametrize(
+    ("names", "more", "words"),
+    [
+        (["dog", []], {}, r"Class 1 is \[\]: give a name"),
+        (iter([]), {}, "There are no class names"),
+        (["dog"], {"top": 0}, "top=0"),
+    ],
+)
+def test_classes_that_are_none_are_told(model, names, more, words):
+    with pytest.raises(UserError, match=words):
+        model.classify([np.zeros((8, 8, 3), np.uint8)], names, **more)
+
+
+def test_classes_may_come_from_an_iterator(model):
+    grey = np.full((8, 8, 3), 99, np.uint8)
+    assert model.classify([grey], iter(["dog", "cat"])) == model.classify([grey], ["dog", "cat"])

@@ -63,7 +63,7 @@ def test_a_file_that_is_no_picture_is_named_and_the_status_tells(tiny_run, photo
     assert status == start.PARTLY == 3
     assert len(rows) == 5
     assert f"Cannot be read: {photos / 'a.jpg'}: no picture: text" in err
-    assert "1 file could not be read, and have no rows: exit status 3" in err
+    assert "1 file could not be read, and has no rows: exit status 3" in err
 
 
 def test_below_the_threshold_it_is_none_of_them(tiny_run, photos, capsys):
@@ -192,6 +192,7 @@ def test_mistakes_are_told_before_a_model_is_loaded(
         ((*good, "--top", "0"), "--top 0: give 1 or more"),
         ((*good, "--threshold", "50"), "a probability is from 0 to 1"),
         ((*good, "--templates", "a dog"), "each needs {}"),
+        ((*good, "--templates", ""), "'' has none"),
         ((*good, "--out", tmp_path / "a.txt"), "give it the ending .csv"),
         ((*good, "--sheet", tmp_path / "a.jpg"), "a sheet is a PNG"),
         ((*good, "--tpo", "1"), "did you mean --top?"),

@@ -1,5 +1,7 @@
 """A sheet shows pictures with their lines, of a limited size, whatever the pictures are."""
 
+import pathlib
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -57,7 +59,14 @@ def test_texts_of_any_length_and_script_are_drawn_and_none_leaves_its_cell(tmp_p
 
 
 def test_a_sheet_is_a_png_in_a_folder_that_is_there(tmp_path):
-    for out in (tmp_path / "a.jpg", tmp_path / "no" / "a.png"):
+    (tmp_path / "folder.png").mkdir()
+    for name in ("a.jpg", "no/a.png", "folder.png"):
+        out = tmp_path / name
         with pytest.raises(UserError, match="--sheet"):
             sheet.check_out(out)
     sheet.check_out(tmp_path / "a.png")
+
+
+def test_a_sheet_that_cannot_be_written_is_told():
+    with pytest.raises(UserError, match="--sheet /proc/a.png cannot be written: No such file"):
+        sheet.draw([], pathlib.Path("/proc/a.png"))

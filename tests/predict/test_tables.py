@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import os
+import pathlib
 import subprocess
 import sys
 
@@ -148,6 +149,8 @@ def test_a_place_that_is_none_is_said_before_time_is_spent(tmp_path):
     ):
         with pytest.raises(UserError, match=words):
             tables.table("csv", COLUMNS, ABOUT, out)
+    with pytest.raises(UserError, match="--out /proc/out.csv cannot be written"):
+        tables.table("csv", COLUMNS, ABOUT, pathlib.Path("/proc/out.csv")).__enter__()
 
 
 def test_the_format_follows_the_file_and_where_stdout_goes(tmp_path):
