@@ -1,6 +1,6 @@
 """Shuffles a known share of captions, trains on them, and asks `noise` which they were.
 
-    python benchmarks/noise.py 'PICTURES/train_emoji-*.tar' --share 0.2 [--folder DIR]
+    PYTHONPATH=. python benchmarks/noise.py 'PICTURES/train_emoji-*.tar' --share 0.2 [--folder DIR]
 
 Prints the area under the ROC curve of each of its numbers: how often a pair with a wrong caption is
 put before one with its own. 0.5 is chance.
