@@ -145,9 +145,13 @@ def test_a_stopped_command_goes_on(tiny_run, photos, capsys, monkeypatch, tmp_pa
         calls.append(len(pixels))
         return embed(self, pixels)
 
-    with monkeypatch.context() as patch:
-        patch.setattr(models.Model, "embed_pixels", once)
-        status, _, err = told(capsys, *argv, "--out", part)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # some shells ignore it
+    try:
+        with monkeypatch.context() as patch:
+            patch.setattr(models.Model, "embed_pixels", once)
+            status, _, err = told(capsys, *argv, "--out", part)
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert status == 75
     assert "the same command goes on" in err
     assert len(part.read_text().splitlines()) == 1 + 2 * 8

@@ -65,7 +65,7 @@ def metrics_of(workdir):
 
 
 def results_of(workdir):
-    return {p.name: json.loads(p.read_text()) for p in (workdir / "results").iterdir()}
+    return {p.name: json.loads(p.read_text()) for p in (workdir / "results").glob("*.json")}
 
 
 def assert_same_state(ours, theirs):
