@@ -65,8 +65,9 @@ def kept(path: Path, make: Callable[[], Arrays], tell: Callable[[str], None] = q
         try:
             with path.open("rb") as file, np.load(file, allow_pickle=False) as found:
                 return {name: found[name] for name in found.files}
-        except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
-            tell(f"The cache {path} is damaged ({error}): it is made anew.")
+        except (OSError, ValueError, EOFError, zipfile.BadZipFile):
+            # NumPy's own words for it are an advice to read it unsafely.
+            tell(f"The cache {path} is damaged: it is made anew.")
     arrays = make()
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -27,16 +27,18 @@ def test_arrays_are_made_once(tmp_path):
     assert [each.name for each in path.parent.iterdir()] == ["bank_1.npz"]  # no scratch is left
 
 
-@pytest.mark.parametrize("damage", ["cut", "flipped", "empty"])
+@pytest.mark.parametrize("damage", ["cut", "flipped", "empty", "text"])
 def test_a_damaged_file_is_made_anew_and_said(tmp_path, damage):
     path = tmp_path / "bank_1.npz"
     kept(path, a=list(range(100)))
     content = bytearray(path.read_bytes())
     content[300] ^= 1
-    path.write_bytes({"cut": content[:200], "flipped": bytes(content), "empty": b""}[damage])
+    some = {"cut": content[:200], "flipped": bytes(content), "empty": b"", "text": b"junk\n"}
+    path.write_bytes(some[damage])
     found, made, notes = kept(path, a=[2])
     assert (found, made) == ({"a": [2]}, True)
     assert "bank_1.npz is damaged" in notes[0]
+    assert "pickle" not in notes[0]
     assert "made anew" in notes[0]
     assert kept(path, a=[3]) == ({"a": [2]}, False, [])
 

@@ -63,9 +63,12 @@ def _texts(options: argparse.Namespace) -> int:
     start.print_loading()
     from otter_jax.run import cluster
     from otter_jax.run.console import make_console, progress_bar
+    from otter_jax.zeroshot import prompts
 
     console = make_console()
     model = _model(options)
+    for note in prompts.cut(model.tokenizer, texts):
+        console.print(f"Note: {note}.")
     with cluster.Stop() as stop, progress_bar(console) as bar:
         task = bar.add_task("texts", total=len(texts))
         vectors.embed_texts(
@@ -103,7 +106,7 @@ def _pictures(options: argparse.Namespace) -> int:
             check_stop=stop.check,
         )
     _print(done, options.file, model.name, console)
-    if options.file.suffix.lower() == ".parquet":
+    if options.file.suffix.lower() == ".parquet" and done.new + done.changed + done.kept:
         console.print(start.following(("search", options.file, "a red bicycle")))
     return start.PARTLY if done.unreadable else 0
 

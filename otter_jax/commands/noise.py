@@ -100,7 +100,7 @@ def _analyse(model, source, asked, folder, console, check_stop):
             )
         count = len(pairs.captions)
         fitting = [size for size in asked if size <= count] or [count]
-        if len(fitting) < len(asked):
+        if asked[-1] > count:
             console.print(f"There are {count:,} pairs; no larger batch is looked at.")
         found = []
         for size in fitting:

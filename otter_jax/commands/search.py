@@ -91,6 +91,7 @@ def run(options: argparse.Namespace) -> None:
 def _found(options: argparse.Namespace, index) -> list[tuple[int, str, int, float]]:
     """Returns (row of the index, query, rank, cosine) of what is found for each query."""
     from otter_jax.predict.neighbours import nearest
+    from otter_jax.zeroshot import prompts
 
     model = _model(options, index)
     if model.identity != index.model:
@@ -99,6 +100,8 @@ def _found(options: argparse.Namespace, index) -> list[tuple[int, str, int, floa
             f"{model.name}. Vectors of two models cannot be compared: give the index's as --model "
             "MODEL, with --weights and --step, or make an index by this one, with another --out."
         )
+    for note in prompts.cut(model.tokenizer, options.texts):
+        print(f"Note: {note}.", file=sys.stderr)
     queries = options.texts or options.image
     vectors = model.embed_images(queries) if options.image else model.embed_texts(queries)
     best = nearest(vectors, index.blocks(), min(options.top, index.count))

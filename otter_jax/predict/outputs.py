@@ -12,6 +12,7 @@ import json
 import os
 import pathlib
 import shutil
+import tempfile
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
@@ -44,11 +45,7 @@ def check_same(path: pathlib.Path, there: About, ours: About) -> None:
 @contextlib.contextmanager
 def locked(path: pathlib.Path, out: pathlib.Path) -> Iterator[None]:
     """Holds the lock `path` of an output. Raises UserError if another process writes it."""
-    try:
-        opened = path.open("a")
-    except OSError as error:
-        raise UserError(f"--out {out} cannot be written: {error.strerror}.") from None
-    with opened as file:
+    with path.open("a") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -62,15 +59,23 @@ def locked(path: pathlib.Path, out: pathlib.Path) -> Iterator[None]:
 
 
 def check_place(out: pathlib.Path, flag: str = "--out") -> None:
-    """Raises UserError for an --out that cannot be a new file, before time is spent."""
+    """Raises UserError for a place that cannot hold a new file, before time is spent.
+
+    `flag` is the one that names it.
+    """
     if out.exists() and not out.is_file():
         kind = "a folder" if out.is_dir() else "no regular file"
         raise UserError(f"{flag} {out} is {kind}: give the name of a file.")
     above = out.absolute().parent
     if not above.is_dir():
         raise UserError(f"{flag} {out}: there is no folder {above}. Make it: mkdir -p {above}")
-    if not os.access(above, os.W_OK):
-        raise UserError(f"{flag} {out}: the folder {above} cannot be written to.")
+    try:  # permissions alone do not tell: /proc and full disks refuse as well
+        with tempfile.NamedTemporaryFile(dir=above, prefix=".otter_jax."):
+            pass
+    except OSError as error:
+        raise UserError(
+            f"{flag} {out}: no file can be made in {above} ({error.strerror})."
+        ) from None
 
 
 def about_of(table: pathlib.Path) -> dict[str, Any]:

@@ -148,7 +148,7 @@ def _predict(
     todo = [path for path in found.paths if path not in table.done or path in drawn]
     before = len(found.paths) - len(todo)
     if table.done:
-        console.print(f"{len(table.done):,} pictures have their rows already")
+        console.print(f"{_pictures(len(table.done), 'has its', 'have their')} rows already")
     cells, unreadable = [], 0
     with Progress(console, len(found.paths), before) as progress:
         read = pictures.read(namer.model.read, todo, batch=namer.model.batch_size)
@@ -172,9 +172,9 @@ def _predict(
             f"{unreadable:,} files could not be read, and have")  # fmt: skip
         console.print(f"{told} no rows: exit status 3")
     if sheet:
-        count = sheets.draw(cells, sheet, title=f"{len(cells):,} pictures", note=namer.model.name)
+        count = sheets.draw(cells, sheet, title=_pictures(len(cells)), note=namer.model.name)
         rest = f", of the first {len(drawn):,}" if len(drawn) < len(found.paths) else ""
-        console.print(f"{count:,} pictures{rest} are drawn in {sheet}")
+        console.print(f"{sheet} shows {_pictures(count)}{rest}")
     return unreadable
 
 
@@ -186,3 +186,8 @@ def _cell(rows: list[tuple]) -> sheets.Cell:
         for _, _, name, probability, _ in rows
     ]  # fmt: skip
     return sheets.Cell(rows[0][0], Path(rows[0][0]).name, lines)
+
+
+def _pictures(count: int, one: str = "", several: str = "") -> str:
+    """Returns how many pictures, with a verb."""
+    return f"1 picture {one}".rstrip() if count == 1 else f"{count:,} pictures {several}".rstrip()

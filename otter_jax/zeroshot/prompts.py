@@ -84,5 +84,17 @@ def look_at(
     return Prompts([called[number] for number in sorted(cut)], same, unknown)
 
 
+def cut(tokenizer: Tokenizer, texts: Sequence[str]) -> Iterator[str]:
+    """Yields a sentence if some texts have more than max_tokens tokens."""
+    over: list[str] = []
+    for first in range(0, len(texts), AT_ONCE):
+        some = texts[first : first + AT_ONCE]
+        lengths = tokenizer.lengths(some)
+        over += [t for t, n in zip(some, lengths, strict=True) if n > tokenizer.max_tokens]
+    if over:
+        are = "1 text is" if len(over) == 1 else f"{len(over):,} texts are"
+        yield f"{are} cut at {tokenizer.max_tokens} tokens, such as {over[0]!r}"
+
+
 def _some(texts: Sequence[str]) -> str:
     return ", ".join(map(repr, texts[:NAMED]))

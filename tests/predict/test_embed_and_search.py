@@ -106,12 +106,23 @@ def test_pictures_that_cannot_be_read_are_named_and_the_status_tells(tiny_run, t
     assert "0 new, 1 as they were" in capsys.readouterr().out
 
 
+def test_an_index_of_no_picture_is_not_offered_to_search(tiny_run, tmp_path, capsys):
+    (tmp_path / "a.png").write_bytes(b"broken")
+    out = tmp_path / "index.parquet"
+    assert embed.main([str(tiny_run.home), str(tmp_path), "--out", str(out)]) == 3
+    assert "search" not in capsys.readouterr().out
+    assert search.main([str(out), "a dog"]) == 2
+    assert "is an index of no picture" in capsys.readouterr().err
+
+
 def test_texts_have_vectors_too(tiny_run, model, tmp_path, capsys):
-    (tmp_path / "texts.txt").write_text("a dog\nred square\n")
+    long = "dog " * 40
+    (tmp_path / "texts.txt").write_text(f"a dog\nred square\n{long}\n")
     out = tmp_path / "texts.npz"
     argv = [str(tiny_run.home), "--texts", str(tmp_path / "texts.txt"), "--out", str(out)]
     assert embed.main(argv) == 0
-    expected = model.embed_texts(["a dog", "red square"])
+    assert "Note: 1 text is cut at 36 tokens, such as 'dog dog" in capsys.readouterr().out
+    expected = model.embed_texts(["a dog", "red square", long])
     np.testing.assert_allclose(np.load(out)["embeddings"], expected, atol=1e-6)
 
 

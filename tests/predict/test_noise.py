@@ -125,6 +125,14 @@ def prepared(home, source, tiny_run, *more):
     return prepare(words)
 
 
+def test_a_batch_that_is_larger_than_the_set_is_told(made, tiny_run, load, capsys):
+    home, source = made
+    assert prepared(home, source, tiny_run, "--name", "few") == 0
+    argv = ["few", "--model", str(tiny_run.home), "--data_dir", str(home / "sets")]
+    assert command.main([*argv, "--out", str(home / "few_out"), "--batch", "64"]) == 0
+    assert "There are 10 pairs; no larger batch is looked at." in capsys.readouterr().out
+
+
 def test_the_command_writes_a_table_by_which_prepare_leaves_out_the_noisiest(
     made, tiny_run, load, capsys
 ):

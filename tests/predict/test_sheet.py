@@ -60,7 +60,7 @@ def test_texts_of_any_length_and_script_are_drawn_and_none_leaves_its_cell(tmp_p
 
 def test_a_sheet_is_a_png_in_a_folder_that_is_there(tmp_path):
     (tmp_path / "folder.png").mkdir()
-    for name in ("a.jpg", "no/a.png", "folder.png"):
+    for name in ("a.jpg", "no/a.png", "folder.png", "/proc/a.png"):
         out = tmp_path / name
         with pytest.raises(UserError, match="--sheet"):
             sheet.check_out(out)
