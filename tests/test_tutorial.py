@@ -1,10 +1,11 @@
-"""docs/tutorial.md works as it stands: its commands, in their order, on tiny data and encoders."""
+"""docs/tutorial.md works as it stands, its commands in their order; so does the README's Python."""
 
 import importlib
 import os
 import pathlib
 import re
 import shlex
+import shutil
 from unittest import mock
 
 import pytest
@@ -45,58 +46,84 @@ MORE = {
 }
 
 
-@pytest.fixture
-def home(tmp_path, monkeypatch):
-    """A home, and the folder in which the page's reader is: two folders of pictures."""
-    world.make(tmp_path)  # text/, an encoder
-    for folder in ("pictures", "new"):
-        (tmp_path / folder).mkdir()
+README = (REPO / "README.md").read_text("utf-8")
+# Of the README's config of own classes.
+HERE = {
+    "/data/animals-*.tar": "squares.tar",
+    "json.species": "json.colour",
+    "/data/species.txt": "names.txt",
+}
+
+
+def run(name, *words):
+    """The exit status of a command in this process."""
+    return importlib.import_module(otter_jax.__main__.COMMANDS[name][0]).main(words)
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+    """A home, where the page's reader is, too: two folders of pictures, and tiny encoders."""
+    folder = world.make(tmp_path_factory.mktemp("home"))  # with text/, an encoder
+    for name in ("pictures", "new"):
+        (folder / name).mkdir()
         for i in range(60):
-            name = list(world.COLOURS)[i % 4]
-            path = tmp_path / folder / f"{i}.jpg"
-            path.write_bytes(coloured(world.COLOURS[name], i))
-            if folder == "pictures":
-                path.with_suffix(".txt").write_text(f"a {name} square")
-    monkeypatch.setenv("HOME", str(tmp_path))
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
+            colour = list(world.COLOURS)[i % 4]
+            path = folder / name / f"{i}.jpg"
+            path.write_bytes(coloured(world.COLOURS[colour], i))
+            if name == "pictures":
+                path.with_suffix(".txt").write_text(f"a {colour} square")
+    make_mesh = mesh.make_mesh
+    with pytest.MonkeyPatch.context() as patch, world.tiny():
+        patch.setattr(mesh, "make_mesh", lambda count=None: make_mesh(count or 1))
+        patch.setattr(doctor, "SECONDS", 0.2)
+        patch.setenv("HOME", str(folder))
+        patch.chdir(folder)
+        yield folder
 
 
-@pytest.fixture
-def run(monkeypatch, capsys):
-    """Runs a command in this process, on one device; its status, and what it says."""
-    make_mesh, start = mesh.make_mesh, server.running
+@pytest.fixture(scope="module")
+def walked(home):
+    """The home after the ten commands; their names and exit statuses; servers of the demo."""
+    statuses, servers, start = [], [], server.running
 
     async def enough(counter):
         return True
 
     def running(app):  # ends as soon as it listens
-        # Its logging would close what others log to, which here is stderr as pytest sees it.
+        # Its logging would close what others log to, which may be stderr as pytest sees it.
         with mock.patch("logging.config.dictConfig"):
-            made = start(app)
-        monkeypatch.setattr(made, "on_tick", enough)
-        return made
+            servers.append(start(app))
+        servers[-1].on_tick = enough
+        return servers[-1]
 
-    monkeypatch.setattr(mesh, "make_mesh", lambda count=None: make_mesh(count or 1))
-    monkeypatch.setattr(server, "running", running)
-    monkeypatch.setattr(doctor, "SECONDS", 0.2)
-
-    def status_and_words(name, *words):
-        status = importlib.import_module(otter_jax.__main__.COMMANDS[name][0]).main(words)
-        return status, "".join(capsys.readouterr())
-
-    with world.tiny():
-        yield status_and_words
+    with mock.patch.object(server, "running", running):
+        for _, name, *words in COMMANDS:
+            statuses.append((name, run(name, *words, *MORE.get(name, []))))
+    return home, statuses, servers
 
 
-def test_the_ten_commands_do_what_the_page_promises(home, run):
-    assert len(COMMANDS) == 10
-    for program, name, *words in COMMANDS:
-        assert program == "otter-jax"
-        status, said = run(name, *words, *MORE.get(name, []))
-        assert status == 0, (name, said[-3000:])
-    assert "in a browser. Ctrl-C ends it." in said
+def test_the_ten_commands_do_what_the_page_promises(walked):
+    _, statuses, servers = walked
+    assert len(statuses) == 10
+    assert {status for _, status in statuses} == {0}, statuses
+    assert [each.started for each in servers] == [True]
     promised = re.findall(r"`([\w~./]+(?:/|\.(?:html|png|csv|parquet|jsonl?|md)))`", PAGE)
     assert len(promised) > 10
     for path in promised:
         assert os.path.exists(os.path.expanduser(path)), path
+
+
+def test_the_readmes_config_and_its_three_lines_of_python_work_on_that_run(walked, capsys):
+    home, *_ = walked
+    config, lines = re.findall(r"^```python\n(.*?)^```", README, re.DOTALL | re.MULTILINE)
+    for path, here in HERE.items():
+        assert path in config
+        config = config.replace(path, here)
+    (home / "my_classes.py").write_text(config)
+    words = ["--workdir", "runs/mine", "--config", "my_classes.py:cpu"]
+    assert f"otter-jax eval {shlex.join(words)}".removesuffix(":cpu") in README
+    assert run("eval", *words, "--config.data.name=mine", *CONFIG) == 0
+    assert "animals, step 4: 40 images, 4 classes" in capsys.readouterr().out
+    shutil.copy(home / "new" / "0.jpg", home / "photo.jpg")
+    exec(lines, {})
+    assert capsys.readouterr().out.strip() in ("dog", "sofa")
