@@ -1,6 +1,7 @@
 """Reads the classes that a picture may show, as people type them or keep them in a file."""
 
 import csv
+import os
 import pathlib
 from collections.abc import Iterable
 from typing import NamedTuple
@@ -37,7 +38,7 @@ def read_classes(given: str) -> Classes:
     Raises UserError if there is no class, or the file cannot be read.
     """
     path = pathlib.Path(given)
-    if path.expanduser().is_file():
+    if os.path.isfile(os.path.expanduser(given)):  # pathlib's fails for a list of over 255 bytes
         lines = read_lines(given, "classes", spell=str)
         found = _classes(map(_of_line, lines), given, REMEDY)
     elif "," not in given and path.suffix in (".txt", ".tsv", ".csv"):

@@ -2,6 +2,7 @@
 
 import collections
 import itertools
+import os
 import pathlib
 import re
 import unicodedata
@@ -77,12 +78,12 @@ def templates_of(given: str | Sequence[str], key: str) -> tuple[str, ...]:
     of the config. Raises UserError if one has no such place, or the file cannot be read.
     """
     if isinstance(given, str):
-        is_file = pathlib.Path(given).expanduser().is_file()
+        is_file = os.path.isfile(os.path.expanduser(given))  # a template may be too long for a path
         given = filter(None, read_lines(given, "templates")) if is_file else (given,)
     templates = tuple(str(template) for template in given)
     wrong = [t for t in templates if not any(slot in t for slot in SLOTS)]
     if wrong or not templates:
-        such = f"{wrong[0]!r} has none" if wrong else "there is none"
+        such = f"{wrong[0]!r} has none, and is no file" if wrong else "there is none"
         raise UserError(
             f"{key}: each needs {{}} where the name of the class goes, and {such}; for "
             'example "a photo of {}.".'

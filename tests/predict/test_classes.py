@@ -4,6 +4,7 @@ import pytest
 
 from otter_jax.errors import UserError
 from otter_jax.predict.classes import read_classes
+from otter_jax.zeroshot.bank import templates_of
 
 
 def test_a_list_has_commas_between_names_and_quotes_around_names_with_commas():
@@ -48,3 +49,13 @@ def test_without_a_class_it_is_an_error(tmp_path):
     ):
         with pytest.raises(UserError, match=words):
             read_classes(given)
+
+
+def test_a_list_may_be_longer_than_a_path():
+    names = [f"class {i}" for i in range(2000)]
+    assert read_classes(",".join(names)).first == names
+
+
+def test_a_template_may_be_longer_than_a_path():
+    long = "a photo of {}, " * 500
+    assert templates_of(long, "--templates") == (long,)

@@ -196,7 +196,7 @@ def test_mistakes_are_told_before_a_model_is_loaded(
         ((*good, "--top", "0"), "--top 0: give 1 or more"),
         ((*good, "--threshold", "50"), "a probability is from 0 to 1"),
         ((*good, "--templates", "a dog"), "each needs {}"),
-        ((*good, "--templates", ""), "'' has none"),
+        ((*good, "--templates", ""), "'' has none, and is no file"),
         ((*good, "--out", tmp_path / "a.txt"), "give it the ending .csv"),
         ((*good, "--sheet", tmp_path / "a.jpg"), "a sheet is a PNG"),
         ((*good, "--tpo", "1"), "did you mean --top?"),
