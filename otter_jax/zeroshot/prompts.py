@@ -9,6 +9,7 @@ import numpy as np
 from otter_jax.data.captions import Tokenizer
 
 NAMED = 3  # examples in a line
+SHOWN = 100  # characters of each
 AT_ONCE = 10_000  # prompts that are held
 
 
@@ -30,7 +31,7 @@ class Prompts(NamedTuple):
         """Yields a sentence for each kind that occurs."""
         if self.cut:
             yield (
-                f"{len(self.cut):,} classes have prompts that are cut at {max_tokens} tokens, such "
+                f"{_classes(self.cut)} prompts that are cut at {max_tokens} tokens, such "
                 f"as {_some(self.cut)}"
             )
         if self.same:
@@ -42,7 +43,7 @@ class Prompts(NamedTuple):
             )
         if self.unknown:
             yield (
-                f"{len(self.unknown):,} classes have names of unknown tokens alone, such as "
+                f"{_classes(self.unknown)} names of unknown tokens alone, such as "
                 f"{_some(self.unknown)}: their scores mean nothing"
             )
 
@@ -93,8 +94,13 @@ def cut(tokenizer: Tokenizer, texts: Sequence[str]) -> Iterator[str]:
         over += [t for t, n in zip(some, lengths, strict=True) if n > tokenizer.max_tokens]
     if over:
         are = "1 text is" if len(over) == 1 else f"{len(over):,} texts are"
-        yield f"{are} cut at {tokenizer.max_tokens} tokens, such as {over[0]!r}"
+        yield f"{are} cut at {tokenizer.max_tokens} tokens, such as {_some(over[:1])}"
 
 
 def _some(texts: Sequence[str]) -> str:
-    return ", ".join(map(repr, texts[:NAMED]))
+    shown = (text if len(text) <= SHOWN else f"{text[:SHOWN]}…" for text in texts[:NAMED])
+    return ", ".join(map(repr, shown))
+
+
+def _classes(names: Sequence[str]) -> str:
+    return "1 class has" if len(names) == 1 else f"{len(names):,} classes have"

@@ -112,8 +112,8 @@ def test_prompts_that_mean_less_than_they_seem_to_are_said_each_time(tiny_run, p
     for _ in range(2):  # of the cache, too
         _, _, err = told(capsys, tiny_run.home, photos / "0.jpg", "--classes", names)
         assert "2 classes have the same tokens as another, such as 'dog/Dog'" in err
-        assert "1 classes have names of unknown tokens alone, such as 'zzz'" in err
-        assert "1 classes have prompts that are cut at 36 tokens" in err
+        assert "1 class has names of unknown tokens alone, such as 'zzz'" in err
+        assert "1 class has prompts that are cut at 36 tokens" in err
 
 
 def test_classes_are_embedded_once(tiny_run, photos, capsys, monkeypatch):

@@ -105,7 +105,7 @@ def test_labels_that_are_no_names_are_told(config, tmp_path):
     told = [f for f in doctor.findings(config, step=False) if f.what == "eval colours"]
     assert {f.level for f in told} == {"warning"}
     assert "1 of them never right; 30 images have no label" in told[0].text
-    assert "1 classes have names of unknown tokens alone, such as 'purple'" in told[1].text
+    assert "1 class has names of unknown tokens alone, such as 'purple'" in told[1].text
     names.write_text("purple\n")
     assert found(config)["eval colours"][0] == "error"
 

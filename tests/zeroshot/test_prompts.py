@@ -3,7 +3,7 @@
 import pytest
 
 from otter_jax.data.captions import Tokenizer
-from otter_jax.zeroshot.prompts import look_at
+from otter_jax.zeroshot.prompts import Prompts, look_at
 
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "a", "photo", "of", "red", "green", "blue", "fox", "."]
 
@@ -39,3 +39,9 @@ def test_names_of_unknown_words_are_one_class_to_the_encoder(tokenizer):
     assert found.unknown == ["lynx", "puma"]
     assert found.same == [["lynx", "puma"], ["Fox", "fox"]]
     assert "'lynx', 'puma': their scores mean nothing" in list(found.lines(8))[-1]
+
+
+def test_a_sentence_does_not_repeat_a_name_of_any_length():
+    (line,) = Prompts([], [], ["x" * 5000]).lines(8)
+    assert line.startswith("1 class has names of unknown tokens alone, such as 'xxx")
+    assert len(line) < 250
