@@ -90,9 +90,7 @@ def walked(home):
         return True
 
     def running(app):  # ends as soon as it listens
-        # Its logging would close what others log to, which may be stderr as pytest sees it.
-        with mock.patch("logging.config.dictConfig"):
-            servers.append(start(app))
+        servers.append(start(app))
         servers[-1].on_tick = enough
         return servers[-1]
 

@@ -11,6 +11,7 @@ import ipaddress
 import json
 import pathlib
 import socket
+import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -33,7 +34,8 @@ QUESTION = 1 << 20  # bytes
 WAITING = 16  # pictures and questions that are worked on or wait; others are told to come again
 BACKLOG = 512  # connections that the kernel lets wait, and that are taken in one go
 SECONDS = 30.0  # in which a request, and then what it uploads, must be there
-THREAD = "compiler"  # `commands.start` does not wait for it when a stop was asked for
+# Names of the thread that computes: `commands.start` does not wait for one that may compile.
+IDLE, BUSY = "model", "compiler"
 FILES = {
     "/": ("page.html", "text/html"),
     "/page.css": ("page.css", "text/css"),
@@ -64,14 +66,14 @@ def application(session: Session, names: Sequence[str]) -> ASGIApp:
     folder = pathlib.Path(__file__).parent
     files = {path: ((folder / name).read_bytes(), kind) for path, (name, kind) in FILES.items()}
     model = session.model.name.replace(str(session.model.folder), session.model.folder.name)
-    pool, slots = ThreadPoolExecutor(1, THREAD), asyncio.Semaphore(WAITING)
+    pool, slots = ThreadPoolExecutor(1, IDLE), asyncio.Semaphore(WAITING)
 
     async def worked(request: Request, most: int, work: Callable[[bytes], Any]) -> Response:
         if slots.locked():
             raise Refused(503, "Too many questions at once: ask again in a moment.")
         async with slots:  # at once, since none waits here
             body = await _body(request, most)
-            answer = await asyncio.get_running_loop().run_in_executor(pool, work, body)
+            answer = await asyncio.get_running_loop().run_in_executor(pool, _in_time, work, body)
             return JSONResponse(answer)
 
     async def page(request: Request) -> Response:
@@ -101,6 +103,16 @@ def application(session: Session, names: Sequence[str]) -> ASGIApp:
     return _Guarded(Starlette(routes=routes, exception_handlers=told), names)
 
 
+def _in_time(work: Callable[[bytes], Any], body: bytes) -> Any:
+    """Calls `work`, in a thread that a stop does not wait for as long as it works."""
+    thread = threading.current_thread()
+    thread.name = BUSY
+    try:
+        return work(body)
+    finally:
+        thread.name = IDLE
+
+
 def running(app: ASGIApp) -> uvicorn.Server:
     """Returns the server; its `run` answers requests until a signal, which is then passed on."""
     settings = uvicorn.Config(
@@ -109,6 +121,7 @@ def running(app: ASGIApp) -> uvicorn.Server:
         loop="asyncio",  # uvloop, if it is there, drops connections where files run out
         ws="none",
         lifespan="off",
+        log_config=None,  # our own streams stay as they are
         log_level="error",
         server_header=False,
         proxy_headers=False,
