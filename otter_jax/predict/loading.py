@@ -12,10 +12,10 @@ from ml_collections import ConfigDict
 
 from otter_jax import mesh as meshes
 from otter_jax.data.captions import Tokenizer
-from otter_jax.data.fitting import Fitting
 from otter_jax.errors import UserError
 from otter_jax.files import read_json
 from otter_jax.models.clip import ClipText
+from otter_jax.models.fitting import Fitting
 from otter_jax.models.towers import Towers
 from otter_jax.objective import LIMITS
 from otter_jax.predict.model import Loaded, Model, Pixels
@@ -186,7 +186,7 @@ def _foreign(model: str, dtype: str | None, tell: Tell) -> Loaded:
         module=found.module,
         variables=found.variables,
         tokenizer=reads,
-        pixels=Pixels(Fitting(*found.pictures), "apply"),
+        pixels=Pixels(found.pictures, "apply"),
         dim=found.module.dim,
         dtype=dtype,
         settings={

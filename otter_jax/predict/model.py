@@ -19,9 +19,10 @@ from jaxtyping import Float32, PyTree, UInt8
 from otter_jax import caches
 from otter_jax import mesh as meshes
 from otter_jax.data.captions import Tokenizer
-from otter_jax.data.fitting import Fitting
+from otter_jax.data.fitting import fit
 from otter_jax.data.in_flight import in_threads
 from otter_jax.errors import UserError
+from otter_jax.models.fitting import Fitting
 from otter_jax.predict.pixels import FORMS, Picture, named, pixels_of
 from otter_jax.predict.ranking import rank
 from otter_jax.run.embedder import Embedder
@@ -147,7 +148,7 @@ class Model:
         Raises UserError, which names the picture, if it cannot be read. Threads may call it.
         """
         fitting, exif = self._pixels
-        return fitting(pixels_of(picture, exif=exif))
+        return fit(pixels_of(picture, exif=exif), fitting)
 
     def prepare(self, number: int) -> None:
         """Begins to compile, in a thread, what the first batch of so many pictures takes."""

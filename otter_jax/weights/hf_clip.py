@@ -5,10 +5,11 @@ from typing import Any
 
 from otter_jax.errors import UserError
 from otter_jax.models.clip import ClipText
+from otter_jax.models.fitting import Fitting
 from otter_jax.models.towers import Towers
 from otter_jax.models.vit import ACTIVATIONS, ViT
 from otter_jax.weights import encoders, hub, layout, naming
-from otter_jax.weights.layout import Layout, Pictures
+from otter_jax.weights.layout import Layout
 from otter_jax.weights.tensors import Tell
 
 # As in openai/clip-vit-base-patch32, which files leave out.
@@ -103,7 +104,7 @@ def _image(file: Path, about: dict[str, Any], dtype: Any) -> ViT:
     )
 
 
-def _pictures(folder: Path, tell: Tell) -> tuple[Pictures, tuple]:
+def _pictures(folder: Path, tell: Tell) -> tuple[Fitting, tuple]:
     """Returns how pictures become pixels, and mean and deviation of these in 0..255."""
     file, about = folder / "preprocessor_config.json", {}
     whole = folder / "processor_config.json"
@@ -136,7 +137,7 @@ def _pictures(folder: Path, tell: Tell) -> tuple[Pictures, tuple]:
     if crop > resize or not (squash or given["do_center_crop"]):
         cropped = f"crop_size={crop}" if given["do_center_crop"] else "do_center_crop=False"
         raise UserError(f"{file}: size={size!r} and {cropped} do not give a full square of pixels.")
-    pictures = Pictures(
+    pictures = Fitting(
         crop,
         resize,
         "squash" if squash else "shortest",

@@ -7,6 +7,7 @@ from typing import Any, Literal, NamedTuple
 from otter_jax import files
 from otter_jax.errors import UserError
 from otter_jax.models.clip import ClipTextConfig
+from otter_jax.models.fitting import Fitting
 from otter_jax.models.towers import Towers
 from otter_jax.weights import tensors
 from otter_jax.weights.naming import Family, Rules
@@ -18,25 +19,6 @@ STD = (0.26862954, 0.26130258, 0.27577711)
 
 TOKENIZER = "openai/clip-vit-base-patch32"  # has the tokenizer of all CLIPs with this many tokens:
 TOKENS = 49408
-
-
-class Pictures(NamedTuple):
-    """Says how a picture becomes the square of pixels that an encoder reads.
-
-    Attributes:
-      size: side of the square.
-      resize: what the shorter side, the longer side or both become before the crop, in pixels.
-      mode: which of these; with "longest" the rest of the square is black.
-      interpolation: antialiased.
-      halves: where half a pixel is to the left of the crop: to the even number, as in torchvision,
-        or down, as in transformers.
-    """
-
-    size: int
-    resize: int
-    mode: Literal["shortest", "longest", "squash"] = "shortest"
-    interpolation: Literal["bicubic", "bilinear"] = "bicubic"
-    halves: Literal["even", "down"] = "even"
 
 
 class Layout(NamedTuple):
@@ -59,7 +41,7 @@ class Layout(NamedTuple):
     families: Mapping[str, tuple[Family, ...]]
     rules: Rules
     files: tuple[str, ...]
-    pictures: Pictures
+    pictures: Fitting
     max_tokens: int
     tokenizer: str
     library: Literal["transformers", "open_clip"]

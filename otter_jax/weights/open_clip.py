@@ -10,10 +10,11 @@ from flax import linen as nn
 from otter_jax.errors import UserError
 from otter_jax.models.bert import Bert, Projection
 from otter_jax.models.clip import ClipText, ClipTextConfig
+from otter_jax.models.fitting import Fitting
 from otter_jax.models.towers import Towers
 from otter_jax.models.vit import ViT
 from otter_jax.weights import encoders, hub, layout, naming
-from otter_jax.weights.layout import Layout, Pictures
+from otter_jax.weights.layout import Layout
 from otter_jax.weights.naming import Family, Rules
 from otter_jax.weights.tensors import Tell
 
@@ -314,7 +315,7 @@ def _bert_config(folder: Path, name: str) -> Path:
         ) from error
 
 
-def _pictures(file: Path, given: dict[str, Any], size: int) -> tuple[Pictures, tuple]:
+def _pictures(file: Path, given: dict[str, Any], size: int) -> tuple[Fitting, tuple]:
     """Returns how pictures become pixels, and mean and deviation of these in 0..255."""
     given = {name: value for name, value in given.items() if value is not None}
     known = ("size", "mode", "mean", "std", "interpolation", "resize_mode", "fill_color")
@@ -325,4 +326,4 @@ def _pictures(file: Path, given: dict[str, Any], size: int) -> tuple[Pictures, t
     mode = layout.chosen(file, given, "resize_mode", "shortest", ("shortest", "longest", "squash"))
     pixels = layout.pixels(file, given.get("mean", layout.MEAN), given.get("std", layout.STD))
     # The size is the encoder's, as in open_clip, whatever preprocess_cfg says.
-    return Pictures(size, size, mode, "bilinear" if way == "bilinear" else "bicubic"), pixels
+    return Fitting(size, size, mode, "bilinear" if way == "bilinear" else "bicubic"), pixels

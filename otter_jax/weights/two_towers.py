@@ -12,9 +12,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from otter_jax.errors import UserError
+from otter_jax.models.fitting import Fitting
 from otter_jax.models.towers import Towers
 from otter_jax.weights import encoders, folders, hf_clip, hub, naming, open_clip, tensors
-from otter_jax.weights.layout import Layout, Pictures, read_json
+from otter_jax.weights.layout import Layout, read_json
 from otter_jax.weights.naming import Family
 from otter_jax.weights.otter_release import START
 from otter_jax.weights.tensors import Tell, Tensors, quiet
@@ -45,7 +46,7 @@ class TwoTowers(NamedTuple):
     variables: dict[str, Any]
     tokenizer: Path
     max_tokens: int
-    pictures: Pictures
+    pictures: Fitting
     scale: float
 
 

@@ -1,6 +1,5 @@
 """CLIPs of transformers and open_clip are read whole, and embed as they do there."""
 
-import contextlib
 import json
 import shutil
 
@@ -10,14 +9,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import safetensors.numpy
-from hub import serve
-from huggingface_hub import constants
 from pickles import tensor, write_zip
 
 from otter_jax.data.captions import Tokenizer
-from otter_jax.data.fitting import Fitting
+from otter_jax.data.fitting import fit
 from otter_jax.errors import UserError
-from otter_jax.weights import encoders, layout, open_clip, two_towers
+from otter_jax.weights import encoders, open_clip, two_towers
 
 TEXTS = ["A photo of an otter.", "the otter's  OTTERS, two of them, hold hands as they sleep", ""]
 EVERY = sorted(foreign.CASES)
@@ -89,8 +86,8 @@ def test_embeddings_and_scale_are_those_of_the_other_project(case, made, referen
 
 @pytest.mark.parametrize("case", EVERY)
 def test_pictures_and_texts_become_what_the_other_project_makes_of_them(case, made, reference):
-    found = layout.Pictures(*two_towers.layout_of(made[case]).pictures)
-    fitted = np.stack([Fitting(*found)(picture) for picture in foreign.pictures()])
+    found = two_towers.layout_of(made[case]).pictures
+    fitted = np.stack([fit(picture, found) for picture in foreign.pictures()])
     # transformers resizes by torchvision, whose rounding is another than Pillow's.
     most = 1 if case.startswith("hf") else 0
     assert np.abs(fitted.astype(int) - reference[f"{case}|pixels"]).max() <= most
@@ -313,23 +310,6 @@ def test_a_damaged_config_is_an_error_that_names_it(text, copy):
 
 
 # --- the hub, and files that lie elsewhere --------------------------------------------------------
-
-
-@pytest.fixture
-def hub_of(monkeypatch, tmp_path):
-    """Serves repositories as the hub, with an empty cache on this side."""
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-
-    @contextlib.contextmanager
-    def serving(repositories):
-        with serve(repositories) as (address, asked):
-            monkeypatch.setattr(constants, "ENDPOINT", address)
-            files = address + "/{repo_id}/resolve/{revision}/{filename}"
-            monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", files)
-            yield asked
-
-    return serving
 
 
 def test_a_model_of_the_hub_is_fetched_once_and_without_what_is_not_needed(hub_of, copy):
