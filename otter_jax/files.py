@@ -5,13 +5,18 @@ symbolic link; and what `stat` says of a file's size need not be true, as in /pr
 written to. All that opens a user's path goes through here.
 """
 
+import contextlib
 import errno
+import fcntl
 import io
 import json
 import os
 import pathlib
 import stat
+from collections.abc import Callable, Iterator
 from typing import Any
+
+from otter_jax.errors import UserError
 
 TEXT = 64 << 20  # bytes of a text that is read whole: a list of names, a vocabulary, a config
 _KINDS = (
@@ -90,6 +95,24 @@ def read_json(path: str | os.PathLike, most: int = TEXT) -> Any:
         return json.loads(read_text(path, most))
     except RecursionError:
         raise ValueError("it nests too deeply") from None
+
+
+@contextlib.contextmanager
+def locked(path: pathlib.Path, held: Callable[[], str]) -> Iterator[None]:
+    """Holds the lock of a file, which is made, in this context: one process at a time.
+
+    The lock is the system's (flock, also over NFS): a killed process leaves none. Where a file
+    system has no locks, nothing is held. Raises UserError, with the text of `held`, if another
+    process has it.
+    """
+    with path.open("a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(held()) from None
+        except OSError:  # a file system without locks
+            pass
+        yield
 
 
 def check_regular(path: str | os.PathLike) -> None:

@@ -25,7 +25,7 @@ class Classes(NamedTuple):
 
     @property
     def first(self) -> list[str]:
-        """What the classes are called."""
+        """The name that each class is called by."""
         return [names[0] for names in self.names]
 
 

@@ -7,7 +7,6 @@ collected in parts, in the folder FILE.parts, and FILE is there when it is whole
 """
 
 import contextlib
-import fcntl
 import json
 import os
 import pathlib
@@ -20,6 +19,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from otter_jax import files
 from otter_jax.errors import UserError
 
 ABOUT = b"otter_jax"  # the key of what a Parquet file says of itself
@@ -42,20 +42,14 @@ def check_same(path: pathlib.Path, there: About, ours: About) -> None:
         )
 
 
-@contextlib.contextmanager
-def locked(path: pathlib.Path, out: pathlib.Path) -> Iterator[None]:
+def locked(path: pathlib.Path, out: pathlib.Path) -> contextlib.AbstractContextManager[None]:
     """Holds the lock `path` of an output. Raises UserError if another process writes it."""
-    with path.open("a") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(
-                f"{out} is being written by another process: wait for its end, or give another "
-                "--out."
-            ) from None
-        except OSError:  # a file system without locks
-            pass
-        yield
+    return files.locked(
+        path,
+        lambda: (
+            f"{out} is being written by another process: wait for its end, or give another --out."
+        ),
+    )
 
 
 def check_place(out: pathlib.Path, flag: str = "--out") -> None:

@@ -4,7 +4,6 @@ The lock is the system's (flock, also over NFS): one that is killed holds it no 
 """
 
 import contextlib
-import fcntl
 import json
 import os
 import pathlib
@@ -12,7 +11,7 @@ import socket
 import time
 from collections.abc import Iterator
 
-from otter_jax.errors import UserError
+from otter_jax import files
 
 FILE = ".lock"
 
@@ -43,19 +42,14 @@ def held(workdir: pathlib.Path) -> Iterator[None]:
             path.unlink(missing_ok=True)
 
 
-@contextlib.contextmanager
-def _taken(path: pathlib.Path) -> Iterator[None]:
-    with path.open("a") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(
-                f"The run in {path.parent} is being trained{_by(path)}. Wait for its end, stop it, "
-                "or give another --workdir."
-            ) from None
-        except OSError:  # a file system without locks
-            pass
-        yield
+def _taken(path: pathlib.Path) -> contextlib.AbstractContextManager[None]:
+    return files.locked(
+        path,
+        lambda: (
+            f"The run in {path.parent} is being trained{_by(path)}. Wait for its end, stop it, or "
+            "give another --workdir."
+        ),
+    )
 
 
 def _by(path: pathlib.Path) -> str:

@@ -1,11 +1,14 @@
 """Weights of a small encoder of each kind, in files."""
 
+import contextlib
 import json
 
 import jax.numpy as jnp
 import ml_dtypes
 import pytest
 import safetensors.numpy
+from hub import serve
+from huggingface_hub import constants
 from weights_files import ROBERTA, in_a_file
 
 from otter_jax.weights import encoders
@@ -30,3 +33,20 @@ def text_folder(tmp_path):
     tensors = in_a_file(module, jnp.zeros((1, 2), int), jnp.ones((1, 2), bool))
     safetensors.numpy.save_file(tensors, folder / "model.safetensors")
     return folder
+
+
+@pytest.fixture
+def hub_of(monkeypatch, tmp_path):
+    """Serves repositories as the hub, with an empty cache on this side."""
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+
+    @contextlib.contextmanager
+    def serving(repositories):
+        with serve(repositories) as (address, asked):
+            monkeypatch.setattr(constants, "ENDPOINT", address)
+            files = address + "/{repo_id}/resolve/{revision}/{filename}"
+            monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", files)
+            yield asked
+
+    return serving

