@@ -13,7 +13,6 @@ import pathlib
 import subprocess
 import sys
 import tarfile
-import tempfile
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -49,7 +48,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("tars")
     parser.add_argument("--share", type=float, default=0.2)
-    parser.add_argument("--folder", type=pathlib.Path, default=tempfile.mkdtemp())
+    parser.add_argument("--folder", type=pathlib.Path, default="noise_of_shuffled")
     parser.add_argument("--variant", default="otter")
     parser.add_argument("--epochs", type=int, default=4)
     options = parser.parse_args()

@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 
 Arrays = dict[str, np.ndarray]
+DAMAGED = (OSError, ValueError, EOFError, zipfile.BadZipFile)  # what np.load raises for it
 KEPT = 64  # files of a kind; the oldest are removed
 PLACE = "OTTER_JAX_CACHE"  # in the environment: another folder for the user's own cache
 
@@ -65,7 +66,7 @@ def kept(path: Path, make: Callable[[], Arrays], tell: Callable[[str], None] = q
         try:
             with path.open("rb") as file, np.load(file, allow_pickle=False) as found:
                 return {name: found[name] for name in found.files}
-        except (OSError, ValueError, EOFError, zipfile.BadZipFile):
+        except DAMAGED:
             # NumPy's own words for it are an advice to read it unsafely.
             tell(f"The cache {path} is damaged: it is made anew.")
     arrays = make()

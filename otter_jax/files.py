@@ -115,12 +115,6 @@ def locked(path: pathlib.Path, held: Callable[[], str]) -> Iterator[None]:
         yield
 
 
-def check_regular(path: str | os.PathLike) -> None:
-    """Raises Refused for what is there and no regular file, before a library opens it."""
-    if os.path.exists(path):
-        _check(os.stat(path).st_mode, path)
-
-
 def too_large(most: int) -> str:
     """Returns what is said of a file that holds more than `most` bytes."""
     return f"over {most >> 20} MiB"

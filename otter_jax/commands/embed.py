@@ -27,7 +27,7 @@ def parser() -> start.Parser:
     )
     flags.add_model(made)
     flags.add_batch_size(made)
-    flags.add_sources(made, nargs="*")
+    flags.add_sources(made)
     made.flag(
         "--texts",
         type=pathlib.Path,

@@ -153,11 +153,11 @@ def add_weights(parser: Parser) -> None:
     parser.flag("--step", type=int, metavar="N", beside="--weights")
 
 
-def add_sources(parser: Parser, *, nargs: str = "+") -> None:
+def add_sources(parser: Parser) -> None:
     """Adds SOURCE, as `sources`."""
     parser.flag(
         "sources",
-        nargs=nargs,
+        nargs="*",
         metavar="SOURCE",
         help="pictures, folders, globs in quotes, or - for paths on stdin",
     )

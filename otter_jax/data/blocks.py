@@ -27,8 +27,11 @@ _TIFF = re.compile(rb"II[*+]\0|MM\0[*+]")
 _PACKED_TEXTS = (b"iCCP", b"iTXt", b"tEXt", b"zTXt")
 
 
-def excess(data: bytes) -> str:
-    """Says what a picture has far too much of, beside scans and pixels; "" if nothing."""
+def excess(data: bytes, jpeg: headers.Jpeg | None = None) -> str:
+    """Says what a picture has far too much of, beside scans and pixels; "" if nothing.
+
+    `jpeg` is the header of a JPEG, if it has been read.
+    """
     if data.startswith(b"GIF8"):
         return _of_gif(data)
     if data.startswith(b"\x89PNG"):
@@ -36,8 +39,8 @@ def excess(data: bytes) -> str:
     if _TIFF.match(data):
         return _of_tiff(data)
     if data.startswith(b"\xff\xd8"):
-        exif = headers.read_jpeg(data).exif
-        return "segments before pixels" if exif is None else _of_tiff(exif)
+        jpeg = jpeg or headers.read_jpeg(data)
+        return "segments before pixels" if jpeg.exif is None else _of_tiff(jpeg.exif)
     if data[4:8] == b"ftyp":  # libavif finds the EXIF block; where it lies takes a parser to say
         for number, found in enumerate(_TIFF.finditer(data)):
             if number == TEXTS or _of_tiff(data[found.start() :]):

@@ -31,8 +31,7 @@ def _shape(shape: tuple[int, ...], fitting: Fitting) -> tuple[int, int]:
     if fitting.mode == "longest":
         ratio = max(shape) / fitting.resize
         return max(1, round(height / ratio)), max(1, round(width / ratio))
-    long = int(fitting.resize * max(shape) / min(shape))
-    return (fitting.resize, long) if height <= width else (long, fitting.resize)
+    return images.resized(shape, fitting.resize)
 
 
 def _begin(surplus: int, halves: str) -> int:

@@ -96,8 +96,9 @@ def decode(data: bytes, *, exif: str = "apply") -> Pixels:
     TIFF or an AVIF says of its orientation is part of the format, and always applied.
 
     Raises:
-      UnreadableImage: not an image, truncated, more than MAX_PIXELS, or a JPEG of more than
-        MAX_SCANS; the last two are known before any pixel is decoded.
+      UnreadableImage: not an image, truncated, more than MAX_PIXELS, a JPEG of more than
+        MAX_SCANS or MAX_PASSES, or too many blocks; all but truncation is known before any pixel
+        is decoded.
     """
     with _unreadable(data):
         tag = _orientation(data)
@@ -136,7 +137,7 @@ def shrink(data: bytes, size: int, *, format: str, quality: int, exif: str = "ap
         shape = img.size if turn < 5 else img.size[::-1]
         holding.enter_context(IN_FLIGHT.hold(img.width * img.height))
         if size and min(shape) > size:
-            new = _resized(img.size, size)
+            new = resized(img.size, size)
             img.draft(img.mode, (2 * size, 2 * size))
             small = rgb(img).resize(new, Image.Resampling.BICUBIC)
             with contextlib.suppress(OSError, ValueError):  # WebP ends at 16,383 pixels
@@ -159,7 +160,7 @@ def center_crop(pixels: Pixels, resize: int, size: int) -> UInt8[np.ndarray, "S 
     The longer side becomes int(resize * long / short). Halves are rounded to even, as torchvision
     does.
     """
-    height, width = _resized(pixels.shape[:2], resize)
+    height, width = resized(pixels.shape[:2], resize)
     top, left = round((height - size) / 2), round((width - size) / 2)
     return _crop(pixels, (height, width), top, left, size)
 
@@ -168,7 +169,7 @@ def random_crop(
     pixels: Pixels, resize: int, size: int, rng: np.random.Generator
 ) -> UInt8[np.ndarray, "S S 3"]:
     """Cuts out a window chosen uniformly, where `center_crop` takes the middle."""
-    height, width = _resized(pixels.shape[:2], resize)
+    height, width = resized(pixels.shape[:2], resize)
     top = int(rng.integers(height - size + 1))
     left = int(rng.integers(width - size + 1))
     return _crop(pixels, (height, width), top, left, size)
@@ -247,7 +248,7 @@ def _span(start: int, size: int, scale: float, whole: int) -> tuple[float, float
     return start * scale, min((start + size) * scale, whole)
 
 
-def _resized(shape: tuple[int, ...], size: int) -> tuple[int, int]:
+def resized(shape: tuple[int, ...], size: int) -> tuple[int, int]:
     """Returns both sides, in the order given, once the shorter of them is `size`."""
     long = int(size * max(shape) / min(shape))
     return (size, long) if shape[0] <= shape[1] else (long, size)
@@ -337,12 +338,12 @@ def _orientation(data: bytes) -> headers.Tag | None:
 
     Raises UnreadableImage for a JPEG of too many scans, or too many blocks in any picture.
     """
-    much = blocks.excess(data)
+    header = headers.read_jpeg(data) if data.startswith(b"\xff\xd8") else None
+    much = blocks.excess(data, header)
     if much:
         raise UnreadableImage(f"{headers.format_of(data)}: far too much of {much}", BROKEN)
-    if not data.startswith(b"\xff\xd8"):
+    if header is None:
         return headers.orientation(data)
-    header = headers.read_jpeg(data)
     most = min(MAX_SCANS, MAX_PASSES // max(1, header.pixels))
     if header.several and headers.count_scans(data, most) > most:
         raise UnreadableImage(f"JPEG of more than {most} scans, usual are ten", BROKEN)

@@ -44,10 +44,11 @@ class Session:
         """Embeds a grey picture and two names, so that no first question waits for compiling."""
         self.model = model
         self._pictures = _Latest(PICTURES)
-        self._banks = _Latest(BANKS)
+        self._banks, self._floors = _Latest(BANKS), _Latest(BANKS)
         grey = np.full((model.image_size, model.image_size, 3), 128, np.uint8)
         model.embed_pixels(grey[None])
         self._bank((("dog",), ("cat",)), TEMPLATES)
+        self._floor(TEMPLATES)
 
     def add(self, content: bytes) -> str:
         """Embeds a picture, and returns a name for it. Raises UserError if it cannot be read."""
@@ -72,12 +73,11 @@ class Session:
         typed = ", ".join(filter(None, (line.strip(" \t,") for line in classes.splitlines())))
         found = listed(typed, "the list", "type names with commas between them, such as dog, sofa")
         templates = _checked(templates, found.first)
-        bank, floor, notes = self._bank(tuple(found.names), templates)
+        bank, notes = self._bank(tuple(found.names), templates)
+        floor = self._floor(templates) if multi else None
         if len(found.names) == 1 and not multi:
             notes = [f"{alone(found)}. Let each be judged on its own.", *notes]
-        ranked = rank(
-            vector[None], bank, scale=self.model.scale, top=TOP, floor=floor if multi else None
-        )
+        ranked = rank(vector[None], bank, scale=self.model.scale, top=TOP, floor=floor)
         names = [found.first[number] for number in ranked.classes[0]]
         numbers = ranked.probabilities[0].tolist(), ranked.cosines[0].tolist()
         guesses = list(map(Guess, names, *numbers))
@@ -85,15 +85,23 @@ class Session:
 
     def _bank(
         self, names: tuple[tuple[str, ...], ...], templates: tuple[str, ...]
-    ) -> tuple[Float32[np.ndarray, "C D"], float | Float32[np.ndarray, " D"], list[str]]:
-        """Returns the vectors of classes, the floor for each on its own, and what is noteworthy."""
+    ) -> tuple[Float32[np.ndarray, "C D"], list[str]]:
+        """Returns the vectors of classes, and what is noteworthy of them."""
         found = self._banks.find((names, templates))
         if found is None:
             notes: list[str] = []
             # What strangers type is not kept on disk.
             bank = self.model.bank(names, templates, cached=False, tell=notes.append)
-            found = bank, self.model.floor(templates, cached=False), notes
+            found = bank, notes
             self._banks.keep((names, templates), found)
+        return found
+
+    def _floor(self, templates: tuple[str, ...]) -> float | Float32[np.ndarray, " D"]:
+        """Returns what a class has to exceed on its own (`Model.floor`)."""
+        found = self._floors.find(templates)
+        if found is None:
+            found = self.model.floor(templates, cached=False)
+            self._floors.keep(templates, found)
         return found
 
 

@@ -25,7 +25,6 @@ from otter_jax.errors import UserError
 from otter_jax.objective import REMOVED
 from otter_jax.predict.model import Model
 
-SIZES = (512, 1024, 2048)  # of batches, as in the paper
 HIGH = 0.2  # probability from which on the paper counts a match
 BINS = 50  # of the histogram of probabilities
 LAMBDA = 0.08  # entropic regularisation of the transport behind the score

@@ -11,7 +11,7 @@ import rich.console
 from otter_jax.errors import Stopped
 from otter_jax.predict import pictures, tables
 from otter_jax.predict import sheet as sheets
-from otter_jax.predict.classes import Classes, read_classes
+from otter_jax.predict.classes import Classes, alone, read_classes
 from otter_jax.predict.loading import load
 from otter_jax.predict.model import TEMPLATES, Model
 from otter_jax.predict.paths import written
@@ -105,8 +105,9 @@ class Namer:
         def tell(note):
             console.print(f"Note: {note}")
 
+        certain = alone(classes) if multi and len(classes.names) == 1 else None
         for note in classes.notes:
-            if not (multi and "only class" in note):
+            if not (certain and note.startswith(certain)):
                 tell(f"{note}.")
         with progress_bar(console) as bar:
             long = len(classes.names) >= BAR_FROM

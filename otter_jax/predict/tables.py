@@ -34,6 +34,7 @@ from otter_jax.predict.outputs import (
     rows_of,
 )
 from otter_jax.predict.paths import restored, written
+from otter_jax.run import directory
 
 FORMATS = ("table", "csv", "jsonl", "parquet")
 PATH = "path"  # the column by which the rows of a picture are known
@@ -246,9 +247,7 @@ class _File(_Stream):
 
     def _say(self, *, finished: bool) -> None:
         said = json.dumps({**self._about, "finished": finished}, indent=1, ensure_ascii=False)
-        scratch = self._beside.with_name(f"{self._beside.name}.scratch")
-        scratch.write_text(said + "\n", "utf-8")
-        scratch.replace(self._beside)
+        directory.write_text(self._beside, said + "\n")
 
     def _whole(self, finished: bool) -> tuple[frozenset[str], int]:
         """Returns the pictures whose rows are all there, and where in the file the last ends.

@@ -114,7 +114,7 @@ def _kept(run: History) -> list[Watched]:
     for path in watched.kept(run.workdir):
         try:
             found.append(watched.read(path))
-        except (OSError, ValueError, KeyError):
+        except ValueError:
             where = pathlib.Path(watched.FOLDER) / path.name
             run.notes.append(f"{where} is damaged and left out.")
     found = found if not run.config.teacher.checkpoint else found[-1:]

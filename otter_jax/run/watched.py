@@ -14,6 +14,7 @@ import rich.console
 from jaxtyping import Float, Int, PyTree, UInt8
 from ml_collections import ConfigDict
 
+from otter_jax import caches
 from otter_jax.data import images
 from otter_jax.data.captions import Tokenizer
 from otter_jax.data.source import Source
@@ -113,15 +114,18 @@ def kept(workdir: pathlib.Path) -> list[pathlib.Path]:
 
 
 def read(path: pathlib.Path) -> Watched:
-    """Reads one of the `kept` files. Raises ValueError, OSError or KeyError if it is damaged."""
-    with np.load(path) as found:
-        return Watched(
-            _step_of(path),
-            found["numbers"],
-            json.loads(found["captions"].tobytes()),
-            found["image"],
-            found["text"],
-        )
+    """Reads one of the `kept` files. Raises ValueError if it is damaged."""
+    try:
+        with path.open("rb") as file, np.load(file) as found:
+            return Watched(
+                _step_of(path),
+                found["numbers"],
+                json.loads(found["captions"].tobytes()),
+                found["image"],
+                found["text"],
+            )
+    except (*caches.DAMAGED, KeyError) as error:
+        raise ValueError(f"{path} is damaged: {error}") from error
 
 
 def _step_of(path: pathlib.Path) -> int:

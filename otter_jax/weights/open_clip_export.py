@@ -20,12 +20,12 @@ from otter_jax.models.bert import Bert
 from otter_jax.models.clip import ClipText
 from otter_jax.models.towers import Towers
 from otter_jax.models.vit import ViT
+from otter_jax.objective import LIMITS
 from otter_jax.weights import folders, hub, naming, open_clip, sentences, tensors
 from otter_jax.weights.tensors import Tensors
 
 POOLERS = {"mean": "mean_pooler", "cls": "cls_last_hidden_state_pooler", "max": "max_pooler"}
 MEANS = ("mean", "cls")  # weighted means of the tokens' states, with weights that add up to 1
-SCALES = 1.0, 100.0  # the temperature's limits, here as there
 EPSILON = 1e-5  # of its norms
 LIMIT = 1e-5  # of what folding a bias may change in an embedding
 # From the names that the reader's families give to those of parameters that are no layers there.
@@ -76,7 +76,7 @@ def write(
         words["positional_embedding"] = words["positional_embedding"][: config.data.max_tokens]
         about["model_cfg"] |= {"custom_text": True}
         about["model_cfg"] |= {"quick_gelu": model.txt.config.hidden_act == "quick_gelu"}
-    scale = np.clip(np.exp(variables["params"]["log_scale"]["pairs"]), *SCALES)
+    scale = np.clip(np.exp(variables["params"]["log_scale"]["pairs"]), *LIMITS)  # there as here
     named = {"logit_scale": np.array(np.log(scale), np.float32)}
     named |= {f"visual.{name}": values for name, values in image.items()}
     named |= {f"text.{name}": values for name, values in words.items()}

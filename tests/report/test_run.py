@@ -135,9 +135,10 @@ def test_pictures_of_a_set_that_is_gone_or_another_are_blank_and_that_is_told(tm
     assert html.count('class="blank"') == 2 * 12 + 16
 
 
-def test_damaged_embeddings_and_results_are_told(tmp_path, sets):
+@pytest.mark.parametrize("damage", [b"PK", b"PK\3\4", b""])
+def test_damaged_embeddings_and_results_are_told(tmp_path, sets, damage):
     workdir = written.run(tmp_path / "run", written.config_of(sets))
-    (workdir / "watched" / "step_00000000.npz").write_bytes(b"PK")
+    (workdir / "watched" / "step_00000000.npz").write_bytes(damage)
     (workdir / "results" / "step_00000002.json").write_text("{")
     html = page_of(workdir)
     assert "watched/step_00000000.npz is damaged" in html

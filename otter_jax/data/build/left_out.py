@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 from otter_jax.data.build.plan import Plan, Record, Unit, fingerprint
 from otter_jax.data.build.report import Tally
 from otter_jax.errors import UserError
+from otter_jax.files import open_regular
 
 WHY = "left out by --drop"
 
@@ -38,8 +39,9 @@ class Drop:
     def of(cls, table: pathlib.Path, share: float | None) -> "Drop":
         """Checks a table. Raises UserError if it cannot be read, or does not go with `share`."""
         try:
+            with open_regular(table) as file:
+                digest = hashlib.file_digest(file, "sha256").hexdigest()[:16]
             names = pq.read_schema(table).names
-            digest = hashlib.sha256(table.read_bytes()).hexdigest()[:16]
         except (OSError, pa.ArrowException) as error:
             why = error.strerror if isinstance(error, OSError) and error.strerror else error
             raise UserError(
