@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import time
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:  # at run time it would import JAX, and `import otter_jax` must be quick
     from otter_jax.predict.model import Model
 
 __version__ = "0.1.0"
+BEGAN = time.monotonic()  # what a run's time to its first step is counted from
 
 
 def load(

@@ -31,10 +31,11 @@ def run(options: argparse.Namespace) -> None:
     config = flags.config(options, needs="objective")
     flags.join(options, config)
     from otter_jax.report import run as report
-    from otter_jax.run import directory
+    from otter_jax.run import directory, programs
     from otter_jax.run.console import make_console
     from otter_jax.training import contrastive
 
+    programs.keep_compiled()
     console, workdir = make_console(), options.workdir
     directory.check_run(workdir, config, anyway=options.anyway, console=console)
     contrastive.run(

@@ -32,10 +32,11 @@ def run(options: argparse.Namespace) -> None:
     config = flags.config(options, needs="phases")
     flags.join(options, config)
     from otter_jax.report import transfer as report
-    from otter_jax.run import directory
+    from otter_jax.run import directory, programs
     from otter_jax.run.console import make_console
     from otter_jax.transfer import task
 
+    programs.keep_compiled()
     console, workdir = make_console(), options.workdir
     directory.check_run(workdir, config, anyway=options.anyway, console=console)
     validation = task.run(

@@ -1,5 +1,9 @@
-"""Keeps compiled programs on disk, so that a model's first answer need not wait for a compiler."""
+"""Keeps compiled programs on disk, so that a second start need not wait for a compiler."""
 
+import contextlib
+import functools
+import hashlib
+import os
 import platform
 import threading
 from collections.abc import Callable, Sequence
@@ -13,6 +17,52 @@ from jax.sharding import Mesh
 from jaxtyping import Array
 
 from otter_jax import caches
+
+SHORTEST = 0.3  # seconds of compiling; less is not worth a file
+FILES = 256  # of one computer; the oldest are removed
+HIT = "/jax/compilation_cache/cache_hits"  # what JAX calls a program that it has read
+
+
+def keep_compiled() -> None:
+    """Makes JAX keep what it compiles in the user's cache, and read it at the next start.
+
+    Does nothing where JAX was told another place (JAX_COMPILATION_CACHE_DIR), or the cache cannot
+    be written. JAX tells programs apart by their text, its version, options and kind of device; the
+    folder by the rest that they depend on, as a home may be shared by several computers.
+    """
+    if jax.config.jax_compilation_cache_dir:
+        return
+    about = hashlib.sha256(repr(_machine(jax.local_devices())).encode()).hexdigest()[:16]
+    folder = caches.users() / f"compiled_{about}"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError:
+        return
+    if not os.access(folder, os.W_OK):
+        return
+    with contextlib.suppress(OSError):  # another start removes them, too
+        for old in sorted(folder.iterdir(), key=os.path.getmtime)[:-FILES]:
+            old.unlink()
+    jax.config.update("jax_compilation_cache_dir", str(folder))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", SHORTEST)
+
+
+@functools.cache
+def _read_so_far() -> list[str]:
+    """Returns a list that grows with each program that JAX reads in place of compiling it."""
+    found: list[str] = []
+
+    def listen(event: str, **_: object) -> None:
+        if event == HIT:
+            found.append(event)
+
+    jax.monitoring.register_event_listener(listen)
+    return found
+
+
+def count_read() -> int:
+    """Returns how many programs JAX has read from its cache since this was first called."""
+    return len(_read_so_far())
 
 
 class Program:

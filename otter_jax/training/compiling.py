@@ -14,7 +14,7 @@ from jaxtyping import PyTree
 
 from otter_jax import mesh as meshes
 from otter_jax.errors import UserError
-from otter_jax.run import cluster
+from otter_jax.run import cluster, programs
 
 THREAD = "compiler"  # `commands.start` does not wait for it when a stop was asked for
 TIGHT = 0.9  # of the memory; more may not be free in one piece
@@ -34,16 +34,17 @@ def shapes_of(tree: PyTree) -> PyTree:
 def compiled(jitted: Any, *shapes: Any, name: str, console: rich.console.Console) -> Any:
     """Compiles a function for arguments of such shapes; prints how long it took, and its memory.
 
-    A signal need not wait for the end.
+    It also prints whether an earlier start had compiled it. A signal need not wait for the end.
     """
     if not console.is_terminal:
         console.print(f"compiling   {name}")
     with console.status(f"Compiling {name}"):
-        began = time.monotonic()
+        began, read = time.monotonic(), programs.count_read()
         program = _in_thread(jitted.lower(*shapes).compile)
         seconds = time.monotonic() - began
         cluster.meet("compiled")  # on CPUs, a collective waits only half a minute for the others
-    console.print(f"compiled    {name} in {seconds:.0f} s; it needs {memory(program)}")
+    kept = ", as an earlier start compiled it" if programs.count_read() > read else ""
+    console.print(f"compiled    {name} in {seconds:.0f} s{kept}; it needs {memory(program)}")
     return program
 
 

@@ -8,6 +8,7 @@ import contextlib
 import json
 import math
 import pathlib
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, Protocol, runtime_checkable
 
@@ -17,12 +18,13 @@ import rich.console
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+import otter_jax
 from otter_jax import mesh as meshes
 from otter_jax.data.source import Source
 from otter_jax.errors import Stopped, UserError
 from otter_jax.run import cluster, directory, lock
 from otter_jax.run.checkpoint import Checkpoints
-from otter_jax.run.console import progress_bar
+from otter_jax.run.console import duration, progress_bar
 from otter_jax.training.meters import Clock, Metrics, Mishaps, Scalars
 
 Step = Callable[[Any, Any], tuple[Any, Any]]  # (state, batch) -> (state, metrics)
@@ -226,9 +228,8 @@ class Loop:
                     make_step = task.step_at(now)
                 state, metrics = make_step(state, meshes.put_batch(batch, task.mesh))
                 pending.append((now, metrics))
-                if now == start + 1 and cluster.is_first():
-                    # Not before: a start that makes no step is none of this run's.
-                    directory.describe(self._workdir, json.loads(task.config.to_json()))
+                if now == start + 1:
+                    self._begun(metrics)
                 stopped = self._stop.reached()  # once a step: all processes must ask equally often
                 milestone = self._is_evaluated(now) or self._is_saved(now)
                 log = now % task.config.train.log_every == 0 or now == last
@@ -252,6 +253,15 @@ class Loop:
         if stopped:
             self._print_stop(now)
             raise Stopped
+
+    def _begun(self, metrics: dict[str, jax.Array]) -> None:
+        """Writes what the run is, and prints how long its first step was waited for."""
+        if cluster.is_first():
+            # Not before: a start that makes no step is none of this run's.
+            directory.describe(self._workdir, json.loads(self._task.config.to_json()))
+        jax.block_until_ready(metrics)
+        waited = duration(time.monotonic() - otter_jax.BEGAN)
+        self._console.print(f"first step  {waited} after the start of the program")
 
     def _saved_before(
         self, error: Exception, now: int, start: int, state: Any, pending: Iterable[tuple]

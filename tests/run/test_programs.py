@@ -1,5 +1,7 @@
 """A compiled program that is on disk is not compiled again."""
 
+import os
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -101,3 +103,57 @@ def test_only_shapes_are_needed_to_prepare_one():
     program.compiled({"a": np.float32(2)}, jax.ShapeDtypeStruct((3,), np.int32))
     assert program({"a": np.float32(2)}, np.ones(3, np.int32)).tolist() == [2, 2, 2]
     assert function.traced == 1
+
+
+@pytest.fixture
+def any_length(monkeypatch):
+    """Programs are kept however short their compiling is; afterwards, as before."""
+    own = jax.config.jax_persistent_cache_min_compile_time_secs
+    monkeypatch.setattr(programs, "SHORTEST", 0)
+    yield
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", own)
+
+
+def compile_anew():
+    """Compiles a program as a new process does; how many JAX read from its cache for that."""
+    jax.clear_caches()
+    compilation_cache.reset_cache()
+    before = programs.count_read()
+    jax.jit(lambda x: x * 3 + 1).lower(np.ones(5, np.float32)).compile()
+    return programs.count_read() - before
+
+
+def test_a_second_start_reads_what_the_first_has_compiled(cache, any_length, monkeypatch):
+    programs.keep_compiled()
+    assert (compile_anew(), compile_anew()) == (0, 1)
+    jax.config.update("jax_compilation_cache_dir", None)
+    monkeypatch.setattr(programs, "_machine", lambda devices: "another processor")
+    programs.keep_compiled()
+    assert compile_anew() == 0
+    assert len(list(cache.iterdir())) == 2  # one folder for each computer
+
+
+def test_a_place_that_jax_was_told_is_left_to_it(cache, tmp_path):
+    jax.config.update("jax_compilation_cache_dir", str(tmp_path / "jax"))
+    programs.keep_compiled()
+    assert jax.config.jax_compilation_cache_dir == str(tmp_path / "jax")
+    assert not cache.exists()
+
+
+def test_without_a_place_to_write_nothing_is_kept(tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("OTTER_JAX_CACHE", str(tmp_path / "file"))
+    programs.keep_compiled()
+    assert jax.config.jax_compilation_cache_dir is None
+
+
+def test_only_the_newest_programs_are_kept(cache, any_length, monkeypatch):
+    monkeypatch.setattr(programs, "FILES", 3)
+    programs.keep_compiled()
+    (folder,) = cache.iterdir()
+    for number in range(5):
+        (folder / f"{number}").write_text("")
+        os.utime(folder / f"{number}", (number, number))
+    jax.config.update("jax_compilation_cache_dir", None)
+    programs.keep_compiled()
+    assert sorted(path.name for path in folder.iterdir()) == ["2", "3", "4"]
