@@ -5,10 +5,10 @@
 
 Variants: cc3m:infonce, :ls, :kd, :otter (the default), as the paper means them; each also with
 _released, such as :otter_released, as the released code computes it on 8 processes (README,
-"Methods"). The tars are those that img2dataset writes; what the authors' downloader leaves is read
-with --layout cc3m. The authors had 2,911,810 readable pairs, some 57,000 steps. Weights come from
-the Hugging Face hub; the image encoder's are those that timm 0.3.4, which the release asks for,
-calls resnet50.
+"Methods"). Not of the paper: :siglip, :softclip, :trust, :trust_otter (docs/configs.md). The tars
+are those that img2dataset writes; what the authors' downloader leaves is read with --layout cc3m.
+The authors had 2,911,810 readable pairs, some 57,000 steps. Weights come from the Hugging Face hub;
+the image encoder's are those that timm 0.3.4, which the release asks for, calls resnet50.
 
 Published FH@1/5/10, from the release's README:
 

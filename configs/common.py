@@ -17,7 +17,7 @@ import dataclasses
 from ml_collections import ConfigDict, FieldReference
 
 from otter_jax.errors import UserError
-from otter_jax.objective import METHODS
+from otter_jax.objective import METHODS, PUBLISHED
 
 CLIP_MEAN = (122.7709, 116.7460, 104.0937)  # 255 * (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (68.5005, 66.6322, 70.3232)  # 255 * (0.26862954, 0.26130258, 0.27577711)
@@ -107,8 +107,12 @@ def get_config(method: str = "otter") -> ConfigDict:
 def as_released(config: ConfigDict, num_processes: int = 8) -> ConfigDict:
     """Returns `config`, changed to compute what the released code does on so many processes.
 
-    The README, "Methods", lists the differences.
+    The README, "Methods", lists the differences. Raises UserError for a method that it has not.
     """
+    if config.method not in PUBLISHED:
+        raise UserError(
+            f"The released code has no method {config.method!r}; there are: {', '.join(PUBLISHED)}."
+        )
     objective = config.objective
     config.model.dtype = "float32"
     config.optim.schedule = "epoch"

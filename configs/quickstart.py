@@ -2,10 +2,10 @@
 
     otter-jax train --config quickstart --workdir runs/quickstart
 
-Variants: quickstart:infonce, :ls, :kd, :otter (the default). Pictures are OpenMoji's, names
-Unicode's; a quarter of the concepts, 413, is never shown in training, and searched for at the end
-among all 1,652 names. EfficientNet-Lite0 starts from ImageNet weights, the text encoder is MiniLM.
-"""
+Variants: quickstart:infonce, :ls, :kd, :otter (the default); to compare with, :siglip, :softclip,
+:trust, :trust_otter (docs/configs.md). Pictures are OpenMoji's, names Unicode's; a quarter of the
+concepts, 413, is never shown in training, and searched for at the end among all 1,652 names.
+EfficientNet-Lite0 starts from ImageNet weights, the text encoder is MiniLM."""
 
 from otter_jax.configs import common
 

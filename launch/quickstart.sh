@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # From a fresh clone to zero-shot numbers: installs, then trains the quickstart.
-# bash launch/quickstart.sh [infonce|ls|kd|otter]
+# bash launch/quickstart.sh [infonce|ls|kd|otter|siglip|softclip|trust|trust_otter]
 set -euo pipefail
 cd "$(dirname "$0")/.."
 

@@ -89,7 +89,7 @@ def train_step(
     student = {"params": state.params, "batch_stats": state.batch_stats}
     teacher = state.teacher if ema_decay is None else share_frozen(state.teacher, student, freeze)
     targets, numbers, teacher_stats = None, {}, None
-    if objective.teacher != "none":  # it looks first: its embeddings set the student's targets
+    if objective.has_teacher:  # it looks first: its embeddings set the student's targets
         embeddings, updated = encode(**teacher, rng=teacher_rng, train=ema_decay is not None)
         teacher_stats = updated.get("batch_stats", {})
         targets, numbers = teach(objective, *embeddings, mesh=mesh)
@@ -140,7 +140,7 @@ def teach(
     """Returns the targets that a teacher with these embeddings sets, and their health.
 
     The rows of the embeddings, and of both [B, B] targets, are spread over the devices of `mesh`;
-    no [B, B] matrix is sent. `objective.health` explains the three measures.
+    no [B, B] matrix is sent. `objective.health` explains the measures.
     """
     plans_of = functools.partial(objective.teacher_plans, axis_name=AXIS)
     plans = jax.shard_map(plans_of, mesh=mesh, in_specs=ROWS, out_specs=ROWS)(img, txt)

@@ -1,4 +1,4 @@
-"""Targets and losses of the four methods: identities, and the released code's numbers."""
+"""Targets and losses of the methods: identities, and the released code's numbers."""
 
 import dataclasses
 import functools
@@ -10,7 +10,7 @@ import pytest
 
 from otter_jax import objective
 from otter_jax.errors import UserError
-from otter_jax.objective import METHODS, Objective
+from otter_jax.objective import METHODS, PUBLISHED, TRUSTS, Objective
 
 KD_RELEASED = Objective(alpha=0.5, teacher="softmax", diagonal="keep")
 VARIANTS = {  # names of the released code's runs
@@ -197,6 +197,14 @@ def test_health_knows_the_extremes():
         ("alpha", 1.5),
         ("num_iters", 0),
         ("smoothing", -0.1),
+        ("cross_weight", -1.0),
+        ("trust", "mean"),
+        ("trust_epsilon", 0.0),
+        ("trust_limit", 0.5),
+        ("trust_share", 1.5),
+        ("match", "cosine"),
+        ("temperatures", 3),
+        ("log_scale", 5.0),
     ],
 )
 def test_a_value_outside_its_range_is_named(field, value):
@@ -207,3 +215,156 @@ def test_a_value_outside_its_range_is_named(field, value):
 def test_trust_in_a_teacher_needs_one():
     with pytest.raises(UserError, match="objective.alpha=0.5 leaves 0.5 of the loss"):
         Objective(alpha=0.5)
+
+
+# Beyond the four published methods -----------------------------------------------------------
+
+KINDS = [trust for trust in TRUSTS if trust]
+EXCHANGED = (3, 7)  # pairs whose captions are
+
+
+def test_the_published_methods_are_four_and_believe_every_pair():
+    assert list(METHODS)[:4] == list(PUBLISHED) == ["infonce", "ls", "kd", "otter"]
+    for method in PUBLISHED.values():
+        assert (method.trust, method.match, method.temperatures) == ("", "softmax", 2)
+        assert method.log_scale == 3.9
+        assert method.cross_weight == 1
+
+
+def exchanged():
+    """A teacher that sees each caption where its image is, and two captions exchanged."""
+    img, _ = embeddings()
+    order = np.arange(16)
+    order[list(EXCHANGED)] = order[list(EXCHANGED)[::-1]]
+    return img, img[order]
+
+
+@pytest.mark.parametrize("trust", KINDS)
+def test_pairs_with_exchanged_captions_are_trusted_least(trust):
+    method = Objective(trust=trust, trust_share=14 / 16)
+    found = np.asarray(method.weights(method.teacher_targets(*exchanged())["trust"]))
+    apart = np.delete(found, EXCHANGED)
+    assert found[list(EXCHANGED)].max() < 0.05
+    assert apart.min() > 0.8
+
+
+def test_trust_of_transport_becomes_the_assignment():
+    targets = Objective(trust="transport", trust_epsilon=1e-3).teacher_targets(*exchanged())
+    assert targets.keys() == {"trust"}  # no teacher's term, no targets of it
+    expected = np.ones(16)
+    expected[list(EXCHANGED)] = 0
+    np.testing.assert_allclose(targets["trust"], expected, atol=1e-6)
+
+
+def test_trust_by_softmax_is_the_mean_probability_of_both_directions():
+    img, txt = embeddings()
+    found = Objective(trust="softmax", trust_epsilon=0.1).teacher_targets(img, txt)["trust"]
+    both = [jnp.diag(jax.nn.softmax(10 * s, axis=1)) for s in (img @ txt.T, txt @ img.T)]
+    np.testing.assert_allclose(found, (both[0] + both[1]) / 2, rtol=1e-4)
+
+
+def test_trust_by_small_loss_orders_pairs_by_the_teacher_s_loss():
+    img, txt = embeddings()
+    found = Objective(trust="small_loss", trust_epsilon=0.1).teacher_targets(img, txt)["trust"]
+    losses = [-jnp.diag(jax.nn.log_softmax(10 * s, axis=1)) for s in (img @ txt.T, txt @ img.T)]
+    np.testing.assert_allclose(-2 * jnp.log(found), losses[0] + losses[1], rtol=1e-4)
+
+
+@pytest.mark.parametrize("trust", KINDS)
+def test_a_teacher_without_opinion_trusts_all_pairs_alike(trust):
+    """Then the loss is InfoNCE's."""
+    img, txt = embeddings()
+    same = jnp.ones((16, 4)) / 2
+    method = Objective(trust=trust, trust_share=1.0)
+    targets = method.teacher_targets(same, same)
+    found, _ = method.loss(img, txt, targets, log_scale())
+    expected, _ = METHODS["infonce"].loss(img, txt, None, log_scale())
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
+
+
+def test_weights_have_a_mean_of_one_and_a_limit():
+    trust = jnp.asarray([0.0, 0.1, 0.2, 0.3])
+    free = Objective(trust="softmax", trust_limit=4.0).weights(trust)
+    np.testing.assert_allclose(free, [0, 2 / 3, 4 / 3, 2], rtol=1e-5)
+    limited = Objective(trust="softmax", trust_limit=1.5).weights(trust)
+    np.testing.assert_allclose(limited, [0, 2 / 3, 4 / 3, 1.5], rtol=1e-5)
+    chosen = Objective(trust="small_loss", trust_share=0.5).weights(trust)
+    np.testing.assert_array_equal(chosen, [0, 0, 2, 2])
+
+
+def test_a_weight_of_zero_takes_a_pair_out_of_the_pairs_term():
+    """Its image and caption stay the others' negatives, and learn from the teacher's target."""
+    img, txt = embeddings()
+    targets = METHODS["trust_otter"].teacher_targets(*embeddings(1))
+    targets["trust"] = jnp.ones(16).at[0].set(0)
+    _, terms = METHODS["trust_otter"].loss(img, txt, targets, log_scale())
+    weights = jnp.ones(16).at[0].set(0) * 16 / 15
+    scale = jnp.exp(3.9)
+    losses = [jnp.diag(jax.nn.log_softmax(scale * s, axis=1)) for s in (img @ txt.T, txt @ img.T)]
+    np.testing.assert_allclose(terms["pairs"], -(weights * sum(losses)).mean(), rtol=1e-4)
+    _, plain = METHODS["otter"].loss(img, txt, targets, log_scale())
+    np.testing.assert_allclose(terms["teacher"], plain["teacher"])
+
+
+def test_health_says_how_far_pairs_are_trusted():
+    numbers = objective.health({"trust": jnp.asarray([0.1, 0.6, 0.8, 0.9])})
+    np.testing.assert_allclose(numbers.pop("trust"), 0.6, rtol=1e-6)
+    assert {k: float(v) for k, v in numbers.items()} == {"distrusted": 0.25}
+    plans = METHODS["trust_otter"].teacher_plans(*embeddings())
+    of_otter = objective.health(METHODS["otter"].teacher_plans(*embeddings()))
+    both = objective.health(plans)
+    assert both.keys() - of_otter.keys() == {"trust", "distrusted"}
+    jax.tree.map(np.testing.assert_array_equal, {k: both[k] for k in of_otter}, of_otter)
+
+
+def test_the_sigmoid_loss_is_siglip_s_in_both_directions():
+    """arXiv:2303.15343: -1/B sum over i, j of log sigmoid(label * (scale * cosine + bias))."""
+    img, txt = embeddings()
+    scales = {"pairs": jnp.log(20.0), "teacher": jnp.log(5.0)}
+    label = 2 * jnp.eye(16) - 1
+    siglip = -jax.nn.log_sigmoid(label * (20 * img @ txt.T - 5)).sum() / 16
+    found, terms = METHODS["siglip"].loss(img, txt, None, scales)
+    np.testing.assert_allclose(found, 2 * siglip, rtol=1e-4)
+    assert terms.keys() == {"pairs"}
+    assert np.exp(METHODS["siglip"].log_scale) == pytest.approx(10)
+
+
+def test_a_sigmoid_trusts_pairs_but_not_their_negatives():
+    img, txt = embeddings()
+    method = Objective(match="sigmoid", trust="softmax")
+    found, _ = method.loss(img, txt, {"trust": jnp.ones(16).at[0].set(0)}, log_scale(2.0))
+    scale = jnp.exp(2.0)
+    log_match = jax.nn.log_sigmoid((2 * jnp.eye(16) - 1) * scale * (img @ txt.T - 1))
+    weights = jnp.where(jnp.eye(16) > 0, (jnp.ones(16).at[0].set(0) * 16 / 15)[:, None], 1)
+    np.testing.assert_allclose(found, -2 * (weights * log_match).sum() / 16, rtol=1e-4)
+
+
+def test_a_sigmoid_has_no_rows_for_a_teacher_s_targets():
+    with pytest.raises(UserError, match='match="sigmoid" has no rows that sum to 1'):
+        Objective(match="sigmoid", teacher="transport", alpha=0.5)
+
+
+def test_without_cross_weight_images_never_meet_texts():
+    """Turning all texts together changes OTTER's targets, not these."""
+    img, txt = embeddings()
+    turn, _ = np.linalg.qr(np.random.RandomState(5).randn(12, 12))
+    turned = txt @ jnp.asarray(turn, jnp.float32)
+    before, after = (METHODS["softclip"].teacher_targets(img, t) for t in (txt, turned))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-7), before, after)
+    others = (METHODS["otter"].teacher_targets(img, t)["image"] for t in (txt, turned))
+    assert float(jnp.abs(next(others) - next(others)).max()) > 0.05
+
+
+def test_one_temperature_is_that_of_the_pairs():
+    img, txt = embeddings()
+    targets = METHODS["otter"].teacher_targets(*embeddings(1))
+    one = dataclasses.replace(METHODS["otter"], temperatures=1)
+
+    def loss(method, scales):
+        return method.loss(img, txt, targets, scales)[0]
+
+    np.testing.assert_allclose(loss(one, log_scale()), loss(METHODS["otter"], log_scale()))
+    slopes = jax.grad(loss, argnums=1)(one, log_scale())
+    of_two = jax.grad(loss, argnums=1)(METHODS["otter"], log_scale())
+    assert float(slopes["teacher"]) == 0
+    np.testing.assert_allclose(slopes["pairs"], of_two["pairs"] + of_two["teacher"], rtol=1e-4)

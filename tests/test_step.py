@@ -16,9 +16,11 @@ from benchmarks import hlo
 from otter_jax import freezing, objective, optimizer, step
 from otter_jax import mesh as meshes
 from otter_jax.errors import UserError
-from otter_jax.objective import METHODS, Objective
+from otter_jax.objective import METHODS, PUBLISHED, Objective
 
 B = tiny.B
+# Whose whole step is compiled here: trust alone does part of what it does beside OTTER.
+WHOLE = (*PUBLISHED, "trust_otter")
 # One program to look at dropout, and at the diagonal of the release.
 PER_PROCESS = Objective(alpha=0.5, teacher="transport", diagonal="per_process", num_processes=4)
 IMITATED = {"objective": PER_PROCESS, "model": tiny.towers(dropout=0.5)}
@@ -38,31 +40,32 @@ def near(a, b):
     np.testing.assert_allclose(a, b, rtol=0, atol=LIMIT * max(1.0, np.abs(a).max()))
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", WHOLE)
 def test_eight_devices_do_what_one_does(method):
     """Loss, gradient (SGD: the update is the gradient) and the whole new state."""
     one, eight = (tiny.compiled(method, devices, double=True).first_step() for devices in (1, 8))
     jax.tree.map(near, one, eight)
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", WHOLE)
 def test_a_step_sends_embeddings_once_short_vectors_and_gradients(method):
     """That is all: teacher's and student's embeddings, the gradient of the student's, sums."""
     found = collections.defaultdict(list)
     for collective in hlo.collectives(tiny.compiled(method, 8).step.as_text()):
         found[collective.kind] += collective.shapes * collective.times
     method, dim = METHODS[method], tiny.towers().dim
-    assert found.pop("all-gather") == [(B, 2 * dim)] * (1 + (method.teacher != "none"))
+    assert found.pop("all-gather") == [(B, 2 * dim)] * (1 + method.has_teacher)
     assert found.pop("reduce-scatter") == [(B // 8, 2 * dim)]
     summed = found.pop("all-reduce")
     assert not found
     vectors = method.num_iters + 1 if method.teacher == "transport" else 0
     assert summed.count((2, 1, B)) == vectors
+    assert summed.count((1, 1, B)) == (vectors if method.trust == "transport" else 0)
     # The rest are gradients and sums of batch norm: no axis of the model is as long as B.
-    assert {shape for shape in summed if B in shape} <= {(2, 1, B)}
+    assert {shape for shape in summed if B in shape} <= {(2, 1, B), (1, 1, B)}
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", WHOLE)
 def test_no_device_makes_a_whole_similarity_matrix(method):
     text = tiny.compiled(method, 8).step.as_text()
     shapes = {tuple(axes.split(",")) for axes in re.findall(r"\w\[([\d,]+)\]", text)}
@@ -70,7 +73,7 @@ def test_no_device_makes_a_whole_similarity_matrix(method):
     assert not [axes for axes in shapes if axes.count(str(B)) > 1]
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", WHOLE)
 def test_it_learns_one_batch_by_heart(method):
     """From a small scale: from that of 49 where training starts, a tiny model ends at chance."""
     program = tiny.compiled(method, double=True)
@@ -84,6 +87,8 @@ def test_it_learns_one_batch_by_heart(method):
 
 
 HALVES = [(name, {}) for name in METHODS]
+HALVES += [("trust", {"trust": trust}) for trust in ("softmax", "small_loss")]
+HALVES += [("siglip", {"trust": "transport"}), ("otter", {"temperatures": 1})]
 HALVES += [(name, {"diagonal": "per_process", "num_processes": 4}) for name in ("kd", "otter")]
 
 

@@ -55,6 +55,13 @@ CURVES = (
         zero=True,
     ),
     Curve(
+        "Trust in the given pairs",
+        {"trust": "trust", "distrusted": "distrusted"},
+        "How much of the teacher's own match stays on a given pair, in the mean; and the share of "
+        "pairs that keep less than half of this.",
+        zero=True,
+    ),
+    Curve(
         "Penalty of the gates",
         {"gate_penalty": "penalty"},
         "Before it is weighted by gates.strength.",
@@ -205,7 +212,8 @@ def _levels(curve: Curve, runs: Sequence[History]) -> list[plots.Level]:
     if len(sizes) > 1:
         return []
     B = sizes.pop()
-    if "pairs" in curve.numbers:
+    sigmoid = any(run.config.objective.get("match") == "sigmoid" for run in runs)
+    if "pairs" in curve.numbers and not sigmoid:
         return [plots.Level(2 * math.log(B), "chance 2 ln B")]
     if "target_entropy" in curve.numbers:
         return [plots.Level(math.log(B), "ln B")]

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 from flax import linen as nn
 from flax import traverse_util
 from jax.sharding import Sharding
@@ -90,14 +91,17 @@ def fresh(
 
     `model.img.weights` and `model.txt.weights` may be the directory of a contrastive run, or
     "DIR#ema": then its best or latest tower is taken, with its head if it has as many outputs, and
-    both temperatures if both towers are of one run; gates are folded in. `tell` is told which
-    checkpoint that is. Raises UserError if the run's tower is of another architecture.
+    both temperatures if both towers are of one run; gates are folded in. Other temperatures start
+    at `objective.log_scale`. `tell` is told which checkpoint that is. Raises UserError if the run's
+    tower is of another architecture.
     """
     section = config.model.to_dict()
     made, variables, tokenizer = model.fresh(
         **section, gate_shape=config.gates.shape, key=key, tell=tell
     )
     flat = traverse_util.flatten_dict(variables)
+    start = jnp.float32(config.objective.log_scale)
+    flat |= {path: start for path in flat if path[1] == "log_scale"}
     sources = {tower: section[tower]["weights"] for tower in ("img", "txt")}
     for weights in dict.fromkeys(sources.values()):
         if directory.is_run(weights.partition("#")[0]):

@@ -1,4 +1,4 @@
-"""Contrastive training of two towers, by any of the four methods, as a task of the loop."""
+"""Contrastive training of two towers, by any method, as a task of the loop."""
 
 import dataclasses
 import functools
@@ -24,11 +24,12 @@ from otter_jax.data.packing import Packed
 from otter_jax.data.pipeline import Annotation
 from otter_jax.data.source import Source, open_dataset
 from otter_jax.errors import UserError
-from otter_jax.objective import LIMITS, Objective
+from otter_jax.objective import Objective
 from otter_jax.optimizer import Schedule, learning_rate, make_optimizer
 from otter_jax.run import batches, cluster, model, trained
-from otter_jax.run.console import duration, in_columns, millions
+from otter_jax.run.console import in_columns, millions
 from otter_jax.run.watched import WatchedPairs
+from otter_jax.training import logline
 from otter_jax.training.compiling import check_memory, compiled, jit_step, shapes_of
 from otter_jax.training.loop import Step, is_multiple, train
 from otter_jax.training.meters import Metrics
@@ -37,6 +38,7 @@ from otter_jax.zeroshot.sets import EvalSet
 
 SAMPLE = 5_000  # captions whose lengths are looked at before training
 TEACHERS = {"none": "none", "softmax": "softmax", "transport": "optimal transport"}
+TRUSTS = TEACHERS | {"small_loss": "small loss"}
 
 
 def run(
@@ -245,27 +247,7 @@ class Contrastive:
 
     def line(self, now: int, recorded: Metrics) -> str:
         """Returns the log line: loss and terms, scales, the targets' health, speed, time left."""
-        m = recorded
-        terms, scales, health = f"pairs {m['pairs']:.3f}", _scale(m["scale_pairs"]), ""
-        if "teacher" in m:
-            terms += f", teacher {m['teacher']:.3f}"
-            scales += f", {_scale(m['scale_teacher'])}"
-            health = (
-                f"target entropy {m['target_entropy']:.2f}, own mass {m['own_mass']:.2f},"
-                f" row error {m['row_error']:.1e} | "
-            )
-        return (
-            f"step {now}/{self.steps} epoch {m['epoch']:.1f} | loss {m['loss']:.3f} ({terms}) |"
-            f" scale {scales}\n    {health}{m['pairs_per_second']:.0f} pairs/s, data wait"
-            f" {m['data_wait']:.0%} | left {duration(m['seconds_left'])}"
-        )
-
-
-def _scale(value: float) -> str:
-    """Returns an inverse temperature as text, and says so if it is at a limit."""
-    least, most = LIMITS
-    at = "" if least + 1e-4 < value < most - 1e-2 else " (at its limit)"
-    return f"{value:.1f}{at}"
+        return logline.of(now, self.steps, recorded)
 
 
 def check_config(config: ConfigDict, devices: int) -> None:
@@ -290,7 +272,7 @@ def check_config(config: ConfigDict, devices: int) -> None:
         raise UserError(
             f"objective.num_processes={processes} does not divide train.batch_size={B}."
         )
-    if config.teacher.checkpoint and config.objective.teacher == "none":
+    if config.teacher.checkpoint and not Objective(**config.objective).has_teacher:
         raise UserError(
             f"teacher.checkpoint={config.teacher.checkpoint!r}, but method {config.method!r} has "
             "no teacher. Choose kd or otter, or leave it empty."
@@ -341,7 +323,7 @@ def _summary(setup: Setup, state: step.TrainState, start: int) -> dict[str, str]
     averaged = f"all parameters, EMA decay up to {config.teacher.ema_decay:g}"
     fields = {
         "method": f"{config.method}: alpha {objective.alpha:g}, teacher "
-        f"{TEACHERS[objective.teacher]}{kind if objective.teacher != 'none' else ''}",
+        f"{_looks(objective)}{kind if objective.has_teacher else ''}",
         "trained": _trained(config, state.params),
         "frozen": config.optim.freeze or "nothing",
         "averaged": "nothing (the teacher is fixed)" if fixed else averaged,
@@ -355,10 +337,24 @@ def _summary(setup: Setup, state: step.TrainState, start: int) -> dict[str, str]
     devices = meshes.count(mesh)
     return fields | {
         "batch": f"{B} over {devices}: {B - 1} negatives per row",
-        "chance": f"pairs term {2 * math.log(B):.3f}: ln B = {math.log(B):.3f} each way",
+        **_chance(objective, B),
         "length": f"{length.steps} steps = {config.train.epochs:g} epochs"
         + (f", going on from step {start}" if start else ""),
     }
+
+
+def _chance(objective: Objective, batch_size: int) -> dict[str, str]:
+    """Returns, as text, the pairs term of guessing; nothing for a sigmoid: its bias decides."""
+    nats = math.log(batch_size)
+    said = {"chance": f"pairs term {2 * nats:.3f}: ln B = {nats:.3f} each way"}
+    return said if objective.match == "softmax" else {}
+
+
+def _looks(objective: Objective) -> str:
+    """Returns, as text, what a teacher does: the targets that it sets, whom it trusts."""
+    trust = f"trust in pairs by {TRUSTS[objective.trust]}" if objective.trust else ""
+    said = trust if objective.teacher == "none" else TEACHERS[objective.teacher]
+    return f"{said}, {trust}" if trust and said != trust else said or "none"
 
 
 def _trained(config: ConfigDict, params: PyTree) -> str:

@@ -20,19 +20,19 @@ from otter_jax.commands import configs
 from otter_jax.data.captions import Tokenizer
 from otter_jax.errors import UserError
 from otter_jax.models.norm import BatchNorm
-from otter_jax.objective import METHODS, Objective
-from otter_jax.run import batches, directory, model
+from otter_jax.objective import METHODS, PUBLISHED, Objective
+from otter_jax.run import batches, directory, model, trained
 from otter_jax.training import contrastive
 from otter_jax.weights import encoders
 
-PUBLISHED = (*METHODS, *(f"{method}_released" for method in METHODS))
+OF_CC3M = (*METHODS, *(f"{method}_released" for method in PUBLISHED))
 VARIANTS = {  # of a file that is not here: what it gives without one
     "common": METHODS,
     "quickstart": METHODS,
     "pairs": (*METHODS, *(f"{method}_cpu" for method in METHODS), "cpu"),
-    "cc3m": PUBLISHED,
-    "wit": PUBLISHED,
-    "yfcc15m": PUBLISHED,
+    "cc3m": OF_CC3M,
+    "wit": OF_CC3M,
+    "yfcc15m": OF_CC3M,
     "self_distillation": ("ema", "fixed"),
 }
 FILES = [name for name in configs.names() if name != "transfer"]  # that is for another command
@@ -40,14 +40,14 @@ ALL = [(name, variant) for name in FILES for variant in VARIANTS.get(name, (None
 LIKE_CC3M = ("common", "cc3m", "wit", "yfcc15m", "self_distillation")
 # Compiling is what takes time here, so what would compile the same takes no step of its own.
 SAME_STEP = {
-    **{(name, variant): ("cc3m", variant) for name in ("wit", "yfcc15m") for variant in PUBLISHED},
+    **{(name, variant): ("cc3m", variant) for name in ("wit", "yfcc15m") for variant in OF_CC3M},
     ("self_distillation", "ema"): ("cc3m", "kd"),
     ("cc3m", "ls_released"): ("cc3m", "infonce_released"),
 }
 STEPS = [
     ("cc3m", None),
     *((name, None) for name in FILES if name not in LIKE_CC3M),
-    *(("cc3m", variant) for variant in PUBLISHED if variant not in ("otter", "ls_released")),
+    *(("cc3m", variant) for variant in OF_CC3M if variant not in ("otter", "ls_released", "trust")),
     ("self_distillation", "fixed"),
     ("pairs", "cpu"),
 ]
@@ -178,12 +178,26 @@ def test_one_step_moves_all_that_is_not_frozen(monkeypatch, text_folder, name, v
     config = small(load(name, variant), text_folder)
     before, after, metrics = one_step(config)
     assert all(np.isfinite(value) for value in metrics.values())
-    # A batch of chance: both directions near ln B, the teacher's share included.
-    assert 0 < metrics["loss"] < 4 * np.log(B)
+    # A batch of chance: both directions near ln B, the teacher's share included. A sigmoid pays for
+    # each of the B * B pairs that these encoders cannot tell apart.
+    assert 0 < metrics["loss"] < 4 * np.log(B) * (B if config.objective.match == "sigmoid" else 1)
     moved = {path for path in before if not np.array_equal(before[path], after[path])}
     frozen = {path for path in before if freezing.frozen(path, config.optim.freeze)}
-    idle = set() if config.objective.alpha < 1 else {"log_scale/teacher"}  # no teacher, no term
+    # Without a teacher's term only a sigmoid has a use for its scale.
+    used = config.objective.alpha < 1 or config.objective.match == "sigmoid"
+    idle = set() if used else {"log_scale/teacher"}
     assert moved == before.keys() - frozen - idle
+
+
+@pytest.mark.parametrize(("variant", "start"), [("otter", 49.40245), ("siglip", 10.0)])
+def test_scales_start_where_the_objective_says(monkeypatch, text_folder, variant, start):
+    """SigLIP's at 10, of which the second is minus its bias; arXiv:2303.15343."""
+    monkeypatch.setitem(encoders.IMAGE_ENCODERS, "tiny", (Tiny, {}))
+    config = small(load("common", variant), text_folder)
+    config.gates = {"shape": ""}
+    _, variables, _ = trained.fresh(config, key=jax.random.key(0))
+    found = jax.tree.map(np.exp, variables["params"]["log_scale"])
+    assert found == {"pairs": pytest.approx(start), "teacher": pytest.approx(start)}
 
 
 @pytest.mark.parametrize(("one", "other"), SAME_STEP.items(), ids=str)
@@ -217,7 +231,7 @@ def test_variants_of_a_file_are_one_config_with_other_objectives(name, variant):
 def test_a_released_variant_differs_in_the_options_that_the_docs_name():
     page = (REPO / "docs" / "fidelity.md").read_text("utf-8")
     changed = set()
-    for method in METHODS:
+    for method in PUBLISHED:
         lines = directory.differences(load("cc3m", method), load("cc3m", f"{method}_released"))
         changed |= {line.split(":")[0] for line in lines}
     assert changed - {"model.dtype"} == {
@@ -258,7 +272,7 @@ def test_self_distillation_has_one_target_and_two_teachers():
 
 
 @pytest.mark.parametrize("name", ["quickstart", "pairs", "common"])
-@pytest.mark.parametrize("method", ["infonce", "ls", "kd", "otter"])
+@pytest.mark.parametrize("method", METHODS)
 def test_every_config_loads_with_every_method(name, method):
     config = module(name).get_config(method)
     assert config.method == method
@@ -272,3 +286,8 @@ def test_the_pairs_config_evaluates_on_what_the_command_line_names():
     config.data.name, config.data.tars = "mine", ("a.tar",)
     assert config.eval.sets.heldout.data == "mine"
     assert config.eval.sets.heldout.tars == ("a.tar",)
+
+
+def test_the_release_has_the_published_methods_alone():
+    with pytest.raises(UserError, match="no method 'trust'; there are: infonce, ls, kd, otter"):
+        module("cc3m").get_config("trust_released")

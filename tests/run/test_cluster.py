@@ -16,7 +16,6 @@ import together
 from world import REPO, SLOWLY, call, command, environment, free_ports, make, several, state_of
 
 from otter_jax.errors import UserError
-from otter_jax.objective import METHODS
 from otter_jax.run import cluster
 
 STEPS = 5
@@ -84,7 +83,7 @@ def test_any_number_of_processes_trains_alike(tmp_path, count, devices):
     own = environment(tmp_path, devices) | {"PYTHONPATH": paths}
     ended = end_all(start_all(commands, [own] * count))
     assert [status for status, _, _ in ended] == [0] * count, ended
-    for method in METHODS:
+    for method in together.METHODS:
         ours = dict(np.load(tmp_path / f"{method}.npz"))
         theirs = reference(method)
         assert ours.keys() == theirs.keys()
