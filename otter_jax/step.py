@@ -16,7 +16,7 @@ from flax import struct
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int, Key, PyTree
 
-from otter_jax import gates
+from otter_jax import gates, panels
 from otter_jax.freezing import share_frozen, stop_frozen, stored_statistics
 from otter_jax.mesh import AXIS, ROWS, WHOLE
 from otter_jax.objective import (
@@ -67,6 +67,7 @@ def train_step(
     gate_strength: float = 0.0,
     ema_decay: float | None = 0.999,
     clamp_scales: bool = True,
+    form: str = "dense",
 ) -> tuple[TrainState, dict[str, Float[Array, ""]]]:
     """Returns the next state, and the step's metrics.
 
@@ -74,30 +75,25 @@ def train_step(
     match `freeze` stay as they are (see `freezing`). The loss has the penalty of the gates (see
     `gates`), times `gate_strength`. `clamp_scales` keeps temperatures where they have a gradient.
     With `ema_decay=None` the teacher is fixed, and runs in evaluation mode; an EMA teacher runs in
-    training mode (its own batch statistics and dropout masks), as released.
+    training mode (its own batch statistics and dropout masks), as released. `form` of the B x B
+    matrices: one of panels.FORMS.
     """
-    image, captions = batch["image"], {k: v for k, v in batch.items() if k != "image"}
-
-    def encode(params, batch_stats, rng, train=True):
-        with stored_statistics(freeze):
-            return model.apply(
-                {"params": gates.fold(params), "batch_stats": batch_stats}, image, captions,
-                train=train, rngs={"dropout": rng}, mutable=["batch_stats"],
-            )  # fmt: skip
-
+    where = {"mesh": mesh, "form": form}
+    encode = functools.partial(embed, model, batch, freeze=freeze)
     student_rng, teacher_rng = jax.random.split(jax.random.fold_in(key, state.step))
     student = {"params": state.params, "batch_stats": state.batch_stats}
     teacher = state.teacher if ema_decay is None else share_frozen(state.teacher, student, freeze)
     targets, numbers, teacher_stats = None, {}, None
     if objective.has_teacher:  # it looks first: its embeddings set the student's targets
-        embeddings, updated = encode(**teacher, rng=teacher_rng, train=ema_decay is not None)
+        embeddings, updated = encode(teacher, teacher_rng, train=ema_decay is not None)
         teacher_stats = updated.get("batch_stats", {})
-        targets, numbers = teach(objective, *embeddings, mesh=mesh)
+        targets, numbers = teach(objective, *embeddings, **where)
 
     def loss_fn(params):  # of the student alone: the targets are constants
         params = stop_frozen(params, freeze)
-        embeddings, updated = encode(params, state.batch_stats, student_rng)
-        loss, terms = matching_loss(objective, *embeddings, targets, params["log_scale"], mesh=mesh)
+        student = {"params": params, "batch_stats": state.batch_stats}
+        embeddings, updated = encode(student, student_rng, train=True)
+        loss, terms = matching_loss(objective, *embeddings, targets, params["log_scale"], **where)
         if gate_penalty:
             terms["gate_penalty"] = gates.penalty(params["gates"], gate_penalty)
             loss += gate_strength * terms["gate_penalty"]
@@ -113,6 +109,24 @@ def train_step(
     numbers |= {f"scale_{name}": scale_of(x) for name, x in state.params["log_scale"].items()}
     new_state = TrainState(state.step + 1, params, batch_stats, opt_state, teacher)
     return new_state, {"loss": loss, **terms, **numbers}
+
+
+def embed(
+    model: nn.Module,
+    batch: dict[str, Array],
+    variables: PyTree,
+    rng: Key[Array, ""],
+    *,
+    train: bool,
+    freeze: str = "",
+) -> tuple[tuple[Float[Array, "B D"], Float[Array, "B D"]], PyTree]:
+    """Returns the embeddings of a batch's images and captions, and the updated statistics."""
+    captions = {k: v for k, v in batch.items() if k != "image"}
+    with stored_statistics(freeze):
+        return model.apply(
+            variables | {"params": gates.fold(variables["params"])}, batch["image"], captions,
+            train=train, rngs={"dropout": rng}, mutable=["batch_stats"],
+        )  # fmt: skip
 
 
 def moved(params: PyTree, updates: PyTree, *, clamp_scales: bool) -> PyTree:
@@ -135,13 +149,21 @@ def follow(
 
 
 def teach(
-    objective: Objective, img: Float[Array, "B D"], txt: Float[Array, "B D"], *, mesh: Mesh
-) -> tuple[ByDirection, dict[str, Float[Array, ""]]]:
+    objective: Objective,
+    img: Float[Array, "B D"],
+    txt: Float[Array, "B D"],
+    *,
+    mesh: Mesh,
+    form: str = "dense",
+) -> tuple[ByDirection | panels.Matching, dict[str, Float[Array, ""]]]:
     """Returns the targets that a teacher with these embeddings sets, and their health.
 
     The rows of the embeddings, and of both [B, B] targets, are spread over the devices of `mesh`;
-    no [B, B] matrix is sent. `objective.health` explains the measures.
+    no [B, B] matrix is sent. `objective.health` explains the measures. In another form than
+    "dense", what sets the targets is returned instead (`panels`).
     """
+    if form != "dense":
+        return panels.teach(objective, img, txt, mesh=mesh, form=form)
     plans_of = functools.partial(objective.teacher_plans, axis_name=AXIS)
     plans = jax.shard_map(plans_of, mesh=mesh, in_specs=ROWS, out_specs=ROWS)(img, txt)
     return targets_of(plans), health(plans)
@@ -151,16 +173,19 @@ def matching_loss(
     objective: Objective,
     img: Float[Array, "B D"],
     txt: Float[Array, "B D"],
-    targets: ByDirection | None,
+    targets: ByDirection | panels.Matching | None,
     log_scale: dict[str, Float[Array, ""]],
     *,
     mesh: Mesh,
+    form: str = "dense",
 ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
     """Returns the loss of a student with these embeddings, and its terms before weighting.
 
     `targets` are those of `teach`, None for an objective without teacher. Rows are spread over the
     devices of `mesh`; loss and terms are those of the whole batch, in nats.
     """
+    if form != "dense":
+        return panels.matching_loss(objective, img, txt, targets, log_scale, mesh=mesh)
     loss_of = functools.partial(objective.loss, axis_name=AXIS)
     spread = jax.shard_map(loss_of, mesh=mesh, in_specs=(ROWS, ROWS, ROWS, WHOLE), out_specs=WHOLE)
     return spread(img, txt, targets, log_scale)

@@ -10,7 +10,7 @@ from otter_jax.__main__ import COMMANDS
 PACKAGE = pathlib.Path(__file__).parent.parent / "otter_jax"
 FLOORS = (  # from the ground up; modules of the method's line may import each other
     ("errors", "files", "caches"),
-    ("models", "ot", "gates", "mesh", "optimizer", "objective", "freezing"),
+    ("models", "ot", "gates", "mesh", "optimizer", "objective", "freezing", "affinity", "panels"),
     ("step",),
     ("weights",),
     ("data",),

@@ -1,0 +1,292 @@
+"""The teacher's affinity by panels of rows, and the vectors that make both targets of it.
+
+Two things save work here. One matrix serves both directions: with the weights a of image-image, b
+of text-text and c of image-text similarity, the affinity of images with texts is one product,
+
+    S_ij = [v_i, b t_i] . [a v_j + c t_j, t_j],
+
+and that of texts with images its transpose, so that one sweep over the rows of S does a row step
+and a column step of both problems. And a row of a target is softmax(S_i / epsilon + g): of a plan
+only the vector g has to be found.
+"""
+
+import functools
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Float, PyTree
+
+from otter_jax.objective import REMOVED, Objective
+
+# What sets a teacher's targets: its embeddings, four vectors, the mean entropy, perhaps S.
+Matching = dict[str, Any]
+
+
+def is_plain(objective: Objective, batch_size: int, dtype: Any) -> bool:
+    """Tells whether exp(S / epsilon) and its scalings stay within the range of `dtype`.
+
+    With columns scaled to a largest of 1, sums lie within B exp(+-range of S / epsilon); float32
+    allows 87. An objective that removes whole columns needs logarithms at any epsilon.
+    """
+    weights = objective.image_weight, objective.text_weight, objective.cross_weight
+    spread = 2 * sum(weights) / objective.epsilon
+    limit = -math.log(jnp.finfo(dtype).tiny)
+    fits = spread + 2 * math.log(batch_size) < limit
+    return objective.teacher == "transport" and objective.diagonal != "per_process" and fits
+
+
+class Affinity:
+    """The teacher's affinities, panel by panel, over epsilon (or times teacher_scale).
+
+    `panels` has the number of a panel as its first axis; `open` makes r rows of one of them: of
+    exp(S / epsilon) if `plain`, else of S / epsilon.
+    """
+
+    def __init__(self, objective: Objective, matching: Matching, size: int, axis_name: str | None):
+        img, txt = matching["img"], matching["txt"]
+        self.objective, self.axis_name = objective, axis_name
+        self.B = len(img) * (lax.axis_size(axis_name) if axis_name else 1)
+        self.dtype, self.plain = img.dtype, is_plain(objective, self.B, img.dtype)
+        transport = objective.teacher == "transport"
+        self._inverse = 1 / objective.epsilon if transport else objective.teacher_scale
+        self.panels = split({"rows": rows_of(len(img), axis_name)}, size)
+        if "kept" in matching:
+            self.panels["kept"] = matching["kept"]
+        else:
+            self.panels |= split({"img": img, "txt": txt}, size)
+            right = objective.image_weight * img + objective.cross_weight * txt
+            if objective.text_weight:
+                right = jnp.concatenate([right, txt], 1)
+            self._right = gathered(right, axis_name)
+
+    def open(self, panel: PyTree) -> Float[Array, "r B"]:
+        """Returns the rows of a panel: as they are kept, or made anew."""
+        if "kept" in panel:
+            return panel["kept"]
+        left = panel["img"]
+        if self.objective.text_weight:
+            left = jnp.concatenate([left, self.objective.text_weight * panel["txt"]], 1)
+        logits = self._inverse * dot(left, self._right.T)
+        if not self.plain:
+            return logits
+        return jnp.exp(self.without(logits, panel["rows"])[0])
+
+    def without(self, logits: Float[Array, "r B"], rows) -> tuple[Float[Array, "r B"], ...]:
+        """Takes the removed entries out of a panel of logits, for images and for texts."""
+        objective, columns = self.objective, jnp.arange(self.B)
+        if objective.diagonal == "keep":
+            return logits, logits
+        out = self._inverse * REMOVED
+        if objective.diagonal == "remove":
+            left = jnp.where(rows[:, None] == columns, logits - out, logits)
+            return left, left
+        each = self.B // objective.num_processes
+        images = jnp.where(rows[:, None] % each == columns, logits - out, logits)
+        return images, jnp.where(rows[:, None] == columns % each, logits - out, logits)
+
+
+def look(
+    objective: Objective,
+    img: Float[Array, "b D"],
+    txt: Float[Array, "b D"],
+    *,
+    form: str,
+    size: int,
+    axis_name: str | None = None,
+) -> tuple[Matching, dict[str, Float[Array, ""]]]:
+    """Returns what sets the targets of a teacher with these embeddings, and their health.
+
+    `img` and `txt` are what a device has; `size` is the number of rows of a panel.
+    """
+    matching = {"img": img, "txt": txt}
+    affinity = Affinity(objective, matching, size, axis_name)
+    if form == "cached":
+        matching["kept"] = lax.map(affinity.open, affinity.panels)
+        affinity = Affinity(objective, matching, size, axis_name)
+    solve = _scaled if affinity.plain else _in_logarithms
+    vectors, entropy, own, error = solve(affinity)
+    B, mean = affinity.B, functools.partial(summed, axis_name=axis_name)
+    numbers = {
+        "row_error": lax.pmax(error, axis_name) if axis_name else error,
+        "target_entropy": mean(entropy) / (2 * B),
+        "own_mass": mean(own.sum()) / (2 * B),
+    }
+    return matching | vectors | {"entropy": numbers["target_entropy"]}, numbers
+
+
+def _scaled(affinity: Affinity):
+    """Finds the scalings of both plans, as Sinkhorn wrote them: sums of the kernel alone.
+
+    Returns the vectors, this device's part of the summed entropies, the targets of its own pairs
+    of either direction, and the largest error of a row.
+    """
+    axis_name, B = affinity.axis_name, affinity.B
+    ones = jnp.ones(B, affinity.dtype)
+
+    def iteration(k, state):
+        by_image, by_text, *_ = state  # a factor per column of S, and per row of its transpose
+
+        def panel(sums, each):
+            kernel = affinity.open(each)
+            rows, columns = 1 / dot(kernel, jnp.stack([by_image, by_text], 1)).T
+            columns = jnp.where(k == 0, 1, columns)  # the texts' problem begins with its rows
+            return sums + dot(jnp.stack([rows, columns]), kernel), rows
+
+        sums, rows = lax.scan(panel, jnp.zeros((2, B), affinity.dtype), affinity.panels)
+        by_image, by_text = 1 / summed(sums, axis_name)
+        largest = by_image.max()
+        return by_image / largest, by_text / by_text.max(), rows, largest
+
+    start = ones, ones, jnp.zeros(affinity.panels["rows"].shape, affinity.dtype), ones[0]
+    n = affinity.objective.num_iters
+    by_image, by_text, rows, largest = lax.fori_loop(0, n, iteration, start)
+
+    def last(sums, each):
+        kernel, numbers = affinity.open(each), each["rows"]
+        total, columns = dot(kernel, jnp.stack([by_image, by_text], 1)).T
+        columns = 1 / columns
+        entropy = -_x_log_x(kernel * by_image / total[:, None]).sum(1)
+        own = jnp.take_along_axis(kernel, numbers[:, None], 1)[:, 0]
+        # The texts' rows are columns here, and sum to 1 only up to convergence.
+        x_log_x = _x_log_x(kernel * columns[:, None] * by_text).sum(0)
+        return sums + jnp.stack([dot(columns, kernel), x_log_x]), (total, columns, entropy, own)
+
+    sums, (total, columns, entropy, own) = lax.scan(
+        last, jnp.zeros((2, B), affinity.dtype), affinity.panels
+    )
+    of_texts, numbers = summed(sums[0], axis_name), affinity.panels["rows"]
+    row_sums = by_text * of_texts
+    vectors = {
+        "image_rows": 1 / total,
+        "image_columns": by_image,
+        "text_rows": columns,
+        "text_columns": 1 / of_texts,
+    }
+    entropies = entropy.sum() + jnp.log(row_sums[numbers]).sum() - (sums[1] / row_sums).sum()
+    own = own * (by_image[numbers] / total + columns / of_texts[numbers])
+    errors = jnp.abs(rows * total * largest - 1).max(), jnp.abs(row_sums - 1).max()
+    return vectors, entropies, own, jnp.maximum(*errors)
+
+
+def _in_logarithms(affinity: Affinity):
+    """Does as `_scaled` for any range of S / epsilon; the vectors are logarithms of those there."""
+    axis_name, B = affinity.axis_name, affinity.B
+    transport = affinity.objective.teacher == "transport"
+    zeros = jnp.zeros(B, affinity.dtype)
+
+    def logits(each):
+        return affinity.without(affinity.open(each), each["rows"])
+
+    def iteration(k, state):
+        by_image, by_text, _ = state
+
+        def panel(sums, each):
+            images, texts = logits(each)
+            rows = -jax.nn.logsumexp(images + by_image, axis=1)
+            columns = jnp.where(k == 0, 0, -jax.nn.logsumexp(texts + by_text, axis=1))
+            of_images = add(sums[0], images + rows[:, None])
+            return (of_images, add(sums[1], texts + columns[:, None])), rows
+
+        sums, rows = lax.scan(panel, (nothing(zeros), nothing(zeros)), affinity.panels)
+        return -total_of(sums[0], axis_name), -total_of(sums[1], axis_name), rows
+
+    rows = jnp.zeros(affinity.panels["rows"].shape, affinity.dtype)
+    n = affinity.objective.num_iters if transport else 0
+    by_image, by_text, rows = lax.fori_loop(0, n, iteration, (zeros, zeros, rows))
+
+    def last(sums, each):
+        images, texts = logits(each)
+        images += by_image
+        total = jax.nn.logsumexp(images, axis=1)
+        log_target = images - total[:, None]
+        entropy = -(jnp.exp(log_target) * log_target).sum(1)
+        columns = -jax.nn.logsumexp(texts + by_text, axis=1) if transport else jnp.zeros_like(total)
+        texts += columns[:, None]
+        own = [jnp.take_along_axis(x, each["rows"][:, None], 1)[:, 0] for x in (images, texts)]
+        return add(sums, texts), (total, columns, entropy, *own)
+
+    sums, (total, columns, entropy, *own) = lax.scan(last, nothing(zeros), affinity.panels)
+    of_texts, numbers = total_of(sums, axis_name), affinity.panels["rows"]
+    vectors = {
+        "image_rows": -total,
+        "image_columns": by_image,
+        "text_rows": columns,
+        "text_columns": -of_texts,
+    }
+    share = jnp.exp(sums[0] - of_texts) * (sums[2] + sums[1] * (sums[0] - of_texts))
+    entropies = entropy.sum() - share.sum()  # sum of target * log target, of this device's rows
+    own = jnp.exp(own[0] - total) + jnp.exp(own[1] - of_texts[numbers])
+    if not transport:
+        return vectors, entropies, own, jnp.zeros((), affinity.dtype)
+    errors = jnp.abs(jnp.expm1(rows + total)).max(), jnp.abs(jnp.expm1(by_text + of_texts)).max()
+    return vectors, entropies, own, jnp.maximum(*errors)
+
+
+def targets_of(affinity: Affinity, matching: Matching, each: PyTree):
+    """Returns a panel of the images' targets, and of the transposed texts' targets."""
+    panel, by_row = affinity.open(each), each["vectors"]
+    image_row, text_row = by_row["image_rows"][:, None], by_row["text_rows"][:, None]
+    image_column, text_column = matching["image_columns"], matching["text_columns"]
+    if affinity.plain:
+        return panel * image_column * image_row, panel * text_row * text_column
+    images, texts = affinity.without(panel, each["rows"])
+    return jnp.exp(images + image_column + image_row), jnp.exp(texts + text_row + text_column)
+
+
+# Sums -------------------------------------------------------------------------------------------
+
+
+def nothing(zeros):
+    """Returns the sums over no rows, for `add`."""
+    return jnp.full_like(zeros, jnp.finfo(zeros.dtype).min / 2), zeros, zeros
+
+
+def add(sums, logits: Float[Array, "r B"]):
+    """Adds rows to the sums over rows of exp(logits), and of exp(logits) * logits, per column.
+
+    Both are relative to the column's largest logit so far, which comes first; the second is not
+    computed where nobody asks for it.
+    """
+    before, first, second = sums
+    largest = jnp.maximum(before, logits.max(0))
+    keep, entries = jnp.exp(before - largest), jnp.exp(logits - largest)
+    second = keep * (second + first * (before - largest))
+    return (
+        largest,
+        keep * first + entries.sum(0),
+        second + (entries * (logits - largest)).sum(0),
+    )
+
+
+def total_of(sums, axis_name) -> Float[Array, " B"]:
+    """Returns the logarithm of the first sum, over the rows of all devices."""
+    largest = lax.pmax(sums[0], axis_name) if axis_name else sums[0]
+    return largest + jnp.log(summed(sums[1] * jnp.exp(sums[0] - largest), axis_name))
+
+
+def summed(x, axis_name):
+    return lax.psum(x, axis_name) if axis_name else x
+
+
+def gathered(x, axis_name):
+    return lax.all_gather(x, axis_name, tiled=True) if axis_name else x
+
+
+def split(tree, size):
+    return jax.tree.map(lambda x: x.reshape(-1, size, *x.shape[1:]), tree)
+
+
+def rows_of(b: int, axis_name: str | None):
+    rows = jnp.arange(b)
+    return rows + lax.axis_index(axis_name) * b if axis_name else rows
+
+
+def _x_log_x(x):
+    return jax.scipy.special.xlogy(x, x)
+
+
+def dot(a, b):
+    return jnp.matmul(a, b, precision=lax.Precision.HIGHEST)

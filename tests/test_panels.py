@@ -1,0 +1,180 @@
+"""The forms by panels: the numbers of `ot` and `objective`, on any number of devices."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tiny
+
+from benchmarks import hlo
+from otter_jax import affinity, panels, step
+from otter_jax import mesh as meshes
+from otter_jax.objective import METHODS, Objective
+
+OTTER, B = METHODS["otter"], 24
+change = functools.partial(dataclasses.replace, OTTER)
+VARIANTS = {name: each for name, each in METHODS.items() if panels.covers(each)} | {
+    "keep": change(diagonal="keep"),
+    "per_process": change(diagonal="per_process", num_processes=4),
+    "whole_columns_removed": change(diagonal="per_process", num_processes=B),
+    "no_gradient_of_negatives": change(negatives_gradient=False),
+    "weights": change(image_weight=0.5, text_weight=2.0, smoothing=0.2, alpha=0.3),
+    "within_modalities": change(cross_weight=0.0, temperatures=1),
+    "images_alone": change(text_weight=0.0),
+    "logarithms": change(epsilon=0.005, num_iters=20),
+    "one_iteration": change(num_iters=1),
+    "kd_as_released": Objective(alpha=0.5, teacher="softmax", diagonal="keep"),
+    "kd_per_process": Objective(
+        alpha=0.5, teacher="softmax", teacher_scale=10.0, diagonal="per_process", num_processes=3
+    ),
+}
+
+
+def embeddings(seed=0, batch=B, dim=12, dtype=np.float64):
+    """Of student and teacher, images and texts; random, of unit length."""
+    x = np.random.RandomState(seed).randn(4, batch, dim)
+    return (x / np.linalg.norm(x, axis=-1, keepdims=True)).astype(dtype)
+
+
+def everything(objective, form, x, devices=1):
+    """Loss, terms, health, and gradients by both embeddings and both temperatures, in NumPy."""
+    log_scale = {"pairs": x.dtype.type(3.9), "teacher": x.dtype.type(2.7)}
+    return jax.device_get(_looks(objective, form, devices)(x, log_scale))
+
+
+@functools.cache
+def _looks(objective, form, devices):
+    mesh = meshes.make_mesh(devices)
+
+    @jax.jit
+    def look(x, log_scale):
+        targets, numbers = None, {}
+        if objective.teacher != "none":
+            targets, numbers = step.teach(objective, x[2], x[3], mesh=mesh, form=form)
+
+        def loss(img, txt, log_scale):
+            return step.matching_loss(objective, img, txt, targets, log_scale, mesh=mesh, form=form)
+
+        found = jax.value_and_grad(loss, argnums=(0, 1, 2), has_aux=True)
+        return found(x[0], x[1], log_scale), numbers
+
+    return look
+
+
+def close(found, expected, limit):
+    for ours, theirs in zip(*map(jax.tree.leaves, (found, expected)), strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=limit, atol=limit * max(1, abs(theirs).max()))
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_both_forms_are_the_dense_one_with_every_option(variant, monkeypatch):
+    monkeypatch.setattr(panels, "PANEL", 8 * B)  # three panels
+    with jax.enable_x64(True):
+        expected = everything(VARIANTS[variant], "dense", embeddings())
+        for form in ("cached", "streaming"):
+            close(everything(VARIANTS[variant], form, embeddings()), expected, 1e-12)
+
+
+@pytest.mark.parametrize("variant", ["otter", "kd", "per_process", "no_gradient_of_negatives"])
+def test_eight_devices_are_one(variant, monkeypatch):
+    monkeypatch.setattr(panels, "PANEL", B)
+    with jax.enable_x64(True):
+        expected = everything(VARIANTS[variant], "dense", embeddings())
+        for form in ("cached", "streaming"):
+            close(everything(VARIANTS[variant], form, embeddings(), devices=8), expected, 1e-12)
+
+
+HARD = {
+    "random": lambda x: x,
+    "duplicates": lambda x: np.repeat(x[:, : B // 4], 4, axis=1),
+    "an outlier": lambda x: np.where(np.arange(B)[:, None] == 3, -x.mean((0, 1)) * 9, x),
+    "all equal": lambda x: np.broadcast_to(x[:, :1], x.shape),
+    "a caption without tokens": lambda x: x * (np.arange(4 * B).reshape(4, B, 1) != 3 * B + 5),
+}
+
+
+@pytest.mark.parametrize("epsilon", [0.005, 0.05, 0.15, 5.0])
+@pytest.mark.parametrize("name", HARD)
+def test_hard_batches_are_right_in_single_precision(name, epsilon, monkeypatch):
+    """As float64 has it: to what a rounded cosine, some 1e-7, is over epsilon."""
+    monkeypatch.setattr(panels, "PANEL", 8 * B)
+    x = HARD[name](embeddings())
+    norms = np.linalg.norm(x, axis=-1, keepdims=True)
+    x = np.ascontiguousarray(x / np.maximum(norms, 1e-9))
+    method = change(epsilon=epsilon)
+    with jax.enable_x64(True):
+        exact = everything(method, "dense", x)
+    for form in ("cached", "streaming"):
+        found = everything(method, form, x.astype(np.float32))
+        assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(found))
+        close(found, exact, 1e-5 + 2e-6 / epsilon)
+
+
+def test_scaling_gives_way_to_logarithms_where_its_sums_would_overflow():
+    assert affinity.is_plain(OTTER, 262_144, np.float32)
+    assert not affinity.is_plain(change(epsilon=0.05), 64, np.float32)
+    assert affinity.is_plain(change(epsilon=0.05), 64, np.float64)
+    assert not affinity.is_plain(METHODS["kd"], 64, np.float32)
+
+
+def test_streaming_holds_no_matrix_of_the_batch_and_cached_one(monkeypatch):
+    monkeypatch.setattr(panels, "PANEL", 1024 * 32)
+    matrices = {}
+    for form in ("dense", "cached", "streaming"):
+        program = _compiled(form, 1024, 32, devices=1)
+        matrices[form] = program.memory_analysis().temp_size_in_bytes / 4 / 1024**2
+    assert matrices["streaming"] < 0.5
+    assert 1 < matrices["cached"] < 1.5
+    assert matrices["dense"] > 6
+
+
+@pytest.mark.parametrize("form", ["cached", "streaming"])
+def test_devices_send_embeddings_and_eighty_bytes_a_pair(form):
+    """Of transport, 11 vectors of the batch; of the loss, the columns' largest entries and sums."""
+    size, D = 256, 16
+    collectives = hlo.collectives(_compiled(form, size, D, devices=8).as_text())
+    assert {c.kind for c in collectives} <= {"all-gather", "reduce-scatter", "all-reduce"}
+    sums = sum(c.sent(8) for c in collectives if c.kind == "all-reduce")
+    of_loss = 2 * 2 * 4 * size * 2 * 7 / 8
+    assert sums - of_loss < 80 * size + 200
+    others = sum(c.sent(8) for c in collectives if c.kind != "all-reduce")
+    assert others <= 4 * 6 * size * D * 7 / 8
+
+
+@functools.cache
+def _compiled(form, size, D, devices):
+    mesh = meshes.make_mesh(devices)
+    copies, pieces = meshes.shardings(mesh)
+
+    def look(x, y, v, t, log_scale):
+        targets, numbers = step.teach(OTTER, v, t, mesh=mesh, form=form)
+
+        def loss(x, y, log_scale):
+            return step.matching_loss(OTTER, x, y, targets, log_scale, mesh=mesh, form=form)
+
+        return jax.value_and_grad(loss, argnums=(0, 1, 2), has_aux=True)(x, y, log_scale), numbers
+
+    rows = jax.ShapeDtypeStruct((size, D), jnp.float32)
+    scale = jax.ShapeDtypeStruct((), jnp.float32)
+    look = jax.jit(look, in_shardings=(pieces,) * 4 + (copies,))
+    return look.lower(*[rows] * 4, {"pairs": scale, "teacher": scale}).compile()
+
+
+@pytest.mark.parametrize(
+    ("batch", "devices", "floats", "rows"),
+    [(24, 1, 2**20, 24), (24, 8, 2**20, 3), (24, 1, 100, 4), (26, 1, 130, 2), (23, 1, 200, 23)],
+)
+def test_a_panel_is_a_divisor_of_the_rows(batch, devices, floats, rows, monkeypatch):
+    monkeypatch.setattr(panels, "PANEL", floats)
+    assert panels.rows_per_panel(batch, meshes.make_mesh(devices)) == rows
+
+
+@pytest.mark.parametrize("form", ["cached", "streaming"])
+def test_a_step_in_either_form_is_the_dense_step(form):
+    state, metrics = tiny.compiled("otter", double=True).first_step()
+    other, found = tiny.compiled("otter", double=True, form=form).first_step()
+    assert found.keys() == metrics.keys()
+    close((other.params, found), (state.params, metrics), 1e-9)
