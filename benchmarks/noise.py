@@ -73,7 +73,7 @@ def main() -> None:
     table = pq.read_table(folder / "noise" / "noise.parquet").to_pydict()
     is_wrong = [key in wrong for key in table["key"]]
     print(f"{len(is_wrong):,} pairs, {sum(is_wrong):,} with another's caption")
-    for name, sign in (("score", 1), ("cosine", -1), ("own_share", -1)):
+    for name, sign in (("score", 1), ("cosine", -1), ("own_share", -1), ("trust", -1)):
         print(f"{name:10} AUC {roc_auc_score(is_wrong, sign * np.array(table[name])):.3f}")
 
 

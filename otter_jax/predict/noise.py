@@ -22,7 +22,7 @@ from otter_jax.data.images import UnreadableImage
 from otter_jax.data.in_flight import in_threads
 from otter_jax.data.source import Source
 from otter_jax.errors import UserError
-from otter_jax.objective import REMOVED
+from otter_jax.objective import METHODS, REMOVED
 from otter_jax.predict.model import Model
 
 HIGH = 0.2  # probability from which on the paper counts a match
@@ -85,6 +85,7 @@ class Judged(NamedTuple):
       own: which part of the picture's and the caption's share stays within the pair, in the
         transport of cosines between pictures and captions at the model's temperature, the pair
         included; captions of the same words count as one.
+      trust: what stays of its share in training by `trust` (`Objective.teacher_plans`).
       caption, caption_share: the pair whose caption, of other words, gets most of the picture's
         share there, and how much.
       picture, picture_share: the pair whose picture gets most of the caption's, and how much.
@@ -93,6 +94,7 @@ class Judged(NamedTuple):
     score: Float32[np.ndarray, " N"]
     cosine: Float32[np.ndarray, " N"]
     own: Float32[np.ndarray, " N"]
+    trust: Float32[np.ndarray, " N"]
     caption: Int64[np.ndarray, " N"]
     caption_share: Float32[np.ndarray, " N"]
     picture: Int64[np.ndarray, " N"]
@@ -198,7 +200,7 @@ def judge(
     _, words = np.unique(np.array(pairs.captions, object), return_inverse=True)
     if count < batch:
         raise UserError(f"A batch of {batch:,} pairs is more than the {count:,} there are.")
-    numbers = np.zeros((5, count), np.float32)
+    numbers = np.zeros((6, count), np.float32)
     others = np.zeros((2, count), np.int64)
     for rows in _batches(count, batch):
         # The last batch is filled with pairs that have their score already.
@@ -209,8 +211,8 @@ def judge(
         numbers[:, rows] = values[:, : len(rows)]
         others[:, rows] = full[best[:, : len(rows)]]
         advance(len(rows))
-    score, cosine, own, caption_share, picture_share = numbers
-    return Judged(score, cosine, own, others[0], caption_share, others[1], picture_share)
+    score, cosine, own, trust, caption_share, picture_share = numbers
+    return Judged(score, cosine, own, trust, others[0], caption_share, others[1], picture_share)
 
 
 def noisiest(judged: Judged) -> Int64[np.ndarray, " N"]:
@@ -272,8 +274,8 @@ def _judge(
     txt: Float[Array, "B D"],
     words: Int[Array, " B"],
     scale: float,
-) -> tuple[Float[Array, "5 B"], Int[Array, "2 B"]]:
-    """Returns score, cosine, own and both shares of `Judged`, and the positions of both others."""
+) -> tuple[Float[Array, "6 B"], Int[Array, "2 B"]]:
+    """Returns score, cosine, own, trust and both shares of `Judged`, and where both others are."""
     size = img.shape[0]
     is_own = jnp.eye(size, dtype=bool)
     cosines = _dot(img, txt)
@@ -291,5 +293,6 @@ def _judge(
     own = jnp.where(same, shares, 0.0).sum(axis=-1).mean(axis=0)
     others = jnp.where(same, 0.0, shares)
     best = others.argmax(axis=-1)
-    numbers = [1 - (cosine + meant + shown) / 3, cosine, own, *others.max(axis=-1)]
+    trust = METHODS["trust"].teacher_plans(img, txt)["trust"]
+    numbers = [1 - (cosine + meant + shown) / 3, cosine, own, trust, *others.max(axis=-1)]
     return jnp.stack(numbers), best

@@ -36,6 +36,11 @@ border-radius:4px;justify-content:center;color:var(--soft)}}
 overflow:visible}}
 .match .caption span{{font-size:.87em;line-height:1.25;overflow:hidden;overflow-wrap:anywhere;
 max-height:3.75em}}
+.match .trust{{position:relative;flex:none;width:2.3em;height:{ROW - 16}px;margin-right:8px;
+background:var(--faint);border-radius:3px;display:flex;align-items:center;justify-content:center;
+font:600 11px/1 system-ui,sans-serif}}
+.match .trust s{{position:absolute;left:0;right:0;bottom:0;background:var(--c0);opacity:.3;
+border-radius:3px}}
 .match path{{fill:none;vector-effect:non-scaling-stroke;stroke-linecap:round}}
 .match .given{{stroke:var(--soft);opacity:.45;stroke-dasharray:1 5;stroke-width:1.5}}
 .match .found{{stroke:var(--c0)}}
@@ -49,6 +54,7 @@ class Seen(NamedTuple):
 
     watched: Watched
     target: Target
+    trust: Float[np.ndarray, " N"]  # in each pair, 0 to 1
     when: str
 
 
@@ -58,7 +64,7 @@ def of_run(run: History, thumbnail: Thumbnail) -> tuple[str, page.Markup] | None
     if not found:
         return None
     seen = [
-        Seen(each, _target(objective, each), "before the first step" if not each.step else "")
+        Seen(each, *_looked(objective, each), "before the first step" if not each.step else "")
         for each in found
     ]
     rows = chosen([one.target for one in seen])
@@ -124,10 +130,11 @@ def _kept(run: History) -> list[Watched]:
 def _objective(run: History) -> tuple[Objective, str]:
     """Returns the objective whose teacher is drawn, and what is other in it than in training."""
     own = Objective(**run.config.objective)
+    trust = {name: getattr(own, name) for name in ("trust", "trust_epsilon")}
     if own.teacher == "none":
-        return METHODS["otter"], (
-            f"The method {run.config.method} has no teacher; here is what OTTER's would see in the "
-            "average of this run's weights."
+        return dataclasses.replace(METHODS["otter"], **trust), (
+            f"The method {run.config.method} has no {'targets of a ' if own.trust else ''}teacher; "
+            "here is what OTTER's would see in the average of this run's weights."
         )
     if own.diagonal == "per_process":
         note = "The diagonal is left out on all rows, not by objective.diagonal=per_process."
@@ -135,9 +142,12 @@ def _objective(run: History) -> tuple[Objective, str]:
     return own, ""
 
 
-def _target(objective: Objective, each: Watched) -> Target:
-    targets = objective.teacher_targets(jnp.asarray(each.image), jnp.asarray(each.text))
-    return np.asarray(jax.device_get(targets["image"]))
+def _looked(objective: Objective, each: Watched) -> tuple[Target, Float[np.ndarray, " N"]]:
+    """Returns a teacher's target for the pictures, and its trust in the pairs."""
+    trusting = dataclasses.replace(objective, trust=objective.trust or "transport")
+    targets = trusting.teacher_targets(jnp.asarray(each.image), jnp.asarray(each.text))
+    found = jax.device_get(targets)
+    return np.asarray(found["image"]), np.asarray(found["trust"])
 
 
 def _text(run: History, seen: Sequence[Seen], note: str) -> str:
@@ -165,7 +175,8 @@ def _text(run: History, seen: Sequence[Seen], note: str) -> str:
         f"probability, and {given}. The teacher looked at {N} pairs of the training set as one "
         f"batch, evenly over the set, as evaluation sees pictures; drawn are the "
         f"{min(ROWS, N)} with the strongest matches, and lines of {LEAST:g} or more. What is "
-        f"missing to 1 is on pairs that are not drawn. {note}"
+        f"missing to 1 is on pairs that are not drawn. Before a caption stands the trust in its "
+        f"given pair: how much of it stays there when the teacher matches all {N} pairs. {note}"
         f"{alone}{fixed if run.config.teacher.checkpoint else ''}"
     ).strip()
 
@@ -177,7 +188,8 @@ def _figure(one: Seen, rows: Sequence[int], thumbnail: Thumbnail) -> str:
         f"<div>{thumbnail(int(own.numbers[row]), own.captions[row])}</div>" for row in rows
     )
     captions = "".join(
-        f'<div class="caption"><span dir="auto">{page.escape(own.captions[row][:120])}</span></div>'
+        f'<div class="caption">{_trust(float(one.trust[row]))}'
+        f'<span dir="auto">{page.escape(own.captions[row][:120])}</span></div>'
         for row in rows
     )
     paths = [f'<path class="given" d="{_curve(i, i)}"/>' for i in range(len(rows))]
@@ -207,6 +219,15 @@ def _figure(one: Seen, rows: Sequence[int], thumbnail: Thumbnail) -> str:
         f'<figure>{page.heading(when, 3)}<div class="match"><div>{pictures}</div>'
         f'<div class="middle">{svg}{"".join(labels)}</div><div>{captions}</div></div>'
         f'<p class="note">{page.escape(note)}</p></figure>'
+    )
+
+
+def _trust(value: float) -> str:
+    """Returns a number from 0 to 1 as a bar of so much of its height."""
+    shown = f"{value:.2f}"
+    return (
+        f'<b class="trust" title="trust in the given pair: {shown}">'
+        f'<s style="height:{100 * value:.0f}%"></s>{shown.removeprefix("0")}</b>'
     )
 
 

@@ -64,6 +64,7 @@ def write_table(path: pathlib.Path, pairs: Pairs, judged: Judged, order: np.ndar
             "score": judged.score[rows],
             "cosine": judged.cosine[rows],
             "own_share": judged.own[rows],
+            "trust": judged.trust[rows],
             "better_caption": captions.take(caption),
             "better_caption_key": keys.take(caption),
             "better_caption_share": judged.caption_share[rows],

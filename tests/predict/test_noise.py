@@ -77,6 +77,7 @@ def test_pairs_whose_captions_were_exchanged_have_the_largest_scores():
     assert (given_kind[judged.caption[wrong]] == kind[wrong]).mean() > 0.75
     assert (kind[judged.picture[wrong]] == given_kind[wrong]).mean() > 0.75
     assert judged.own[wrong].mean() < judged.own[~wrong].mean()
+    assert judged.trust[wrong].max() < np.median(judged.trust[~wrong])
 
 
 def test_every_pair_has_a_score_also_those_of_the_last_smaller_batch():

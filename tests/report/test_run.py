@@ -99,6 +99,15 @@ def test_a_method_without_a_teacher_shows_what_otters_would_see(tmp_path, sets):
     assert "Entropy of a target" not in html
 
 
+def test_a_run_that_trusts_shows_in_whom(tmp_path, sets):
+    log = [json.dumps(written.numbers(2, trust=0.4, distrusted=0.25))]
+    html = page_of(written.run(tmp_path / "run", written.config_of(sets, "trust"), log=log))
+    assert "The method trust has no targets of a teacher; here is what OTTER&#x27;s" in html
+    assert "Trust in the given pairs" in html
+    shown = re.findall(r'title="trust in the given pair: ([01]\.\d\d)"', html)
+    assert 0 <= float(min(shown)) < float(max(shown)) <= 1
+
+
 def test_a_fixed_teacher_is_drawn_once(tmp_path, sets):
     config = written.config_of(sets)
     config.teacher.checkpoint = "runs/teacher"
