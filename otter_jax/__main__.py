@@ -13,6 +13,7 @@ COMMANDS = {  # name: (module with a function main(argv) -> exit status, what it
     "predict": ("otter_jax.commands.predict", "name what pictures show, of your own classes"),
     "demo": ("otter_jax.commands.demo", "open a page to drop pictures on and type classes"),
     "transfer": ("otter_jax.commands.transfer", "train an image encoder on labelled pictures"),
+    "study": ("otter_jax.commands.study", "compare methods over settings and seeds by one file"),
     "embed": (
         "otter_jax.commands.embed",
         "write the vectors of pictures, or make an index of them",

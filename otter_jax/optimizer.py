@@ -13,7 +13,7 @@ Schedule = Callable[[Int[Array, ""] | int], Float[Array, ""] | float]
 
 
 def learning_rate(
-    base: float,
+    base: float | Float[Array, ""],
     *,
     total_steps: int,
     warmup_steps: int = 0,

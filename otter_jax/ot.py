@@ -9,7 +9,7 @@ from jaxtyping import Array, Float
 def sinkhorn(
     cost: Float[Array, "*batch M N"],
     *,
-    epsilon: float,
+    epsilon: float | Float[Array, ""],
     num_iters: int,
     axis_name: str | None = None,
 ) -> Float[Array, "*batch M N"]:

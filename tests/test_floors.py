@@ -19,6 +19,7 @@ FLOORS = (  # from the ground up; modules of the method's line may import each o
     ("predict",),
     ("training",),
     ("transfer",),
+    ("study",),
     ("report", "demo"),
     ("commands", "configs"),
     ("main", "__main__", "__init__"),

@@ -65,6 +65,8 @@ class EfficientNet(nn.Module):
       width_factor, depth_factor: multiply the channels and the repeats in `stages`.
       tensorflow: padding, epsilon and the momentum of batch norms as in TensorFlow's models.
       pruned: (block, number of its depthwise filters) for each pruned block.
+      enter: the name of a block, such as "blocks_6_0": the input is what enters it (the
+        intermediate "blocks_6_0_input"), and nothing before it exists. "" takes images.
       dtype: of convolutions and activations.
     """
 
@@ -74,22 +76,26 @@ class EfficientNet(nn.Module):
     tensorflow: bool = False
     stages: tuple[Stage, ...] = STAGES
     pruned: tuple[tuple[str, int], ...] = ()
+    enter: str = ""
     num_classes: int | None = None
     dtype: Any = jnp.float32
 
     classifier = "classifier"  # the name in files of the layer to `num_classes`
 
     @nn.compact
-    def __call__(self, image: Float[Array, "B H W 3"], *, train: bool) -> Float[Array, "B C"]:
+    def __call__(self, image: Float[Array, "B H W N"], *, train: bool) -> Float[Array, "B C"]:
         act = jax.nn.relu6 if self.lite else jax.nn.swish
         norm = batch_norm(self.tensorflow, self.dtype)
-        stem = STEM if self.lite else round_channels(STEM * self.width_factor)
-        x = convolution(stem, 3, 2, padding_of(3, self.tensorflow), self.dtype, "conv_stem")(image)
-        x = act(norm(name="bn1")(x, use_running_average=not train))
+        x = image if self.enter else self._stem(image, act, norm, train=train)
+        entered = not self.enter
         for stage, (size, row) in enumerate(zip(self.stage_sizes, self.stages, strict=True)):
             _, channels, expansion, kernel, stride = row
             for i in range(size):
                 name = f"blocks_{stage}_{i}"
+                entered = entered or name == self.enter
+                if not entered:
+                    continue
+                self.sow("intermediates", f"{name}_input", x)  # kept on request only
                 x = Block(
                     channels=round_channels(channels * self.width_factor),
                     hidden=x.shape[-1] * expansion,
@@ -108,6 +114,18 @@ class EfficientNet(nn.Module):
         return (
             x if self.num_classes is None else nn.Dense(self.num_classes, name=self.classifier)(x)
         )
+
+    def _stem(self, image, act, norm, *, train):
+        channels = STEM if self.lite else round_channels(STEM * self.width_factor)
+        padding = padding_of(3, self.tensorflow)
+        x = convolution(channels, 3, 2, padding, self.dtype, "conv_stem")(image)
+        return act(norm(name="bn1")(x, use_running_average=not train))
+
+    @property
+    def blocks(self) -> list[str]:
+        """The names of the blocks, in their order."""
+        sizes = enumerate(self.stage_sizes)
+        return [f"blocks_{stage}_{i}" for stage, size in sizes for i in range(size)]
 
     @property
     def stage_sizes(self) -> tuple[int, ...]:

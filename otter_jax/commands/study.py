@@ -1,0 +1,106 @@
+"""Compares methods in many runs, by one file."""
+
+import argparse
+import pathlib
+import re
+from collections.abc import Sequence
+
+from otter_jax.commands import start
+from otter_jax.errors import UserError
+
+
+def parser() -> start.Parser:
+    """Returns the parser of the command line."""
+    made = start.Parser(
+        "study",
+        "FILE --out DIR [FLAGS]",
+        "Compares methods over settings and seeds, as a file says: frozen parts of the encoders "
+        "are computed once, each method's values are chosen on validation, and the results stand "
+        "in one table. The same command goes on where it was stopped.",
+        (
+            "benchmarks/studies/main.toml --data ../pictures --out studies/main",
+            "benchmarks/studies/main.toml --features main.npz --out studies/main --only 1/4",
+        ),
+    )
+    made.flag("file", metavar="FILE", help="the study, in TOML (docs/study.md)")
+    made.flag("--out", type=pathlib.Path, metavar="DIR", help="folder of its cells and tables")
+    made.flag(
+        "--data",
+        type=pathlib.Path,
+        default=pathlib.Path("."),
+        metavar="DIR",
+        help="that tars and lists in FILE are relative to [.]",
+    )
+    made.flag(
+        "--data_dir",
+        default="~/tensorflow_datasets",
+        metavar="DIR",
+        help="of all data sets [%(default)s]",
+    )
+    made.flag(
+        "--features",
+        type=pathlib.Path,
+        metavar="NPZ",
+        help="what --prepare has written, in place of sets and weights",
+    )
+    made.flag(
+        "--prepare", type=pathlib.Path, metavar="NPZ", help="write features into one file, and stop"
+    )
+    made.flag("--only", metavar="K/N", help="part K of N, for several machines with one folder")
+    made.flag(
+        "--together", type=int, metavar="RUNS", help="side by side on a device [1 on CPUs, else 32]"
+    )
+    return made
+
+
+def run(options: argparse.Namespace) -> None:
+    """Runs a study as the flags say."""
+    from otter_jax.study import plan
+
+    study, only = plan.read(pathlib.Path(options.file)), _only(options.only)
+    if options.out is None and not options.prepare:
+        raise UserError("--out is missing: a folder for the cells, for example studies/main.")
+    start.print_loading()
+    from otter_jax.study import conduct
+
+    features = _features(study, options)
+    if options.prepare:
+        features.save(options.prepare)
+        size = options.prepare.stat().st_size / 1e6
+        print(f"{options.prepare}: {size:.1f} MB, all that --features needs.")
+        return
+    conduct.run(study, features, options.out, only=only, together=options.together, tell=_say)
+
+
+def _features(study, options):
+    """Returns the features of a file, else those of the sets and encoders."""
+    from otter_jax.study import conduct
+    from otter_jax.study.features import Features
+
+    if options.features:
+        features = Features.load(options.features)
+        conduct.check_features(study, features, options.features)
+        return features
+    from otter_jax.study import prepare
+
+    data_dir = pathlib.Path(options.data_dir).expanduser()
+    return prepare.features(study, options.data, data_dir, _say)
+
+
+def _say(line: str) -> None:
+    print(line, flush=True)
+
+
+def _only(text: str | None) -> tuple[int, int] | None:
+    """Returns K and N of "K/N". Raises UserError for anything else."""
+    if text is None:
+        return None
+    found = re.fullmatch(r"(\d+)/(\d+)", text)
+    if not found or not 1 <= int(found[1]) <= int(found[2]):
+        raise UserError(f"--only {text}: K/N with K from 1 to N, such as 1/4.")
+    return int(found[1]), int(found[2])
+
+
+def main(argv: Sequence[str]) -> int:
+    """Runs the command; returns its exit status."""
+    return start.status(lambda: run(parser().parse_all(argv)))

@@ -1,0 +1,127 @@
+"""Cells of a study: one method in one setting with chosen values, all its seeds; a file each."""
+
+import dataclasses
+import json
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+from otter_jax import files
+from otter_jax.errors import UserError
+from otter_jax.objective import Objective
+from otter_jax.study.plan import Setting, Study
+
+FIRST_CHOOSING = 1000  # the first of the seeds that values are chosen by
+
+
+@dataclasses.dataclass(frozen=True)
+class Cell:
+    """Defines one cell.
+
+    Attributes:
+      stage: "choose" or "main".
+      values: learning rate, start of the scales, and the method's own, sorted by name.
+    """
+
+    setting: Setting
+    method: str
+    stage: str
+    values: tuple[tuple[str, Any], ...]
+    seeds: tuple[int, ...]
+
+    def path(self, out: pathlib.Path) -> pathlib.Path:
+        """Returns the file of its results."""
+        values = "_".join(self._values())
+        return out / "cells" / str(self.setting) / self.method / f"{self.stage}_{values}.json"
+
+    def __str__(self) -> str:
+        return f"{self.setting} {self.method} {' '.join(self._values())}"
+
+    def _values(self) -> list[str]:
+        return [f"{name}={_short(value)}" for name, value in self.values]
+
+    def objective(self, study: Study) -> Objective:
+        """Returns the objective of its runs."""
+        return study.methods[self.method].with_values(dict(self.values))
+
+    def definition(self, study: Study) -> dict[str, Any]:
+        """Returns all that its results depend on beside the features, as JSON has it."""
+        found = {
+            "setting": dataclasses.asdict(self.setting),
+            "method": self.method,
+            "stage": self.stage,
+            "values": dict(self.values),
+            "objective": dataclasses.asdict(self.objective(study)),
+            "train": dataclasses.asdict(study.train),
+            "seeds": list(self.seeds),
+        }
+        return json.loads(json.dumps(found))
+
+
+def grid(study: Study, setting: Setting, method: str) -> list[Cell]:
+    """Returns the cells among which the values of a method in a setting are chosen."""
+    seeds = tuple(range(FIRST_CHOOSING, FIRST_CHOOSING + study.choose.seeds))
+    return [
+        Cell(setting, method, "choose", tuple(sorted(values.items())), seeds)
+        for values in study.methods[method].grid(study.choose)
+    ]
+
+
+def main_cell(study: Study, chosen: Cell) -> Cell:
+    """Returns the cell of the main runs with the values of the cell that was chosen."""
+    return dataclasses.replace(chosen, stage="main", seeds=tuple(range(study.seeds)))
+
+
+def save(path: pathlib.Path, content: Mapping[str, Any]) -> None:
+    """Writes a file of JSON that appears whole."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    scratch = path.with_name(f".{path.name}")
+    scratch.write_text(json.dumps(content), "utf-8")
+    scratch.replace(path)
+
+
+def load(cell: Cell, study: Study, out: pathlib.Path) -> dict[str, Any] | None:
+    """Returns the results of a finished cell, None if there are none.
+
+    Raises UserError if the file is damaged, or its cell was defined otherwise.
+    """
+    path = cell.path(out)
+    if not path.exists():
+        return None
+    try:
+        found = files.read_json(path)
+        before = found["definition"] | {"objective": _complete(found["definition"]["objective"])}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f"{path} is damaged ({error}). Remove it to run this cell again."
+        ) from error
+    now = cell.definition(study)
+    changed = differences(before, now)
+    if changed:
+        raise UserError(
+            f"{path} is finished, and its definition has changed: {'; '.join(changed[:6])}. Give "
+            "the method another name, take another --out, or remove that file."
+        )
+    return found
+
+
+def differences(before: Any, now: Any, key: str = "") -> list[str]:
+    """Returns "key: old -> new" for whatever differs between two values of JSON."""
+    if isinstance(before, dict) and isinstance(now, dict):
+        names = sorted({*before, *now})
+        inner = (
+            differences(before.get(n, "absent"), now.get(n, "absent"), f"{key}.{n}".strip("."))
+            for n in names
+        )
+        return [line for lines in inner for line in lines]
+    return [] if before == now else [f"{key}: {before} -> {now}"]
+
+
+def _complete(objective: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns an objective with fields that it had not when it was written, at their defaults."""
+    default = dataclasses.asdict(Objective())
+    return {**default, **objective}
+
+
+def _short(value: Any) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)

@@ -1,0 +1,222 @@
+"""Runs the cells of a study on frozen features, as many runs side by side as the device takes."""
+
+import dataclasses
+import itertools
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from flax import traverse_util
+from jaxtyping import Int
+
+from otter_jax import mesh as meshes
+from otter_jax.models.efficientnet import EFFICIENTNETS, EfficientNet
+from otter_jax.objective import Objective
+from otter_jax.study import engine, sampling
+from otter_jax.study.cells import Cell
+from otter_jax.study.features import Features
+from otter_jax.study.plan import HEADS, Setting, Study
+from otter_jax.study.scoring import Search, scores
+from otter_jax.study.towers import CachedTowers, Frozen
+
+KEPT = 20  # steps of a main run whose metrics are kept
+TOGETHER = 32  # runs side by side on a GPU; on CPUs one after the other is as fast
+REMEMBERED = 128  # orders of runs: 2 MB each for 200,000 pairs
+
+Finished = Callable[[Cell, dict[str, Any]], None]
+
+
+class Runner:
+    """Trains and scores the runs of cells that have the same features.
+
+    Attributes:
+      searches: what is scored.
+      done, seconds, compiling: runs so far, and the time that they, and compiling, have taken.
+    """
+
+    def __init__(self, study: Study, features: Features, together: int | None = None):
+        """Puts all features into the memory of the first device."""
+        self._study, self._features = study, features
+        self._mesh = meshes.make_mesh(1)
+        self.device = self._mesh.devices.flat[0].device_kind
+        platform = self._mesh.devices.flat[0].platform
+        self._together = together or (1 if platform == "cpu" else TOGETHER)
+        names = [*study.data.train]
+        sizes = [len(features.parts[name]) for name in names]
+        starts = itertools.accumulate(sizes, initial=0)
+        self._starts = dict(zip(names, starts, strict=False))
+        self._images = _stacked(features.parts[name].images for name in names)
+        self._texts = _stacked(features.parts[name].texts for name in names)
+        self._given = jax.device_put(traverse_util.unflatten_dict(dict(features.given), sep="/"))
+        self._held = held_out(study, features)
+        self.searches = searches(study, features, self._held)
+        self._model = model_of(study, features)
+        self._seen: dict[Any, Any] = {}
+        self._compiled: dict[Any, Any] = {}
+        self.seconds, self.compiling, self.done = 0.0, 0.0, 0
+
+    def __call__(self, cells: Iterable[Cell], finished: Finished) -> None:
+        """Runs all cells; calls `finished` with each cell and its results, as JSON has them."""
+        groups: dict[Any, list[Cell]] = {}
+        for cell in cells:
+            objective = cell.objective(self._study)
+            groups.setdefault((shared(objective), cell.setting.batch), []).append(cell)
+        for (objective, _), own in groups.items():
+            program = engine.Program(self._model, objective, self._optim(), KEPT)
+            self._run_group(program, own, finished)
+
+    def _run_group(
+        self, program: engine.Program, cells: Sequence[Cell], finished: Finished
+    ) -> None:
+        """Runs cells of one program, in chunks of equally many runs."""
+        runs = [(cell, seed) for cell in cells for seed in cell.seeds]
+        found: dict[Cell, list[dict[str, Any]]] = {cell: [] for cell in cells}
+        for start in range(0, len(runs), self._together):
+            chunk = runs[start : start + self._together]
+            results, seconds = self._run_chunk(program, chunk)
+            for (cell, _), result in zip(chunk, results, strict=True):
+                found[cell].append(result | {"seconds": seconds})
+                if len(found[cell]) == len(cell.seeds):
+                    finished(cell, {"seeds": found.pop(cell), "device": self.device})
+
+    def _run_chunk(
+        self, program: engine.Program, chunk: Sequence[tuple[Cell, int]]
+    ) -> tuple[list[dict[str, Any]], float]:
+        """Runs some runs side by side; returns their results, and the seconds that one took."""
+        padded = [*chunk, *[chunk[-1]] * (self._together - len(chunk))]
+        stacked = jax.tree.map(
+            lambda *leaves: np.stack(leaves), *(self._run(program, *each) for each in padded)
+        )
+        args = (self._given, self._images, self._texts, stacked)
+        key = (program, stacked.images.shape)
+        if key not in self._compiled:
+            begun = time.perf_counter()
+            self._compiled[key] = engine.train.lower(program, self._mesh, *args).compile()
+            self.compiling += time.perf_counter() - begun
+        begun = time.perf_counter()
+        trained = jax.block_until_ready(self._compiled[key](*args))
+        own = {
+            weights: scores(self._model, variables, self.searches)
+            for weights, variables in trained.variables.items()
+        }
+        taken = time.perf_counter() - begun
+        self.seconds, self.done = self.seconds + taken, self.done + len(chunk)
+        metrics, at, broken = jax.device_get((trained.metrics, trained.at, trained.broken))
+        results = []
+        for i, (cell, seed) in enumerate(chunk):
+            result = {"seed": seed, "scores": {weights: own[weights][i] for weights in own}}
+            if broken[i]:
+                result |= {"diverged_at": int(broken[i])}
+            if cell.stage == "main":
+                kept = {name: _rounded(values[i]) for name, values in metrics.items()}
+                result |= {"steps": at[i].tolist(), "metrics": kept}
+            results.append(result)
+        return results, round(taken / len(chunk), 3)
+
+    def _run(self, program: engine.Program, cell: Cell, seed: int) -> engine.Run:
+        """Returns what tells a run from others."""
+        values, objective = dict(cell.values), cell.objective(self._study)
+        numbers = {
+            name: np.float32(getattr(objective, name))
+            for name in engine.traceable(program.objective)
+        }
+        images, texts, _ = self.seen(cell.setting, seed)
+        return engine.Run(
+            np.int32(seed), np.float32(values["learning_rate"]), np.float32(values["log_scale"]),
+            numbers, images, texts,
+        )  # fmt: skip
+
+    def seen(self, setting: Setting, seed: int) -> tuple[Int[np.ndarray, "steps B"], ...]:
+        """Returns the rows of pictures and captions in each batch, and which captions are wrong."""
+        if (setting, seed) in self._seen:
+            return self._seen[setting, seed]
+        rows = np.concatenate(
+            [
+                self._starts[name] + np.flatnonzero(~self._held[name])
+                for name in self._study.data.parts(setting.set)
+            ]
+        ).astype(np.int32)
+        pairs = sampling.draw_pairs(rows, share=setting.share, noise=setting.noise, seed=seed)
+        order = sampling.draw_order(
+            len(pairs.images),
+            batch_size=setting.batch,
+            steps=self._study.train.pairs // setting.batch,
+            seed=seed,
+        )
+        self._seen[setting, seed] = pairs.images[order], pairs.texts[order], pairs.wrong[order]
+        while len(self._seen) > REMEMBERED:
+            del self._seen[next(iter(self._seen))]
+        return self._seen[setting, seed]
+
+    def _optim(self) -> engine.Optim:
+        own = dataclasses.asdict(self._study.train)
+        return engine.Optim(**{k: v for k, v in own.items() if k not in ("pairs", "trained")})
+
+
+def shared(objective: Objective) -> Objective:
+    """Returns an objective that stands for all that one program can have as its numbers."""
+    return engine.with_numbers(objective, {name: 1.0 for name in engine.traceable(objective)})
+
+
+def held_out(study: Study, features: Features) -> dict[str, Any]:
+    """Marks, for each training set, the rows of the concepts that are never trained on."""
+    held = study.data.held_out
+    label = study.data.search[held.search].label
+    known = set(features.banks[held.search].names)
+    found = {name: np.zeros(len(features.parts[name]), bool) for name in study.data.train}
+    labels = [row for name in held.sets for row in features.parts[name].labels[label]]
+    marked = sampling.held_out(labels, known, count=held.count, seed=held.seed)
+    start = 0
+    for name in held.sets:
+        size = len(features.parts[name])
+        found[name] = marked[start : start + size]
+        start += size
+    return found
+
+
+def searches(study: Study, features: Features, held: Mapping[str, Any]) -> list[Search]:
+    """Returns each search in each evaluation set, the held-out pictures among these as "val"."""
+    found = []
+    sets = {"val": [(features.parts[name], held[name]) for name in study.data.held_out.sets]}
+    for name in study.data.eval:
+        part = features.parts[name]
+        sets[name] = [(part, np.ones(len(part), bool))]
+    for name, spec in study.data.search.items():
+        bank = features.banks[name]
+        for set_name, parts in sets.items():
+            labels = [part.numbers(spec.label, bank.names)[rows] for part, rows in parts]
+            most = max(each.shape[1] for each in labels)
+            joined = np.concatenate(
+                [np.pad(x, ((0, 0), (0, most - x.shape[1])), constant_values=-1) for x in labels]
+            )
+            images = np.concatenate([part.images[rows] for part, rows in parts])
+            labelled = (joined >= 0).any(axis=1)
+            if labelled.any():
+                found.append(
+                    Search(f"{set_name}/{name}", images[labelled], bank.texts, joined[labelled])
+                )
+    return found
+
+
+def model_of(study: Study, features: Features) -> CachedTowers:
+    """Returns the model of the runs: the trained part of the study's towers."""
+    trained = study.train.trained
+    width = features.about["width"]
+    img = Frozen(width)
+    if trained != HEADS:
+        arguments = EFFICIENTNETS[study.model.img.arch]
+        pruned = tuple(map(tuple, features.about["pruned"]))
+        img = EfficientNet(**arguments, pruned=pruned, enter=trained)
+    txt_width = next(iter(features.parts.values())).texts.shape[1]
+    return CachedTowers(img=img, txt=Frozen(txt_width), dim=study.model.dim, txt_width=txt_width)
+
+
+def _stacked(arrays: Iterable[Any]) -> jax.Array:
+    return jax.device_put(np.concatenate(list(arrays)))
+
+
+def _rounded(values: Any) -> list[float | None]:
+    """Returns numbers as JSON has them, with five digits; None for what is not finite."""
+    return [float(f"{value:.5g}") if np.isfinite(value) else None for value in values]

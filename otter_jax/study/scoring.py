@@ -1,0 +1,89 @@
+"""Scores what runs have learned: hits at K in each evaluation set, among all names of a search."""
+
+import functools
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jaxtyping import Float, Int, PyTree
+
+from otter_jax.study.towers import CachedTowers
+from otter_jax.zeroshot import hits
+from otter_jax.zeroshot.standing import standing
+
+KS = (1, 5, 10)
+
+
+class Search(NamedTuple):
+    """Holds one question: which of a bank's names do these pictures show?
+
+    Attributes:
+      name: such as "seen/name".
+      images: features of the pictures that have a label.
+      texts: those of the names to search in.
+      labels: numbers of the right names, padded with -1.
+    """
+
+    name: str
+    images: Float[np.ndarray, "N *features"]
+    texts: Float[np.ndarray, "C W"]
+    labels: Int[np.ndarray, "N M"]
+
+    def baselines(self) -> dict[str, dict[str, float]]:
+        """Returns hits at K of chance, and of always answering the most frequent names."""
+        count = len(self.texts)
+        found = {
+            "chance": hits.chance(self.labels, count, KS),
+            "frequency": hits.frequency(self.labels, count, KS),
+        }
+        return {
+            kind: {f"{self.name}@{k}": value for k, value in each.items()}
+            for kind, each in found.items()
+        }
+
+
+@functools.partial(jax.jit, static_argnames="model")
+def _standings(
+    model: CachedTowers, variables: PyTree, images: Any, texts: Any, labels: Any
+) -> Int[Any, "R N 4"]:
+    """Returns how the names stand to each picture's labels, for runs one after the other."""
+
+    def one(variables):
+        # With as many bits as training has, or rank would depend on the device.
+        img = model.apply(variables, images, method=model.embed_images)
+        txt = model.apply(variables, texts, method=model.embed_texts)
+        scores = jax.numpy.matmul(img, txt.T, precision=jax.lax.Precision.HIGHEST)
+        return standing(scores, labels)
+
+    return jax.lax.map(one, variables)
+
+
+def scores(
+    model: CachedTowers, variables: PyTree, searches: Sequence[Search]
+) -> list[dict[str, float]]:
+    """Returns {"SET/SEARCH@K": hits} for each of some stacked runs' variables.
+
+    Names of equal cosines count as hits by their chance to come first. A run with embeddings that
+    are not finite has no scores: {}.
+    """
+    counts = {
+        s.name: np.asarray(_standings(model, variables, s.images, s.texts, s.labels))
+        for s in searches
+    }
+    runs = len(next(iter(counts.values())))
+    found: list[dict[str, float]] = []
+    for number in range(runs):
+        own: dict[str, float] = {}
+        for name, standings in counts.items():
+            above, level, labels, finite = standings[number].T
+            if not finite.all():
+                own = {}
+                break
+            own |= _named(name, hits.expected_hit(above, level, labels, KS))
+        found.append(own)
+    return found
+
+
+def _named(name: str, found: Mapping[int, float]) -> dict[str, float]:
+    return {f"{name}@{k}": round(value, 6) for k, value in found.items()}
