@@ -1,5 +1,6 @@
 """Conducts a study: chooses each method's values on validation, then runs the main cells."""
 
+import itertools
 import pathlib
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -20,7 +21,9 @@ Line = tuple[Setting, str]  # one method in one setting: its cells to choose by,
 def lines(study: Study, only: tuple[int, int] | None = None) -> list[Line]:
     """Returns the lines of a study, or part K of N, so that few programs are in several parts."""
     found = [(setting, method) for setting in study.settings for method in study.methods]
-    found.sort(key=lambda line: (line[0].batch, [*study.methods].index(line[1])))
+    batches = list(dict.fromkeys(setting.batch for setting in study.settings))
+    methods = list(study.methods)
+    found.sort(key=lambda line: (batches.index(line[0].batch), methods.index(line[1])))
     if only is None:
         return found
     number, parts = only
@@ -76,11 +79,13 @@ def run(
             f"{len(own)} lines of {len(study.methods)} methods in {len(study.settings)} settings, "
             f"on {runner.device}"
         )
-        grids = {line: cell_files.grid(study, *line) for line in own}
         found: dict[Cell, Any] = {}
-        _stage(study, [c for grid in grids.values() for c in grid], found, runner, out, tell)
-        main = [cell_files.main_cell(study, chosen(study, grid, found)) for grid in grids.values()]
-        _stage(study, main, found, runner, out, tell)
+        groups = itertools.groupby(own, key=lambda line: (line[0].batch, line[1]))
+        for _, group in groups:  # of one program, so that results come method by method
+            grids = [cell_files.grid(study, *line) for line in group]
+            _stage(study, [cell for grid in grids for cell in grid], found, runner, out, tell)
+            main = [cell_files.main_cell(study, chosen(study, grid, found)) for grid in grids]
+            _stage(study, main, found, runner, out, tell)
         tell(
             f"{runner.done:,} runs took {runner.seconds:.0f} s, compiling {runner.compiling:.0f} s."
         )
