@@ -116,6 +116,7 @@ def test_an_objective_is_added_as_the_page_says(monkeypatch):
 
 def test_a_teacher_has_words_for_the_log():
     assert contrastive.TEACHERS.keys() == set(objective.TEACHERS)
+    assert contrastive.TRUSTS.keys() >= set(objective.TRUSTS) - {""}
 
 
 def test_a_command_is_added_as_the_page_says(monkeypatch, capsys):

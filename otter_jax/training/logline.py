@@ -16,6 +16,7 @@ def of(now: int, steps: int, m: Metrics) -> str:
             f" row error {m['row_error']:.1e} | "
         )
     if "trust" in m:
+        seen = seen and f"{seen.removesuffix(' | ')}\n    "  # the line would be too long
         seen += f"trust {m['trust']:.2f}, distrusted {m['distrusted']:.0%} | "
     return (
         f"step {now}/{steps} epoch {m['epoch']:.1f} | loss {m['loss']:.3f} ({terms}) |"
