@@ -41,11 +41,10 @@ def run(options: argparse.Namespace) -> None:
         )
     with _listening(options.host, options.port) as listening:
         start.print_loading()
-        import otter_jax
         from otter_jax.demo import server
         from otter_jax.demo.session import Session
 
-        model = otter_jax.load(options.model, weights=options.weights, step=options.step)
+        model = flags.load_model(options)
         print(f"Model: {model.name}", flush=True)
         app = server.application(Session(model), server.names_of(options.host))
         print(f"Open {_address(listening)} in a browser. Ctrl-C ends it.", flush=True)

@@ -61,23 +61,23 @@ def _texts(options: argparse.Namespace) -> int:
 
     texts = vectors.texts_of(options.texts)
     start.print_loading()
+    from otter_jax.predict.progress import Progress
     from otter_jax.run import cluster
-    from otter_jax.run.console import make_console, progress_bar
+    from otter_jax.run.console import make_console
     from otter_jax.zeroshot import prompts
 
     console = make_console()
-    model = _model(options)
+    model = flags.load_model(options)
     for note in prompts.cut(model.tokenizer, texts):
         console.print(f"Note: {note}.")
-    with cluster.Stop() as stop, progress_bar(console) as bar:
-        task = bar.add_task("texts", total=len(texts))
+    with cluster.Stop() as stop, Progress(console, len(texts), what="texts") as progress:
         vectors.embed_texts(
             model,
             texts,
             options.file,
-            load=_load(options),
+            load=_load(options, model.step),
             check_stop=stop.check,
-            advance=functools.partial(bar.advance, task),
+            advance=progress.advance,
         )
     console.print(f"{options.file}: the vectors of {len(texts):,} texts, by {model.name}")
     return 0
@@ -95,13 +95,13 @@ def _pictures(options: argparse.Namespace) -> int:
     from otter_jax.run.console import make_console
 
     console = make_console()
-    model = _model(options)
+    model = flags.load_model(options)
     with cluster.Stop() as stop:
         done = index.update(
             model,
             pictures,
             options.file,
-            load=_load(options),
+            load=_load(options, model.step),
             progress=functools.partial(Progress, console),
             check_stop=stop.check,
         )
@@ -111,23 +111,11 @@ def _pictures(options: argparse.Namespace) -> int:
     return start.PARTLY if done.unreadable else 0
 
 
-def _model(options: argparse.Namespace):
-    from otter_jax.predict.loading import load
-
-    return load(
-        options.model,
-        weights=options.weights,
-        step=options.step,
-        batch_size=options.batch_size,
-        tell=lambda note: print(f"Note: {note}"),
-    )
-
-
-def _load(options: argparse.Namespace) -> dict[str, object]:
-    """Returns how `search` is to load the model again."""
+def _load(options: argparse.Namespace, step: int | None) -> dict[str, object]:
+    """Returns how `search` is to load the model again: by its step, as a run may train on."""
     folder = pathlib.Path(options.model).expanduser()
     model = str(folder.absolute()) if folder.exists() else options.model  # a name on the hub
-    return {"model": model, "weights": options.weights, "step": options.step}
+    return {"model": model, "weights": options.weights, "step": step}
 
 
 def _print(done, file: pathlib.Path, model: str, console: rich.console.Console) -> None:

@@ -8,7 +8,9 @@ import json
 import os
 import pathlib
 import re
+import sys
 from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 from ml_collections import ConfigDict
 
@@ -17,8 +19,12 @@ from otter_jax.commands.start import Parser
 from otter_jax.errors import UserError
 from otter_jax.run import directory
 
+if TYPE_CHECKING:  # it imports JAX
+    from otter_jax.predict.model import Model
+
 DATA_DIR = "~/tensorflow_datasets"  # where TFDS has them, too
 MISSING = {
+    "model": "a run's directory, for example runs/first",
     "workdir": "the directory of the run, for example runs/first",
     "out": "a new folder, for example exported",
     "name": "a name for the set, of small letters, digits and _, for example mine",
@@ -145,6 +151,7 @@ def add_model(parser: Parser) -> None:
 
 def add_weights(parser: Parser) -> None:
     """Adds --weights and --step of a MODEL that is a run."""
+    parser.set_defaults(batch_size=None)
     parser.flag(
         "--weights",
         choices=("student", "ema"),
@@ -179,6 +186,23 @@ def add_batch_size(parser: Parser) -> None:
         type=int,
         metavar="N",
         help="pictures computed at once, over all devices [64 for each; GPUs 512]",
+    )
+
+
+def load_model(options: argparse.Namespace, **instead: Any) -> "Model":
+    """Loads MODEL as the flags say, or what stands in their place; notes about it go to stderr.
+
+    Raises UserError as `predict.loading.load` does.
+    """
+    from otter_jax.predict import loading
+
+    asked = vars(options) | instead
+    return loading.load(
+        asked["model"],
+        weights=asked["weights"],
+        step=asked["step"],
+        batch_size=asked["batch_size"],
+        tell=lambda note: print(f"Note: {note}", file=sys.stderr),
     )
 
 

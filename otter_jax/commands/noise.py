@@ -47,10 +47,7 @@ def sizes(text: str) -> list[int]:
 def run(options: argparse.Namespace) -> None:
     """Analyses the pairs as the flags say."""
     asked = sizes(options.batch)
-    if not options.model:
-        raise UserError("--model is missing: a run's directory, for example runs/mine.")
     start.print_loading()
-    import otter_jax
     from otter_jax.data.source import open_dataset
     from otter_jax.report import noise as report
     from otter_jax.run import cluster, directory
@@ -60,7 +57,7 @@ def run(options: argparse.Namespace) -> None:
     source = open_dataset(options.data_dir, options.data, options.split)
     source.check_has("caption")
     with directory.new_folder(options.out) as folder, cluster.Stop() as stop:
-        model = otter_jax.load(options.model, weights=options.weights, step=options.step)
+        model = flags.load_model(options)
         console.print(f"Model: {model.name}. Data: {source.name}, {len(source):,} pairs.")
         try:
             pairs, found, judged = _analyse(model, source, asked, folder, console, stop.check)

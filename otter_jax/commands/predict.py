@@ -1,6 +1,7 @@
 """Names what pictures show, of classes that are known by their names alone."""
 
 import argparse
+import functools
 from collections.abc import Sequence
 
 from otter_jax.commands import flags, start
@@ -63,7 +64,7 @@ def run(options: argparse.Namespace) -> int:
     from otter_jax.predict import predicting
 
     unreadable = predicting.run(
-        options.model,
+        functools.partial(flags.load_model, options),
         options.sources,
         classes=options.classes,
         templates=options.templates,
@@ -73,9 +74,6 @@ def run(options: argparse.Namespace) -> int:
         format=options.format,
         out=options.file,
         sheet=options.sheet,
-        weights=options.weights,
-        step=options.step,
-        batch_size=options.batch_size,
     )
     return start.PARTLY if unreadable else 0
 

@@ -43,11 +43,13 @@ def parser() -> start.Parser:
     flags.add_sheet(made)
     made.flag(
         "--model",
+        dest="moved",
         metavar="MODEL",
         help="where the index's model is now, if it was moved; and its weights, as for embed",
     )
     made.flag("--weights", choices=("student", "ema"), beside="--model")
     made.flag("--step", type=int, metavar="N", beside="--model")
+    made.set_defaults(batch_size=None)
     return made
 
 
@@ -115,17 +117,12 @@ def _found(options: argparse.Namespace, index) -> list[tuple[int, str, int, floa
 
 def _model(options: argparse.Namespace, index):
     """Loads the model of the index, or the one that the flags name."""
-    from otter_jax.predict.loading import load
-
-    def tell(note):
-        print(f"Note: {note}", file=sys.stderr)
-
-    if options.model:
-        return load(options.model, weights=options.weights, step=options.step, tell=tell)
+    if options.moved:
+        return flags.load_model(options, model=options.moved)
     weights = options.weights or index.load["weights"]
     step = index.load["step"] if options.step is None else options.step
     try:
-        return load(index.load["model"], weights=weights, step=step, tell=tell)
+        return flags.load_model(options, model=index.load["model"], weights=weights, step=step)
     except UserError as error:
         raise UserError(
             f"{error} {index.file} was made by it: if it was moved, give --model MODEL."

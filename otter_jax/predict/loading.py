@@ -100,7 +100,8 @@ def _of_run(folder: Path, weights: str, step: int | None, dtype: str | None) -> 
     check_finite(named, f"The {weights} of {folder}, step {found.step},")
     name = f"{folder}, {found.taken}, {weights} weights"
     scale = float(np.clip(np.exp(variables["params"]["log_scale"]["pairs"]), *LIMITS))
-    return _loaded(name, folder, config, found.model, variables, found.tokenizer, dtype, scale)
+    made = _loaded(name, folder, config, found.model, variables, found.tokenizer, dtype, scale)
+    return made._replace(step=found.step)
 
 
 def _exported(folder: Path, dtype: str | None) -> Loaded:

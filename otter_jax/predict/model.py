@@ -59,6 +59,7 @@ class Loaded(NamedTuple):
       dtype: of the computation.
       settings: what embeddings depend on beside variables and tokenizer.
       scale, bias: what cosines are multiplied by, and what is added, to become logits.
+      step: of the checkpoint, if it is a run's.
     """
 
     name: str
@@ -72,6 +73,7 @@ class Loaded(NamedTuple):
     settings: Mapping[str, Any]
     scale: float
     bias: float = 0.0
+    step: int | None = None
 
 
 class Guess(NamedTuple):
@@ -88,6 +90,7 @@ class Model:
     Attributes:
       name: for people: which folder, step and weights.
       folder: where it was loaded from; caches are in its folder `cache`.
+      step: of a run, the checkpoint that was taken; None of other models.
       dim: D, the size of embeddings.
       dtype: of the computation.
       image_size: the side of the crop that it sees, in pixels.
@@ -108,7 +111,7 @@ class Model:
             meshes.check_divides("batch_size", batch_size, mesh.size)
         largest = batch_size or SIZES[-2 if jax.default_backend() == "cpu" else -1] * mesh.size
         smaller = [-(-size // mesh.size) * mesh.size for size in SIZES]
-        self.name, self.folder = loaded.name, loaded.folder
+        self.name, self.folder, self.step = loaded.name, loaded.folder, loaded.step
         self.dim, self.dtype = loaded.dim, loaded.dtype
         self.scale, self.bias = loaded.scale, loaded.bias
         self.tokenizer, self.max_tokens = loaded.tokenizer, loaded.tokenizer.max_tokens

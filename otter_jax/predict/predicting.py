@@ -3,7 +3,7 @@
 import hashlib
 import json
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import rich.console
@@ -12,23 +12,21 @@ from otter_jax.errors import Stopped
 from otter_jax.predict import pictures, tables
 from otter_jax.predict import sheet as sheets
 from otter_jax.predict.classes import Classes, alone, read_classes
-from otter_jax.predict.loading import load
 from otter_jax.predict.model import TEMPLATES, Model
 from otter_jax.predict.paths import written
 from otter_jax.predict.pictures import Batch, Pictures
 from otter_jax.predict.progress import Progress
 from otter_jax.predict.ranking import Ranked, rank
-from otter_jax.run.console import make_console, progress_bar
+from otter_jax.run.console import make_console
 from otter_jax.zeroshot.bank import templates_of
 
 COLUMNS = {"path": str, "rank": int, "class": str, "probability": float, "cosine": float}
 NONE = "none of them"  # where no class is as probable as the threshold
-BAR_FROM = 200  # classes, whose embedding takes long enough to show how far it is
 NAMED = 20  # files that cannot be read and are named; the others are counted
 
 
 def run(
-    model: str,
+    load: Callable[[], Model],
     sources: Sequence[str],
     *,
     classes: str,
@@ -39,14 +37,11 @@ def run(
     format: str | None = None,
     out: Path | None = None,
     sheet: Path | None = None,
-    weights: str | None = None,
-    step: int | None = None,
-    batch_size: int | None = None,
 ) -> int:
     """Writes the `top` classes of each picture; returns how many files could not be read.
 
-    The arguments are the flags of `commands.predict`. Raises UserError for what is wrong with
-    them, before a picture is read.
+    `load` loads the model, once the others, which are the flags of `commands.predict`, are known to
+    be right. Raises UserError for what is wrong with them, before a picture is read.
     """
     console = make_console(stderr=True)
     format = tables.format_of(format, out, sys.stdout.isatty())
@@ -55,11 +50,7 @@ def run(
     asked = read_classes(classes)
     prompts = templates_of(TEMPLATES if templates is None else templates, "--templates")
     found = Pictures.of(sources)
-
-    def tell(note):
-        console.print(f"Note: {note}")
-
-    loaded = load(model, weights=weights, step=step, batch_size=batch_size, tell=tell)
+    loaded = load()
     about = {
         "command": "predict",
         "model": loaded.identity[:16],
@@ -73,7 +64,7 @@ def run(
         with tables.table(format, COLUMNS, about, out) as table:
             loaded.prepare(len(found.paths))  # while the classes are embedded
             namer = Namer(loaded, asked, prompts, top, threshold, multi, console)
-            return _predict(namer, found, table, sheet, console)
+            return name_all(namer, found, table, sheet, console)
     except KeyboardInterrupt:
         if out is None:
             raise
@@ -109,12 +100,8 @@ class Namer:
         for note in classes.notes:
             if not (certain and note.startswith(certain)):
                 tell(f"{note}.")
-        with progress_bar(console) as bar:
-            long = len(classes.names) >= BAR_FROM
-            task = bar.add_task("embedding classes", total=len(classes.names), visible=long)
-            self._bank = model.bank(
-                classes.names, templates, tell=tell, advance=lambda n: bar.advance(task, n)
-            )
+        with Progress(console, len(classes.names), what="classes") as progress:
+            self._bank = model.bank(classes.names, templates, tell=tell, advance=progress.advance)
         self._floor = model.floor(templates) if multi else None
 
     def __call__(self, batch: Batch) -> Iterator[list[tuple]]:
@@ -137,7 +124,7 @@ class Namer:
             yield rows or [(path, 0, NONE, None, None)]
 
 
-def _predict(
+def name_all(
     namer: Namer,
     found: Pictures,
     table: tables.Table,

@@ -1,4 +1,4 @@
-"""Shows how far many pictures are: rate, time left, and what is waited for."""
+"""Shows how far many pictures, classes or texts are: rate, time left, what is waited for."""
 
 import contextlib
 import time
@@ -16,16 +16,19 @@ Item = TypeVar("Item")
 
 
 class Progress:
-    """Counts pictures, and the time in which the devices wait for them, in a context.
+    """Counts pictures or the like, and the time in which devices wait for them, in a context.
 
     A terminal shows a bar; anything else gets a line every half minute.
     """
 
-    def __init__(self, console: rich.console.Console, total: int, done: int = 0):
-        """`done` of the `total` pictures were done by an earlier start."""
+    def __init__(
+        self, console: rich.console.Console, total: int, done: int = 0, *, what: str = "pictures"
+    ):
+        """`done` of the `total` pictures, or `what` they are, were done by an earlier start."""
         self._console, self._total, self._first, self._done = console, total, done, done
+        self._what = what
         self._began = self._said = time.monotonic()
-        self._waited = 0.0
+        self._waited: float | None = None  # nothing was waited for
         self._bar = rich.progress.Progress(
             rich.progress.TextColumn("{task.description}"),
             rich.progress.BarColumn(),
@@ -35,7 +38,7 @@ class Progress:
             disable=not console.is_terminal,
             transient=True,
         )
-        self._task = self._bar.add_task("pictures", total=total, completed=done, text="")
+        self._task = self._bar.add_task(what, total=total, completed=done, text="")
 
     def __enter__(self) -> "Progress":
         return self
@@ -45,6 +48,7 @@ class Progress:
 
     def waiting(self, batches: Iterator[Item]) -> Iterator[Item]:
         """Yields the batches, and adds up how long each was waited for; closes them at the end."""
+        self._waited = self._waited or 0.0
         with contextlib.closing(batches):
             while True:
                 began = time.monotonic()
@@ -55,7 +59,7 @@ class Progress:
                 yield batch
 
     def advance(self, count: int) -> None:
-        """Counts pictures that are done, and shows it where it is time to."""
+        """Counts what is done, and shows it where it is time to."""
         self._done += count
         now = time.monotonic()
         if self._console.is_terminal and now - self._began > FROM:
@@ -64,14 +68,14 @@ class Progress:
         if not self._console.is_terminal and now - self._said > EVERY:
             self._said = now
             text = self._text(now)
-            self._console.print(f"{self._done:,} of {self._total:,} pictures, {text}")
+            self._console.print(f"{self._done:,} of {self._total:,} {self._what}, {text}")
 
     def told(self) -> str:
-        """Returns how many pictures there were, how fast, and what took the time."""
+        """Returns how many there were, how fast, and what took the time."""
         now = time.monotonic()
         count, rate = self._done - self._first, self._rate(now)
         seconds = duration(now - self._began)
-        return f"{count:,} pictures in {seconds}, {rate:,.1f}/s{self._waits(now)}"
+        return f"{count:,} {self._what} in {seconds}, {rate:,.1f}/s{self._waits(now)}"
 
     def _rate(self, now: float) -> float:
         return (self._done - self._first) / max(now - self._began, 1e-9)
@@ -81,5 +85,7 @@ class Progress:
         return f"{self._rate(now):,.1f}/s, {duration(left)} left{self._waits(now)}"
 
     def _waits(self, now: float) -> str:
+        if self._waited is None:
+            return ""
         share = self._waited / max(now - self._began, 1e-9)
         return f", {share:.0%} of the time waiting for pictures to be read"

@@ -88,6 +88,7 @@ def test_an_index_whose_model_has_moved_is_searched_by_telling_where(
     assert said(capfdbinary, 0, out, "a dog", "--model", moved, "-f")
     wrong = said(capfdbinary, 2, out, "a dog", "--model", moved, "--weights", "ema")
     assert "Vectors of two models cannot be compared" in wrong
+    assert Index(out).load["step"] == 3  # so a run that trains on is searched by the same weights
     assert embed.main([str(moved), str(photos), "--out", str(out), "--weights", "ema"]) == 2
     assert Index(out).count == 4
 

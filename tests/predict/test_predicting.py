@@ -14,7 +14,7 @@ from PIL import Image
 
 from otter_jax.commands import predict, start
 from otter_jax.predict import model as models
-from otter_jax.predict import predicting
+from otter_jax.predict import progress
 
 CLASSES = ["dog", "cat", "sea otter", "sofa", "red"]
 
@@ -55,6 +55,16 @@ def test_csv_says_what_classify_says(tiny_run, model, photos, capsys):
         )
     assert "step 3 (the latest), student weights; 5 classes in 1 template" in err
     assert "5 pictures in" in err
+
+
+def test_many_classes_are_counted_in_a_log_while_they_are_embedded(
+    tiny_run, photos, capsys, monkeypatch
+):
+    monkeypatch.setattr(progress, "EVERY", 0.0)
+    monkeypatch.setattr(models, "AT_ONCE", 2)
+    names = "counted dog,counted cat,counted sofa"  # in no cache yet
+    _, _, err = told(capsys, tiny_run.home, photos, "--classes", names)
+    assert "2 of 3 classes, " in err
 
 
 def test_a_file_that_is_no_picture_is_named_and_the_status_tells(tiny_run, photos, capsys):
@@ -185,7 +195,7 @@ def test_other_formats_and_the_sheet_have_the_same(tiny_run, photos, capsys, tmp
 def test_mistakes_are_told_before_a_model_is_loaded(
     tiny_run, photos, capsys, monkeypatch, tmp_path
 ):
-    monkeypatch.setattr(predicting, "load", None)
+    monkeypatch.setattr("otter_jax.predict.loading.load", None)
     good = (tiny_run.home, photos, "--classes", "dog,cat")
     for argv, words in (
         ((), "required: MODEL"),

@@ -32,6 +32,17 @@ def test_a_log_gets_rate_time_left_and_the_share_of_waiting(monkeypatch):
     assert shown.told().startswith("30 pictures in 0s, ")
 
 
+def test_a_log_of_classes_gets_lines_that_speak_of_no_pictures(monkeypatch):
+    monkeypatch.setattr(progress, "EVERY", 0.0)
+    console = rich.console.Console(record=True, width=200, force_terminal=False)
+    with Progress(console, total=20_000, what="classes") as shown:
+        time.sleep(0.01)
+        shown.advance(1_024)
+    (line,) = console.export_text().splitlines()
+    assert line.startswith("1,024 of 20,000 classes, ")
+    assert line.endswith(" left")
+
+
 def test_what_is_left_is_closed_when_a_loop_ends_early():
     batches = slow(3)
     with Progress(rich.console.Console(), total=3) as shown:
