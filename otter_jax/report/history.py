@@ -143,15 +143,14 @@ def _is_number(value: Any) -> bool:
 
 def _results(workdir: pathlib.Path, notes: list[str]) -> Iterator[tuple[int, Evaluation]]:
     """Yields the run's own evaluations, not those by another config."""
-    for path in sorted((workdir / "results").glob("step_*.json")):
-        name = re.fullmatch(r"step_(\d+)", path.stem)
-        if not name:
+    for each in directory.evaluations(workdir):
+        if each.kind:
             continue
         try:
-            sets = files.read_json(path)["sets"]
-            yield int(name[1]), {key: dict(of_set) for key, of_set in dict(sets).items()}
-        except (OSError, ValueError, KeyError, TypeError):
-            notes.append(f"results/{path.name} is damaged and left out.")
+            sets = (each.read() or {})["sets"]
+            yield each.step, {key: dict(of_set) for key, of_set in dict(sets).items()}
+        except (ValueError, KeyError, TypeError):
+            notes.append(f"results/{each.path.name} is damaged and left out.")
 
 
 def _starts(path: pathlib.Path, notes: list[str]) -> list[dict[str, Any]]:

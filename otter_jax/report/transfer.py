@@ -1,6 +1,5 @@
 """Writes the report page of a transfer: accuracy, gates, pruning, and pictures per filter."""
 
-import contextlib
 import pathlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -13,7 +12,6 @@ from jaxtyping import Float, PyTree
 from matplotlib.figure import Figure
 from ml_collections import ConfigDict
 
-from otter_jax import files
 from otter_jax import mesh as meshes
 from otter_jax.report import page
 from otter_jax.run import cluster, directory
@@ -99,11 +97,7 @@ def plot_excitement(shown: Sequence[Excitement]) -> Figure:
 
 def epochs_of(workdir: pathlib.Path) -> Iterator[dict[str, Any]]:
     """Yields the results of each epoch; damaged and other files are passed over."""
-    for path in sorted((workdir / "results").glob("step_*.json")):
-        with contextlib.suppress(OSError, ValueError):
-            found = files.read_json(path)
-            if isinstance(found, dict) and "step" in found:
-                yield found
+    yield from filter(None, (each.read() for each in directory.evaluations(workdir)))
 
 
 def plot_epochs(epochs: Sequence[Mapping[str, Any]]) -> Figure:

@@ -5,6 +5,7 @@ import hashlib
 import json
 import os
 import pathlib
+import re
 import shlex
 import shutil
 import subprocess
@@ -12,7 +13,7 @@ import sys
 import tempfile
 from collections.abc import Iterator, Mapping
 from importlib import metadata
-from typing import Any
+from typing import Any, NamedTuple
 
 import rich.console
 from ml_collections import ConfigDict
@@ -189,6 +190,29 @@ def results(workdir: pathlib.Path, step: int, kind: str = "") -> pathlib.Path:
     `kind` is "" for the run's own, and tells others apart from it and each other.
     """
     return workdir / "results" / f"step_{step:08d}{'.' * bool(kind)}{kind}.json"
+
+
+class Evaluation(NamedTuple):
+    """Is a file of results that is there: of which step, and of which `kind`, as in `results`."""
+
+    path: pathlib.Path
+    step: int
+    kind: str
+
+    def read(self) -> dict[str, Any] | None:
+        """Returns what it says; None of a file that is damaged, or is none of this program."""
+        try:
+            found = read_json(self.path)
+        except (OSError, ValueError):
+            return None
+        return found if isinstance(found, dict) and "step" in found else None
+
+
+def evaluations(workdir: pathlib.Path) -> list[Evaluation]:
+    """Returns the evaluations of a run, by their steps."""
+    paths = sorted((workdir / "results").glob("step_*.json"))
+    named = ((path, re.fullmatch(r"step_(\d+)(?:\.(\w+))?\.json", path.name)) for path in paths)
+    return [Evaluation(path, int(name[1]), name[2] or "") for path, name in named if name]
 
 
 def digest(facts: Mapping[str, Any]) -> str:

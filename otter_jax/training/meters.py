@@ -5,7 +5,6 @@ import contextlib
 import json
 import math
 import pathlib
-import re
 import time
 from collections.abc import Iterator, Mapping
 
@@ -16,7 +15,7 @@ import tensorboardX
 from otter_jax.data.source import Source
 from otter_jax.files import read_text
 from otter_jax.run import cluster
-from otter_jax.run.directory import write_text
+from otter_jax.run.directory import evaluations, write_text
 
 LARGEST = 1 << 30  # bytes of metrics.jsonl: five million lines
 NAMED = 10  # unreadable images
@@ -132,10 +131,9 @@ class Scalars:
             lines = read_text(path, LARGEST, errors="replace").splitlines()
             lines = [line for line in lines if _step_of(line) <= start]
             write_text(path, "".join(line + "\n" for line in lines))
-        for result in (workdir / "results").glob("step_*.json"):
-            step = re.match(r"step_(\d+)", result.name)
-            if step and int(step[1]) > start:
-                result.unlink()
+        for result in evaluations(workdir):
+            if result.step > start:
+                result.path.unlink()
         self._lines = path.open("a", buffering=1)
         self._events = tensorboardX.SummaryWriter(
             str(workdir / "tensorboard"), purge_step=start + 1

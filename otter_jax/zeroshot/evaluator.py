@@ -262,9 +262,10 @@ def run(
     """Evaluates the checkpoint `step` of `workdir`, else the best by eval.best, or the latest.
 
     The results of the runs in `others` stand in the same tables. Raises UserError if there is no
-    such checkpoint, it is of another model than the config's, or one of `others` has no results.
+    such checkpoint, it is of another model than the config's, or one of `others` has no results,
+    or is there twice.
     """
-    beside.check(others)
+    beside.check(workdir, others)
     mesh = meshes.make_mesh()
     whole, _ = meshes.shardings(mesh)
     found = trained.load(config, workdir, whole, step=step)

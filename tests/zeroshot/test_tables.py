@@ -126,7 +126,19 @@ def test_runs_on_the_same_set_stand_in_one_table_with_a_star_at_the_best(
 
 def test_a_run_without_results_beside_is_an_error_that_names_the_command(tmp_path):
     with pytest.raises(UserError, match=f"otter-jax eval --workdir {tmp_path}"):
-        beside.check([tmp_path])
+        beside.check(tmp_path / "own", [tmp_path])
+
+
+def test_the_run_itself_and_a_run_twice_are_no_runs_beside_it(tmp_path):
+    for name in ("own", "other"):
+        (tmp_path / name / "results").mkdir(parents=True)
+        (tmp_path / name / "results" / "step_00000003.json").write_text("{}")
+    own, other = tmp_path / "own", tmp_path / "other"
+    beside.check(own, [other])
+    with pytest.raises(UserError, match="own is the run that is evaluated.*leave it out"):
+        beside.check(own, [other, tmp_path / "other" / ".." / "own"])
+    with pytest.raises(UserError, match="other is there twice"):
+        beside.check(own, [other, other])
 
 
 def test_results_of_older_versions_stand_beside_without_intervals(tmp_path):
