@@ -57,6 +57,12 @@ def named(kind: str, *facts: object) -> str:
     return f"{kind}_{hashlib.sha256(repr(facts).encode()).hexdigest()[:24]}.npz"
 
 
+def arrays_of(path: Path) -> Arrays:
+    """Returns the arrays of an .npz. Raises one of `DAMAGED` if it cannot be read."""
+    with path.open("rb") as file, np.load(file, allow_pickle=False) as found:
+        return {name: found[name] for name in found.files}
+
+
 def kept(path: Path, make: Callable[[], Arrays], tell: Callable[[str], None] = quiet) -> Arrays:
     """Returns the arrays of a file, which is written by `make` if it is not there.
 
@@ -64,8 +70,7 @@ def kept(path: Path, make: Callable[[], Arrays], tell: Callable[[str], None] = q
     """
     if path.exists():
         try:
-            with path.open("rb") as file, np.load(file, allow_pickle=False) as found:
-                return {name: found[name] for name in found.files}
+            return arrays_of(path)
         except DAMAGED:
             # NumPy's own words for it are an advice to read it unsafely.
             tell(f"The cache {path} is damaged: it is made anew.")

@@ -106,7 +106,9 @@ def update(
             there = rows_of(out) if out.exists() else ()
             return _valid(itertools.chain(there, parts.rows()), plan)
 
-        if plan.missing or plan.vanished or any(parts.rows(FILE)) or not out.exists():
+        # A picture that stays unreadable is no reason to write the file anew.
+        differs = done.new or plan.changed or plan.vanished or any(parts.rows(FILE))
+        if differs or not out.exists():
             vectors.finish(parts, rows, PATH)
     return done
 

@@ -114,10 +114,16 @@ def embed_texts(
     check_stop: Callable[[], None],
     advance: Callable[[int], None],
 ) -> None:
-    """Writes a vector for each text, in their order; goes on after those of an earlier start."""
+    """Writes a vector for each text, in their order; goes on after those of an earlier start.
+
+    Nothing is done if all of them are in the file.
+    """
     digest = hashlib.sha256("\n".join(texts).encode()).hexdigest()
     columns = schema([(TEXT, pa.string())], out, model, load)
     with Parts(out, columns, about(model, texts=digest)) as parts:
+        if out.exists():  # of these very texts, or `parts` would refuse it
+            advance(len(texts))
+            return
         done = sum(batch.num_rows for batch in parts.rows([TEXT]))
         advance(done)
         for start in range(done, len(texts), TEXTS):

@@ -116,14 +116,9 @@ def kept(workdir: pathlib.Path) -> list[pathlib.Path]:
 def read(path: pathlib.Path) -> Watched:
     """Reads one of the `kept` files. Raises ValueError if it is damaged."""
     try:
-        with path.open("rb") as file, np.load(file) as found:
-            return Watched(
-                _step_of(path),
-                found["numbers"],
-                json.loads(found["captions"].tobytes()),
-                found["image"],
-                found["text"],
-            )
+        found = caches.arrays_of(path)
+        captions = json.loads(found["captions"].tobytes())
+        return Watched(_step_of(path), found["numbers"], captions, found["image"], found["text"])
     except (*caches.DAMAGED, KeyError) as error:
         raise ValueError(f"{path} is damaged: {error}") from error
 

@@ -93,19 +93,12 @@ def templates_of(given: str | Sequence[str], key: str) -> tuple[str, ...]:
 
 def prompts(
     names: Sequence[str | Sequence[str]], templates: Sequence[str]
-) -> tuple[list[str], list[int]]:
-    """Returns all prompts, and the class number of each.
+) -> Iterator[tuple[str, int]]:
+    """Yields all prompts, each with the number of its class.
 
     A class may have several names. The outer loop is over names, the inner over templates, as
     released.
     """
-    made = list(_prompts(names, templates))
-    return [text for text, _ in made], [number for _, number in made]
-
-
-def _prompts(
-    names: Sequence[str | Sequence[str]], templates: Sequence[str]
-) -> Iterator[tuple[str, int]]:
     for number, name in enumerate(names):
         for synonym in [name] if isinstance(name, str) else name:
             for template in templates:
@@ -124,7 +117,7 @@ def class_bank(
     `embed_texts` is given `at_once` prompts at a time, so that memory does not grow with the number
     of templates.
     """
-    made, bank = _prompts(names, templates), None
+    made, bank = prompts(names, templates), None
     while some := list(itertools.islice(made, at_once)):
         texts, classes = zip(*some, strict=True)
         embeddings = embed_texts(list(texts))

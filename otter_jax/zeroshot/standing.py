@@ -12,7 +12,6 @@ from jaxtyping import Array, Bool, Float, Int
 
 from otter_jax.errors import UserError
 
-COUNTS = ("above", "level", "own", "finite")  # the columns of a standing
 EXAMPLES = 3  # in a message
 
 

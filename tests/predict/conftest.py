@@ -4,15 +4,12 @@ import functools
 import json
 import types
 
-import jax
-import numpy as np
 import pytest
+import untrained
 import world
 
 from otter_jax.configs import common
-from otter_jax.run import directory, export
-from otter_jax.run.checkpoint import Checkpoints
-from otter_jax.run.model import shapes
+from otter_jax.run import export
 
 WORDS = [*world.WORDS, "dog", "cat", "sofa", "##s", ",", "otter", "sea", "something"]
 
@@ -42,19 +39,7 @@ def tiny_run(tmp_path_factory):
     config.data.max_tokens = 36
     config.data.image_size, config.data.resize = 32, 40
     with world.tiny():
-        _, like, _ = shapes(**config.model.to_dict())
-        draw = np.random.default_rng(0).normal
-        student, teacher = (
-            jax.tree.map(lambda x: (draw(size=x.shape) / 3).astype(np.float32), like)
-            for _ in range(2)
-        )
-        student["batch_stats"] = jax.tree.map(np.abs, student["batch_stats"])
-        teacher["batch_stats"] = jax.tree.map(np.abs, teacher["batch_stats"])
-        student["params"]["log_scale"]["pairs"] = np.float32(np.log(20))
-        directory.describe(home, json.loads(config.to_json()))
-        checkpoints = Checkpoints(home)
-        checkpoints.save(3, student | {"teacher": teacher})
-        checkpoints.close()
+        _, student, teacher = untrained.write(home, config, spread=3, scale=20)
         export.run(config, home, home / "exported")
         yield types.SimpleNamespace(
             home=home, config=config, student=student, teacher=teacher, exported=home / "exported"

@@ -128,6 +128,9 @@ def test_a_changed_file_that_cannot_be_read_any_more_is_not_found_by_its_old_vec
     done = update(out, photos)
     assert (done.changed, len(done.unreadable)) == (0, 1)
     check(out, *(path for path in photos.iterdir() if path.name != "b.png"))
+    before = out.stat().st_ino
+    assert len(update(out, photos).unreadable) == 1
+    assert out.stat().st_ino == before  # it stays unreadable, and the file as it is
 
 
 def test_a_stopped_update_keeps_what_it_did_and_the_index_as_it_was(tmp_path, photos):
@@ -225,6 +228,10 @@ def test_texts_are_embedded_in_their_order_and_go_on_after_a_stop(tmp_path, monk
         found = np.load(out)
         names, rows = found["texts"], found["embeddings"]
     else:
+        told.clear()
+        monkeypatch.setattr(Mean, "embed_texts", lambda *_: pytest.fail("embedded again"))
+        vectors.embed_texts(Mean(), texts, out, check_stop=int, **options)
+        assert told == [5]  # all of them are there
         table = pq.read_table(out)
         names = table["text"].to_pylist()
         rows = [np.frombuffer(value, np.float16) for value in table["embedding"].to_pylist()]

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import safetensors.numpy
+import untrained
 
 from otter_jax.commands.export import main
 from otter_jax.configs import common
@@ -17,7 +18,7 @@ from otter_jax.data.captions import Tokenizer
 from otter_jax.errors import UserError
 from otter_jax.models.bert import Bert, Projection
 from otter_jax.models.towers import unit
-from otter_jax.run import card, directory, export, trained
+from otter_jax.run import card, export, trained
 from otter_jax.run.checkpoint import Checkpoints
 from otter_jax.run.model import initialise, shapes
 from otter_jax.weights import encoders, folders, open_clip_export, sentences
@@ -53,16 +54,7 @@ def run(tmp_path_factory):
     config.data.image_size, config.data.resize = 56, 64
     config.model.img.arch = "resnet18"
     config.model.txt.weights = str(text)
-    model, like, _ = shapes(**config.model.to_dict() | {"dtype": "float32"})
-    draw = np.random.default_rng(0).normal
-    student, teacher = (
-        jax.tree.map(lambda x: (draw(size=x.shape) / 20).astype(np.float32), like) for _ in range(2)
-    )
-    student["batch_stats"] = jax.tree.map(np.abs, student["batch_stats"])
-    directory.describe(home, json.loads(config.to_json()))
-    checkpoints = Checkpoints(home)
-    checkpoints.save(3, student | {"teacher": teacher})
-    checkpoints.close()
+    model, student, teacher = untrained.write(home, config, spread=20)
     return home, config, model, student, teacher
 
 
