@@ -59,12 +59,12 @@ def source_of(pictures):
     return Source("colours:train", records, tfds.features.FeaturesDict(features))
 
 
-def eval_set(labels, pictures=PICTURES, **more):
+def eval_set(labels, shown=PICTURES, **more):
     """A set of pictures with these labels, to be found among all colours."""
     labels = np.array(labels, np.int32)
     about = {"labels": "a1b2", "templates": ["{}"]}
     found = {"templates": ("{}",), "about": about} | more
-    return EvalSet("colours", source_of(pictures), list(COLOURS), labels, **found)
+    return EvalSet("colours", source_of(shown), list(COLOURS), labels, **found)
 
 
 def evaluation_of(found, folder, monkeypatch):

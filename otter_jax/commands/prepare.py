@@ -187,11 +187,20 @@ def _print_next(options: argparse.Namespace, console: rich.console.Console) -> N
     if not options.captions or (options.layout and options.layout not in configs.names()):
         return
     config = options.layout or "pairs"
+    if config == "pairs" and _has_only_cpus():
+        config = "pairs:cpu"
+        console.print("Here is no GPU, for which pairs:cpu is; on a machine with one: pairs.")
     words = ["--config", config, f"--config.data.name={options.name}"]
     if options.data_dir != flags.DATA_DIR:
         words.append(f"--config.data.dir={options.data_dir}")
     workdir = ("--workdir", f"runs/{options.name}")
     console.print(start.following(("doctor", *words), ("train", *words, *workdir)))
+
+
+def _has_only_cpus() -> bool:
+    import jax
+
+    return jax.default_backend() == "cpu"
 
 
 def main(argv: Sequence[str]) -> int:

@@ -31,6 +31,10 @@ HITS = (
     "classes. Chance is a random order of the classes; frequency always answers the commonest. "
     "Whole lines are the student's, dashes the EMA's."
 )
+UNSEEN = (
+    "Nothing is kept of it: an older version of the program trained this run, or `convert` made "
+    "it. Training keeps the embeddings of a batch at its start and at each evaluation, in watched/."
+)
 Parts = list[tuple[str, page.Part]]
 STYLE = """
 .plots{display:grid;grid-template-columns:repeat(auto-fill,minmax(min(100%,23em),1fr));
@@ -100,8 +104,8 @@ def of_one(run: History) -> str:
     parts += _results([run])
     parts += _predictions(run, thumbnails)
     found = matching.of_run(run, thumbnails.of_pair)
-    if found:
-        parts += [("What the teacher matches", found[0]), ("", found[1])]
+    parts += [("What the teacher matches", found[0] if found else UNSEEN)]
+    parts += [("", found[1])] if found else []
     parts += [("Training", curves.of_log([run]))]
     parts += [("The run", results.about(run))]
     parts += [("", note) for note in [*run.notes, *thumbnails.notes]]

@@ -29,7 +29,7 @@ from otter_jax.optimizer import Schedule, learning_rate, make_optimizer
 from otter_jax.run import batches, cluster, model, trained
 from otter_jax.run.console import in_columns, millions
 from otter_jax.run.watched import WatchedPairs
-from otter_jax.training import logline
+from otter_jax.training import doubts, logline
 from otter_jax.training.compiling import check_memory, compiled, jit_step, shapes_of
 from otter_jax.training.loop import Step, is_multiple, train
 from otter_jax.training.meters import Metrics
@@ -88,7 +88,7 @@ class Setup:
       variables: initial {"params", "batch_stats"}; None once `state` has taken them.
       contents: number and fingerprint of the set's pairs.
       captions, lengths: a sample of the set, evenly over it, and how many tokens each has uncut.
-      notes: sentences on weights and tokenizer that the user should see.
+      notes: sentences on weights, tokenizer and config that the user should see.
       annotation: makes the captions of a batch, packed or not.
       schedule: the learning rate over steps.
     """
@@ -146,7 +146,7 @@ class Setup:
                 longest=module.txt.config.max_length,
             )
         schedule, tx = optimizer(config, variables["params"], length)
-        notes += frozen_at_random(config, variables["params"])
+        notes += doubts.of(config, variables["params"], length.steps)
         return cls(
             config, mesh, source, length, module, variables, tokenizer, contents, captions,
             lengths, notes, annotation, schedule, tx,
@@ -277,18 +277,6 @@ def check_config(config: ConfigDict, devices: int) -> None:
             f"teacher.checkpoint={config.teacher.checkpoint!r}, but method {config.method!r} has "
             "no teacher. Choose kd or otter, or leave it empty."
         )
-
-
-def frozen_at_random(config: ConfigDict, params: PyTree) -> list[str]:
-    """Returns a sentence for each tower that has no weights, and that nothing trains."""
-    mask = freezing.frozen_mask(params, config.optim.freeze)
-    weights = {"img": config.model.img.weights, "txt": config.model.txt.pretrained}
-    return [
-        f"optim.freeze={config.optim.freeze!r} keeps all of {tower} as it is, and that is random: "
-        f"model.{tower} has no weights."
-        for tower, given in weights.items()
-        if not given and all(jax.tree.leaves(mask[tower]))
-    ]
 
 
 def optimizer(config: ConfigDict, params: PyTree, length: Length) -> tuple[Schedule, Any]:

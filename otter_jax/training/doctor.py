@@ -59,7 +59,7 @@ def findings(config: ConfigDict, *, step: bool) -> Iterator[Finding]:
     devices = meshes.count(setup.mesh)
     yield Finding("ok", "config", f"{B} pairs on {devices}, {setup.length.steps} steps")
     for note in setup.notes:
-        yield Finding("warning", "encoders", note)
+        yield Finding("warning", "in doubt", note)
     yield from look_at_images(setup)
     yield from look_at_repeats(setup.source, B)
     yield from look_at_captions(setup)

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from colours import PICTURES, eval_set
 from flax import traverse_util
 from ml_collections import ConfigDict
 from world import REPO
@@ -24,6 +25,7 @@ from otter_jax.objective import METHODS, PUBLISHED, Objective
 from otter_jax.run import batches, directory, model, trained
 from otter_jax.training import contrastive
 from otter_jax.weights import encoders
+from otter_jax.zeroshot.metrics import metrics_of
 
 OF_CC3M = (*METHODS, *(f"{method}_released" for method in PUBLISHED))
 VARIANTS = {  # of a file that is not here: what it gives without one
@@ -279,6 +281,15 @@ def test_every_config_loads_with_every_method(name, method):
     Objective(**config.objective)
     with pytest.raises((AttributeError, KeyError)):
         config.train.steps = 1
+
+
+@pytest.mark.parametrize("variant", ["otter", "cpu", "infonce"])
+def test_the_best_of_few_pairs_is_kept_by_a_metric_that_they_have(variant):
+    config = load("pairs", variant)
+    name, _, metric = config.eval.best.split("/")
+    assert name in config.eval.sets
+    held_out = eval_set([[0], [1], [2]], PICTURES[:3], pictures=np.arange(3))  # of sixty pairs
+    assert metric in metrics_of(held_out)
 
 
 def test_the_pairs_config_evaluates_on_what_the_command_line_names():

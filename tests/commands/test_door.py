@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 
+import jax
 import pytest
 from ml_collections import ConfigDict
 
@@ -318,7 +319,7 @@ def test_a_place_that_holds_no_run_is_refused_at_once(tmp_path, capsys, name, wo
 def test_with_a_fixed_teacher_the_best_is_the_students(capsys):
     argv = ["--config", "pairs:kd", "--workdir", "x", "--config.teacher.checkpoint=runs/first"]
     found = flags.config(flags.parse(train.parser(), argv), needs="objective")
-    assert found.eval.best == "heldout/student/FH@10"
+    assert found.eval.best == "heldout/student/FH@1"
     assert "with a fixed teacher there are no EMA weights" in capsys.readouterr().out
 
 
@@ -380,7 +381,7 @@ def test_the_first_of_several_processes_alone_says_what_is_loaded(capsys, monkey
         assert bool(capsys.readouterr().out) is said
 
 
-def test_a_set_that_is_prepared_says_how_to_look_at_it_and_train_on_it(capsys):
+def test_a_set_that_is_prepared_says_how_to_look_at_it_and_train_on_it(capsys, monkeypatch):
     from otter_jax.run.console import make_console
 
     def said(*argv):
@@ -388,7 +389,10 @@ def test_a_set_that_is_prepared_says_how_to_look_at_it_and_train_on_it(capsys):
         prepare._print_next(options, make_console())
         return capsys.readouterr().out
 
+    assert "doctor --config pairs:cpu --config.data.name=mine\n" in said()
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     assert "doctor --config pairs --config.data.name=mine\n" in said()
+    assert "no GPU" not in said()
     assert "train --config cc3m --config.data.name=mine" in said("--layout", "cc3m")
     assert "--config.data.dir=/sets" in said("--data_dir", "/sets")
     assert said("--layout", "open_images") == ""

@@ -12,6 +12,7 @@ from pictures import noise
 from tars import tars_of_pairs, write_tar
 
 from otter_jax.commands.prepare import main
+from otter_jax.data.source import open_dataset
 
 
 @pytest.fixture(scope="module")
@@ -68,6 +69,20 @@ def test_killed_it_goes_on_and_run_twice_it_does_nothing(tmp_path, tokenizer_fol
     assert main(command) == 0
     assert "nothing was done" in capsys.readouterr().out
     assert before == {path: path.stat().st_mtime_ns for path in before}
+
+
+def test_a_table_of_pairs_becomes_a_set_and_what_comes_next_is_said(
+    tmp_path, tokenizer_folder, capsys
+):
+    names = write_pictures(tmp_path / "p", 3)
+    rows = [f"p/{name},otter {n}" for n, name in enumerate(names)]
+    (tmp_path / "pairs.csv").write_text("\n".join(["image,caption", *rows]))
+    assert main(flags(tmp_path, tokenizer_folder, tmp_path / "pairs.csv")) == 0
+    out = capsys.readouterr().out
+    assert "train: 3 pairs from " in out
+    assert "otter_jax train --config pairs:cpu --config.data.name=mine" in out
+    source = open_dataset(str(tmp_path / "sets"), "mine", "train")
+    assert [source[n]["caption"] for n in range(3)] == ["otter 0", "otter 1", "otter 2"]
 
 
 def test_mistakes_are_one_paragraph(tmp_path, tokenizer_folder, capsys):

@@ -39,6 +39,15 @@ def found(config, step=False):
     return {f.what: (f.level, f.text) for f in doctor.findings(config, step=step)}
 
 
+def test_a_warm_up_over_much_of_the_run_is_said(config):
+    config.optim.warmup_steps = 10
+    steps = round(config.train.epochs * 40 / config.train.batch_size)
+    texts = [f.text for f in doctor.findings(config, step=False) if f.level == "warning"]
+    (text,) = [text for text in texts if "warmup" in text]
+    assert f"optim.warmup_steps=10 of the run's {steps} steps" in text
+    assert f"--config.optim.warmup_steps={steps // 10}," in text
+
+
 def test_a_good_run_is_found_good(world, monkeypatch):
     monkeypatch.setattr(doctor, "SECONDS", 0.2)
     result = worlds.call(world, "--config.data.packed=True", name="doctor")
@@ -166,7 +175,7 @@ def test_what_is_in_doubt_about_an_encoder_is_a_warning(world, config, tmp_path)
     folder = text_encoder(world, tmp_path / "text", ["a", "red", "green", "Otter", "square"])
     (tmp_path / "text/sentence_bert_config.json").write_text('{"max_seq_length": 6}')
     config.model.txt.weights = folder
-    notes = [f for f in doctor.findings(config, step=False) if f.what == "encoders"]
+    notes = [f for f in doctor.findings(config, step=False) if f.what == "in doubt"]
     assert {note.level for note in notes} == {"warning"}
     cased, length, unknown = (note.text for note in notes)
     assert "1 words with capitals, such as 'Otter'" in cased
