@@ -3,7 +3,6 @@
 import importlib
 import pathlib
 import re
-import shlex
 import sys
 import types
 
@@ -21,7 +20,6 @@ from otter_jax.training import contrastive
 REPO = pathlib.Path(__file__).parent.parent
 PACKAGE = REPO / "otter_jax"
 PAGE = (REPO / "docs" / "architecture.md").read_text("utf-8")
-DOCUMENTS = [REPO / "README.md", *sorted((REPO / "docs").glob("*.md"))]
 
 
 def section(heading):
@@ -41,58 +39,6 @@ def test_the_page_is_as_short_as_it_was_meant_to_be():
     assert len(section("Words").strip().splitlines()) <= 25
     for what in ("An objective", "A command", "A data format", "An encoder"):
         assert len(section(what).strip().splitlines()) < 15
-
-
-@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
-def test_links_lead_somewhere(document):
-    text = re.sub(r"```.*?```", "", document.read_text("utf-8"), flags=re.DOTALL)
-    for target in re.findall(r"\]\((?!https?:)([^)]+)\)", text):
-        path, _, anchor = target.partition("#")
-        there = document.parent / path if path else document
-        assert there.exists(), target
-        if anchor:
-            headings = re.findall(r"^#+ (.*)$", there.read_text("utf-8"), flags=re.MULTILINE)
-            assert anchor in {re.sub(r"[^\w-]", "", h.lower().replace(" ", "-")) for h in headings}
-
-
-@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
-def test_files_that_documents_name_are_there(document):
-    """Tests, benchmarks, configs and files of the package; NAME and the like stand for others."""
-    text = document.read_text("utf-8")
-    tested = set(re.findall(r"(?:\w+/)*test_\w+\.py", text))
-    names = set(re.findall(r"\b(?:tests|benchmarks|configs|otter_jax|launch)/[\w./]+\.\w+", text))
-    for name in sorted(tested | names):
-        path = pathlib.Path(name)
-        if not any(part.isupper() for part in (*path.parts[:-1], path.stem)):
-            assert (REPO / path).exists() or any((REPO / "tests").rglob(path.name)), name
-
-
-def commands_of(document):
-    """The commands in a document's blocks of code, as lists of words."""
-    blocks = re.findall(
-        r"^```\w*\n(.*?)^```", document.read_text("utf-8"), re.DOTALL | re.MULTILINE
-    )
-    for block in blocks:
-        for line in block.replace("\\\n", " ").splitlines():
-            line = re.sub(r"\[|\]|^\$ ", "", re.split(r" #| [|] ", line)[0])
-            if line.startswith("otter-jax "):
-                yield shlex.split(line)[1:]
-
-
-@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
-def test_commands_in_documents_are_understood(document):
-    for name, *words in commands_of(document):
-        command = importlib.import_module(otter_jax.__main__.COMMANDS[name][0])
-        rest, overrides = flags.split(words)
-        options = command.parser().parse_all(rest)
-        config = getattr(options, "config", None)
-        if config and ".py" not in config:
-            configs.load(config, overrides)
-
-
-def test_the_readme_has_commands_to_understand():
-    found = {name for name, *_ in commands_of(REPO / "README.md")}
-    assert found == set(otter_jax.__main__.COMMANDS)
 
 
 def test_an_objective_is_added_as_the_page_says(monkeypatch):

@@ -16,6 +16,7 @@ from PIL import Image
 from squares import COLOURS, TINY, make_config, run, write
 
 from otter_jax import gates
+from otter_jax.commands import export as command
 from otter_jax.configs import transfer as configs
 from otter_jax.errors import UserError
 from otter_jax.models.efficientnet import EfficientNet
@@ -243,7 +244,8 @@ def test_a_stopped_run_goes_on_to_the_same_numbers(
 
 def test_an_exported_network_computes_what_the_gated_one_does(finished, tmp_path):
     workdir, config, _ = finished
-    (folder,) = export.export(config, workdir, tmp_path / "out", share=0.0, console=quiet())
+    folder = tmp_path / "out"
+    assert command.main(["--workdir", str(workdir), "--out", str(folder)]) == 0
     model, params, batch_stats, _ = network.trained(config, workdir, 3)
     assert any((gate != 1).any() for gate in jax.tree.leaves(params["gates"]))
     read = encoders.load_image(str(folder / "model.safetensors"), arch="tiny", classifier=True)
