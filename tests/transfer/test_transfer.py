@@ -244,8 +244,9 @@ def test_a_stopped_run_goes_on_to_the_same_numbers(
 
 def test_an_exported_network_computes_what_the_gated_one_does(finished, tmp_path):
     workdir, config, _ = finished
-    folder = tmp_path / "out"
-    assert command.main(["--workdir", str(workdir), "--out", str(folder)]) == 0
+    out = tmp_path / "out"
+    assert command.main(["--workdir", str(workdir), "--out", str(out)]) == 0
+    folder = out / "network"
     model, params, batch_stats, _ = network.trained(config, workdir, 3)
     assert any((gate != 1).any() for gate in jax.tree.leaves(params["gates"]))
     read = encoders.load_image(str(folder / "model.safetensors"), arch="tiny", classifier=True)
@@ -260,7 +261,7 @@ def test_an_exported_network_computes_what_the_gated_one_does(finished, tmp_path
     assert about["label_names"] == sorted(COLOURS)
     assert about["num_classes"] == 3
     with pytest.raises(UserError, match="is there already"):
-        export.export(config, workdir, tmp_path / "out", share=0.0, console=quiet())
+        export.export(config, workdir, out, share=0.0, console=quiet())
 
 
 def test_a_pruned_export_is_smaller_and_computes_the_same(finished, tmp_path):
