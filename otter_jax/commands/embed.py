@@ -62,7 +62,7 @@ def _texts(options: argparse.Namespace) -> int:
     texts = vectors.texts_of(options.texts)
     start.print_loading()
     from otter_jax.predict.progress import Progress
-    from otter_jax.run import cluster
+    from otter_jax.run import stops
     from otter_jax.run.console import make_console
     from otter_jax.zeroshot import prompts
 
@@ -70,7 +70,7 @@ def _texts(options: argparse.Namespace) -> int:
     model = flags.load_model(options)
     for note in prompts.cut(model.tokenizer, texts):
         console.print(f"Note: {note}.")
-    with cluster.Stop() as stop, Progress(console, len(texts), what="texts") as progress:
+    with stops.Stop() as stop, Progress(console, len(texts), what="texts") as progress:
         vectors.embed_texts(
             model,
             texts,
@@ -91,12 +91,12 @@ def _pictures(options: argparse.Namespace) -> int:
     start.print_loading()
     from otter_jax.predict import index
     from otter_jax.predict.progress import Progress
-    from otter_jax.run import cluster
+    from otter_jax.run import stops
     from otter_jax.run.console import make_console
 
     console = make_console()
     model = flags.load_model(options)
-    with cluster.Stop() as stop:
+    with stops.Stop() as stop:
         done = index.update(
             model,
             pictures,

@@ -50,13 +50,13 @@ def run(options: argparse.Namespace) -> None:
     start.print_loading()
     from otter_jax.data.source import open_dataset
     from otter_jax.report import noise as report
-    from otter_jax.run import cluster, directory
+    from otter_jax.run import directory, stops
     from otter_jax.run.console import make_console
 
     console = make_console()
     source = open_dataset(options.data_dir, options.data, options.split)
     source.check_has("caption")
-    with directory.new_folder(options.out) as folder, cluster.Stop() as stop:
+    with directory.new_folder(options.out) as folder, stops.Stop() as stop:
         model = flags.load_model(options)
         console.print(f"Model: {model.name}. Data: {source.name}, {len(source):,} pairs.")
         try:

@@ -190,9 +190,14 @@ def status(run: Callable[[], int | None]) -> int:
     signals = [s for s in (signal.SIGTERM, signal.SIGINT) if signal.getsignal(s) != signal.SIG_IGN]
     before = {number: signal.signal(number, ask) for number in signals}
     try:
-        return run() or 0
+        number = run() or 0
+        if _is_one_of_several():
+            from otter_jax.run import stops
+
+            stops.settle()  # JAX waits for the others, then all end
+        return number
     except Stopped:
-        return _ended(REQUEUE)
+        return leave(REQUEUE)  # all processes agreed on it: none waits for another
     except (Exception, KeyboardInterrupt) as error:
         # Extension modules that are being imported make an ImportError of what a signal raises.
         return _told(asked[-1] if asked else error)
@@ -208,11 +213,19 @@ class _Terminated(KeyboardInterrupt):
 def _told(error: BaseException) -> int:
     """Prints how a command ended early; returns its exit status."""
     if isinstance(error, _Terminated):
-        print("Stopped by SIGTERM. The same command starts again.", file=sys.stderr)
-        return _ended(REQUEUE)
+        several = _is_one_of_several()
+        by = "a signal to one of the processes" if several else "SIGTERM"
+        print(f"Stopped by {by}. The same command starts again.", file=sys.stderr)
+        if several:
+            from otter_jax.run import stops
+
+            stops.leave()
+        return leave(REQUEUE)
     if isinstance(error, KeyboardInterrupt):
         print("Stopped by Ctrl-C.", file=sys.stderr)
-        return _ended(130)
+        if _is_one_of_several():
+            _end(130)  # others may wait
+        return leave(130)
     if isinstance(error, OSError) and error.errno in REFUSALS:
         where = f" {error.filename}" if error.filename else ""
         error = UserError(f"The system refused to read or write{where}: {error}.")
@@ -229,16 +242,6 @@ def leave(number: int) -> int:
     if any(t.is_alive() for t in threading.enumerate() if t.name.startswith(COMPILER)):
         _end(number)
     return number
-
-
-def _ended(number: int) -> int:
-    """Returns the exit status of a stop; ends at once if XLA compiles, or if others would wait.
-
-    After a stop that all processes agreed on none waits for another.
-    """
-    if _is_one_of_several() and number != REQUEUE:
-        _end(number)
-    return leave(number)
 
 
 def _end(number: int) -> NoReturn:

@@ -20,7 +20,7 @@ _policy = ocp.checkpoint_managers.preservation_policy
 
 class _Manager(ocp.CheckpointManager):
     def reached_preemption(self, step: int) -> bool:
-        """Returns False: polling JAX here would advance the counter by which `cluster.Stop` agrees.
+        """Returns False: polling JAX here would advance the counter by which `stops.Stop` agrees.
 
         All processes agree on the stopping step by asking JAX equally often.
         """

@@ -1,4 +1,4 @@
-"""Lets several processes join, agree and stop together.
+"""Lets several processes join, agree and wait for each other.
 
 JAX's distributed runtime does the work; this module decides when it is started, and turns its
 failures into messages. With a single process every function returns at once.
@@ -9,7 +9,6 @@ import itertools
 import json
 import os
 import pathlib
-import signal
 import socket
 import time
 import uuid
@@ -24,7 +23,8 @@ import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 from jaxtyping import PyTree, Shaped
 
-from otter_jax.errors import Stopped, UserError
+from otter_jax.errors import UserError
+from otter_jax.run.threads import in_thread
 
 JOIN = 300  # seconds within which all processes must have joined
 HEARTBEAT = 60  # seconds without a sign of life after which a process counts as dead
@@ -78,12 +78,15 @@ def join(coordinator: str | None, num_processes: int | None, process_id: int | N
     if not process_id:
         print(f"Waiting for the other processes, {JOIN} s at most", flush=True)
     try:
-        jax.distributed.initialize(
-            coordinator,
-            num_processes,
-            process_id,
-            initialization_timeout=JOIN,
-            heartbeat_timeout_seconds=HEARTBEAT,
+        in_thread(
+            lambda: jax.distributed.initialize(
+                coordinator,
+                num_processes,
+                process_id,
+                initialization_timeout=JOIN,
+                heartbeat_timeout_seconds=HEARTBEAT,
+            ),
+            "join",
         )
     except (ValueError, RuntimeError) as error:
         raise UserError(
@@ -170,7 +173,7 @@ def check_shared(workdir: pathlib.Path) -> None:
     """Raises UserError unless all processes see the same folder, as shared checkpoints need."""
     if jax.process_count() == 1:
         return
-    token, path = uuid.uuid4().hex, workdir / "together"
+    token, path, is_new = uuid.uuid4().hex, workdir / "together", not workdir.exists()
     if is_first():
         workdir.mkdir(parents=True, exist_ok=True)
         path.write_text(token)
@@ -184,6 +187,9 @@ def check_shared(workdir: pathlib.Path) -> None:
     blind = [number for number, ok in enumerate(stack(np.array(seen))) if not ok]
     if is_first():
         path.unlink()
+        if is_new:
+            with contextlib.suppress(OSError):
+                workdir.rmdir()  # a start that is refused leaves nothing
     if blind:
         raise UserError(
             f"--workdir {workdir}: processes {blind} do not see there what process 0 writes. It "
@@ -202,66 +208,15 @@ def first_before_others() -> Iterator[None]:
 
 
 def meet(where: str) -> None:
-    """Waits until all processes get here; tolerates longer waits than a collective does."""
+    """Waits until all processes get here; tolerates longer waits than a collective does.
+
+    Signals are heard meanwhile.
+    """
+    if jax.process_count() == 1:
+        return
     barrier = ocp.multihost.get_barrier_sync_fn()  # kept by the coordinator, not by the devices
-    barrier(key=f"{where} {next(_meetings)}", timeout_ms=LONG * 1000)
+    key = f"{where} {next(_meetings)}"
+    in_thread(lambda: barrier(key=key, timeout_ms=LONG * 1000), "meet")
 
 
 _meetings = itertools.count()  # a barrier needs a name of its own
-
-
-class Stop:
-    """A context in which SIGTERM and Ctrl-C are requests to stop; a second one acts as usual.
-
-    Any of several processes may get the signal; JAX lets all agree on the step to stop at.
-    """
-
-    def __init__(self):
-        self.by = ""  # name of the signal, if this process got it
-        self._reached, self._asked, self._interrupts = False, 0, False
-        self._before: dict[int, Any] = {}
-
-    def __enter__(self):
-        several = jax.distributed.is_initialized()  # then JAX itself handles SIGTERM
-        for number in (signal.SIGINT,) if several else (signal.SIGINT, signal.SIGTERM):
-            self._before[number] = signal.signal(number, self._ask)
-        return self
-
-    def __exit__(self, *_):
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-
-    def reached(self) -> bool:
-        """Tells whether to stop here. All processes must ask equally often; they get one answer."""
-        if not jax.distributed.is_initialized():
-            self._reached = bool(self.by)
-        elif not self._reached:
-            self._asked += 1
-            self._reached = multihost_utils.reached_preemption_sync_point(self._asked)
-        return self._reached
-
-    def check(self) -> None:
-        """Raises Stopped if a stop was asked for (`reached`)."""
-        if self.reached():
-            raise Stopped
-
-    @contextlib.contextmanager
-    def interrupting(self) -> Iterator[None]:
-        """Makes a signal raise Stopped in this context at once, if there is a single process."""
-        self._interrupts = not jax.distributed.is_initialized()
-        try:
-            if self._interrupts and self.by:
-                raise Stopped
-            yield
-        finally:
-            self._interrupts = False
-
-    def _ask(self, number, _frame):
-        self.by = signal.Signals(number).name
-        signal.signal(number, self._before[number])
-        if jax.distributed.is_initialized():
-            os.kill(os.getpid(), signal.SIGTERM)  # to all processes
-        if self._interrupts:
-            raise Stopped
-        # A step or an evaluation's batch may take a while. print must not be called in a handler.
-        os.write(2, f"{self.by}: stopping after this step; a second one saves nothing.\n".encode())

@@ -1,8 +1,6 @@
 """Compiles programs ahead of their use, and compares their memory with the machine's."""
 
-import concurrent.futures
 import os
-import threading
 import time
 from collections.abc import Callable
 from typing import Any
@@ -15,6 +13,7 @@ from jaxtyping import PyTree
 from otter_jax import mesh as meshes
 from otter_jax.errors import UserError
 from otter_jax.run import cluster, programs
+from otter_jax.run.threads import in_thread
 
 THREAD = "compiler"  # `commands.start` does not wait for it when a stop was asked for
 TIGHT = 0.9  # of the memory; more may not be free in one piece
@@ -40,26 +39,12 @@ def compiled(jitted: Any, *shapes: Any, name: str, console: rich.console.Console
         console.print(f"compiling   {name}")
     with console.status(f"Compiling {name}"):
         began, read = time.monotonic(), programs.count_read()
-        program = _in_thread(jitted.lower(*shapes).compile)
+        program = in_thread(jitted.lower(*shapes).compile, THREAD)
         seconds = time.monotonic() - began
         cluster.meet("compiled")  # on CPUs, a collective waits only half a minute for the others
     kept = ", as an earlier start compiled it" if programs.count_read() > read else ""
     console.print(f"compiled    {name} in {seconds:.0f} s{kept}; it needs {memory(program)}")
     return program
-
-
-def _in_thread(work: Callable[[], Any]) -> Any:
-    """Calls `work` in another thread: here Python handles no signal while XLA compiles."""
-    done: concurrent.futures.Future = concurrent.futures.Future()
-
-    def call():
-        try:
-            done.set_result(work())
-        except BaseException as error:
-            done.set_exception(error)
-
-    threading.Thread(target=call, daemon=True, name=THREAD).start()
-    return done.result()
 
 
 def check_memory(program: Any, batch_size: int, multiple: int) -> None:

@@ -8,6 +8,7 @@ import contextlib
 import json
 import math
 import pathlib
+import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, Protocol, runtime_checkable
@@ -22,10 +23,10 @@ import otter_jax
 from otter_jax import mesh as meshes
 from otter_jax.data.source import Source
 from otter_jax.errors import Stopped, UserError
-from otter_jax.run import cluster, directory, lock
+from otter_jax.run import cluster, directory, lock, stops, watched
 from otter_jax.run.checkpoint import Checkpoints
 from otter_jax.run.console import duration, progress_bar
-from otter_jax.training.meters import Clock, Metrics, Mishaps, Scalars
+from otter_jax.training.meters import EVENTS, LINES, Clock, Metrics, Mishaps, Scalars
 
 Step = Callable[[Any, Any], tuple[Any, Any]]  # (state, batch) -> (state, metrics)
 
@@ -105,7 +106,7 @@ def train(
     about = {"name": task.source.name, "contents": task.contents}
     best, keep_every = config.eval.best, config.checkpoint.keep_every
     with contextlib.ExitStack() as stack:
-        stack.enter_context(_no_empty_folders(workdir))
+        stack.enter_context(_no_trace_without_steps(workdir))
         if cluster.is_first():
             stack.enter_context(lock.held(workdir))
         checkpoints = stack.enter_context(
@@ -131,8 +132,7 @@ def train(
         owed = _owes_evaluation(task, workdir, checkpoints, start)
         if owed or start < task.steps:
             scalars = stack.enter_context(_recorded(workdir, start))
-            stop = stack.enter_context(cluster.Stop())
-            loop = Loop(task, workdir, checkpoints, scalars, stop, console)
+            loop = Loop(task, workdir, checkpoints, scalars, stops.Stop(), console)
             if owed:
                 loop.make_up(start, state)
         if start >= task.steps:
@@ -153,12 +153,16 @@ def _owes_evaluation(
 
 
 @contextlib.contextmanager
-def _no_empty_folders(workdir: pathlib.Path) -> Iterator[None]:
-    """Removes the folders of a run that was refused before anything was written into them."""
+def _no_trace_without_steps(workdir: pathlib.Path) -> Iterator[None]:
+    """Removes what a start made in a new directory if it was refused, or made no step."""
     new = [folder for folder in (workdir / "checkpoints", workdir) if not folder.exists()]
     try:
         yield
     finally:
+        if workdir in new and cluster.is_first() and not directory.is_run(workdir):
+            (workdir / LINES).unlink(missing_ok=True)
+            for folder in (EVENTS, watched.FOLDER):
+                shutil.rmtree(workdir / folder, ignore_errors=True)
         for folder in new:
             with contextlib.suppress(OSError):  # it is not empty, or another process was first
                 folder.rmdir()
@@ -187,10 +191,13 @@ class Loop:
         workdir: pathlib.Path,
         checkpoints: Checkpoints,
         scalars: Scalars | None,
-        stop: cluster.Stop,
+        stop: stops.Stop,
         console: rich.console.Console,
     ):
-        """Takes the `stop` to ask after every step; only the first process has `scalars`."""
+        """Takes the `stop` to enter, and to ask after every step.
+
+        Only the first process has `scalars`.
+        """
         self._task, self._workdir, self._checkpoints = task, workdir, checkpoints
         self._scalars, self._stop, self._console = scalars, stop, console
 
@@ -200,13 +207,18 @@ class Loop:
         Raises Stopped after a stop was asked for and the state is saved, and UserError when a
         number is no longer finite, or no batch can be read.
         """
+        with self._stop:
+            try:
+                with self._stop.interrupting():
+                    self._task.step_at(start + 1)  # compiled before the clock starts
+            except Stopped:
+                self._print_stop(start)
+                raise
+            stops.settle()
+            self._make_steps(start, state, batches)
+
+    def _make_steps(self, start: int, state: Any, batches: Iterator[dict[str, np.ndarray]]) -> None:
         task, last, batch_size = self._task, self._task.steps, self._task.config.train.batch_size
-        try:
-            with self._stop.interrupting():
-                task.step_at(start + 1)  # compiled before the clock starts
-        except Stopped:
-            self._print_stop(start)
-            raise
         now, stopped = start, False
         mishaps, clock = Mishaps(task.source, self._console), Clock(batch_size, task.unit)
         pending: collections.deque = collections.deque()  # metrics still being computed
@@ -286,7 +298,8 @@ class Loop:
     def make_up(self, start: int, state: Any) -> None:
         """Evaluates the checkpoint that the run resumes from."""
         try:
-            self._checkpoints.rate(start, self._evaluate(start, state))
+            with self._stop:
+                self._checkpoints.rate(start, self._evaluate(start, state))
         except Stopped:
             self._print_stop(start)
             raise

@@ -17,6 +17,7 @@ from otter_jax.files import read_text
 from otter_jax.run import cluster
 from otter_jax.run.directory import evaluations, write_text
 
+LINES, EVENTS = "metrics.jsonl", "tensorboard"  # in a run's directory
 LARGEST = 1 << 30  # bytes of metrics.jsonl: five million lines
 NAMED = 10  # unreadable images
 
@@ -126,7 +127,7 @@ class Scalars:
     """
 
     def __init__(self, workdir: pathlib.Path, start: int = 0):
-        path = workdir / "metrics.jsonl"
+        path = workdir / LINES
         with contextlib.suppress(FileNotFoundError):
             lines = read_text(path, LARGEST, errors="replace").splitlines()
             lines = [line for line in lines if _step_of(line) <= start]
@@ -135,9 +136,7 @@ class Scalars:
             if result.step > start:
                 result.path.unlink()
         self._lines = path.open("a", buffering=1)
-        self._events = tensorboardX.SummaryWriter(
-            str(workdir / "tensorboard"), purge_step=start + 1
-        )
+        self._events = tensorboardX.SummaryWriter(str(workdir / EVENTS), purge_step=start + 1)
 
     def write(self, step: int, scalars: Mapping[str, float]) -> None:
         """Appends the metrics of one step."""

@@ -23,7 +23,7 @@ from ml_collections import ConfigDict
 from otter_jax import mesh as meshes
 from otter_jax.data.captions import Tokenizer
 from otter_jax.errors import Stopped, UserError
-from otter_jax.run import batches, cluster, directory, trained
+from otter_jax.run import batches, cluster, directory, stops, trained
 from otter_jax.run.console import WIDTH, progress_bar
 from otter_jax.run.embedder import Embedder
 from otter_jax.run.model import check_sizes
@@ -276,7 +276,7 @@ def run(
         console.print(f"Other than in training: {line}")
     kind = "" if _is_own(config, workdir) else directory.digest(_evaluated(config))
     evaluator = Evaluator(config, found.model, tokenizer, mesh, workdir, console, kind)
-    with cluster.Stop() as stop:
+    with stops.Stop() as stop:
         try:
             evaluator(found.step, found.variables, stop.check, whole=True, others=others)
             path = evaluator.results(found.step)

@@ -144,6 +144,62 @@ def test_signals_stop_all_processes_and_the_command_goes_on(world, undisturbed):
     assert steps == list(range(1, 17))
 
 
+STUCK = """
+import signal, time
+from otter_jax.training import contrastive
+from otter_jax.training.compiling import in_thread
+
+signal.signal(signal.SIGINT, signal.default_int_handler)
+contrastive.compiled = lambda *_, **__: in_thread(lambda: [print("compiling"), time.sleep(300)], "")
+"""
+
+
+def test_a_stop_while_all_compile_ends_all_at_once_and_leaves_nothing(world):
+    stuck, workdir = world / "stuck.py", world / "stuck"
+    stuck.write_text((world / "config.py").read_text() + STUCK)
+    processes = programs(world, "--config", str(stuck), "--workdir", str(workdir))
+    for line in processes[0].stdout:
+        if line == "compiling\n":
+            processes[0].send_signal(signal.SIGINT)
+            break
+    began = time.monotonic()
+    for status, _, stderr in end_all(processes):
+        assert status == 75, stderr
+        assert "Stopped by a signal to one of the processes. The same command" in stderr
+        assert "Traceback" not in stderr
+    assert time.monotonic() - began < 5
+    assert not workdir.exists()
+
+
+def test_a_stop_ends_all_processes_whatever_they_do(tmp_path):
+    """Waiting for the others, sleeping, and computing in C, where Python hears no signal."""
+    script = """
+import ctypes, sys, time
+from otter_jax.commands import start
+from otter_jax.run import cluster, stops
+
+def main(address, number):
+    cluster.join(address, 3, int(number))
+    stops.listen()
+    print("listening", flush=True)
+    (lambda: cluster.meet("here"), lambda: time.sleep(99), lambda: ctypes.CDLL(None).sleep(99))[
+        int(number)
+    ]()
+
+sys.exit(start.status(lambda: main(*sys.argv[1:])))
+"""
+    address = f"127.0.0.1:{free_ports(1)[0]}"
+    commands = [[sys.executable, "-c", script, address, str(i)] for i in range(3)]
+    processes = start_all(commands, [None] * 3)
+    assert "listening\n" in iter(processes[1].stdout.readline, "")
+    processes[1].send_signal(signal.SIGTERM)
+    began = time.monotonic()
+    ended = end_all(processes)
+    assert [status for status, _, _ in ended] == [75] * 3, ended
+    assert time.monotonic() - began < 6
+    assert not any("Traceback" in stderr for _, _, stderr in ended)
+
+
 def test_what_two_processes_saved_evaluates_alike_in_any_number_of_them(world, undisturbed):
     """40 images are no multiple of eval.batch_size = 16: the last rows are padding."""
     workdir, _ = undisturbed

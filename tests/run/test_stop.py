@@ -6,12 +6,12 @@ import signal
 import pytest
 
 from otter_jax.errors import Stopped
-from otter_jax.run import cluster
+from otter_jax.run import stops
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_request_to_stop_is_answered_and_says_what_a_second_one_does(number, capfd):
-    with cluster.Stop() as stop:
+    with stops.Stop() as stop:
         os.kill(os.getpid(), number)
         assert stop.reached()
     answer = f"{number.name}: stopping after this step; a second one saves nothing.\n"
@@ -19,6 +19,6 @@ def test_a_request_to_stop_is_answered_and_says_what_a_second_one_does(number, c
 
 
 def test_what_ends_at_once_needs_no_answer(capfd):
-    with cluster.Stop() as stop, pytest.raises(Stopped), stop.interrupting():
+    with stops.Stop() as stop, pytest.raises(Stopped), stop.interrupting():
         os.kill(os.getpid(), signal.SIGINT)
     assert capfd.readouterr().err == ""

@@ -6,6 +6,7 @@ import pytest
 
 from otter_jax.commands import start
 from otter_jax.errors import UserError
+from otter_jax.run.threads import in_thread
 from otter_jax.training import compiling
 
 MIB = 2**20
@@ -36,5 +37,5 @@ def test_the_largest_batch_leaves_what_is_there_once_and_some_room(monkeypatch):
 def test_the_command_knows_the_thread_that_compiles():
     assert start.COMPILER == compiling.THREAD
     with pytest.raises(ZeroDivisionError):
-        compiling._in_thread(lambda: 1 / 0)
-    assert compiling._in_thread(lambda: 7) == 7
+        in_thread(lambda: 1 / 0, compiling.THREAD)
+    assert in_thread(lambda: 7, compiling.THREAD) == 7

@@ -440,7 +440,7 @@ def test_a_stop_while_a_step_is_compiled_ends_at_once_and_leaves_nothing(config,
 
     said = run(config, tmp_path / "run", compile_by=interrupted)
     assert "Stopped by SIGINT after step 0 of 18. The same command goes on from there." in said
-    assert not (tmp_path / "run" / "config.json").exists()
+    assert not (tmp_path / "run").exists()
 
 
 def test_when_no_batch_can_be_read_what_is_in_memory_is_saved(
