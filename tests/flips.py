@@ -21,7 +21,10 @@ from absl import logging
 
 from otter_jax import mesh as meshes
 from otter_jax.errors import UserError
+from otter_jax.run import reading
 from otter_jax.run.checkpoint import Checkpoints
+
+WORST = ("traceback", "silent", "named", "as saved")
 
 
 def flipped(path: pathlib.Path, rng: random.Random) -> bytes:
@@ -33,24 +36,44 @@ def flipped(path: pathlib.Path, rng: random.Random) -> bytes:
     return held
 
 
-def outcome(workdir: pathlib.Path, state, best: int) -> str:
-    """Says what an evaluation makes of the run: "as saved", "named", "silent" or "traceback"."""
+def outcomes(workdir: pathlib.Path, state, best: int, about) -> set[str]:
+    """Says what evaluating the run and going on with it make of it.
+
+    "as saved", "named", "silent" or "traceback"
+    """
     sharding = meshes.one_device()
+
+    def evaluated():
+        found, taken = reading.restore_best(
+            workdir, {"params": state.params}, sharding, best="score"
+        )
+        return taken.step == best and same(found["params"], state.params)
+
+    def gone_on_with():
+        with contextlib.closing(Checkpoints(workdir, best="score")) as checkpoints:
+            step = checkpoints.latest
+            return checkpoints.about(step) == about and same(
+                checkpoints.restore(step, state, sharding), state
+            )
+
+    return {ending(evaluated), ending(gone_on_with)}
+
+
+def ending(of) -> str:
+    """Says how a call ended that tells whether it found what was saved."""
     try:
-        with contextlib.closing(Checkpoints(workdir, best="score", read_only=True)) as reader:
-            step = reader.best
-            found = jax.device_get(reader.restore(step, state, sharding))
+        return "as saved" if of() else "silent"
     except UserError:
         return "named"
     except Exception as error:
         print(f"traceback: {type(error).__name__}: {error}", file=sys.stderr)
         return "traceback"
-    pairs = zip(jax.tree.leaves(found), jax.tree.leaves(state), strict=True)
-    return (
-        "as saved"
-        if step == best and all(map(np.array_equal, *zip(*pairs, strict=True)))
-        else ("silent")
-    )
+
+
+def same(found, saved) -> bool:
+    """Tells whether all arrays of two trees are equal."""
+    pairs = zip(jax.tree.leaves(jax.device_get(found)), jax.tree.leaves(saved), strict=True)
+    return all(np.array_equal(*pair) for pair in pairs)
 
 
 def main() -> int:
@@ -64,7 +87,8 @@ def main() -> int:
     state = jax.device_put(tiny.state(), meshes.one_device())
     with tempfile.TemporaryDirectory() as folder:
         workdir = pathlib.Path(folder)
-        with contextlib.closing(Checkpoints(workdir, best="score")) as checkpoints:
+        about = {"name": "squares:train", "contents": "60 pairs, 1a2b3c4d"}
+        with contextlib.closing(Checkpoints(workdir, best="score", about=about)) as checkpoints:
             checkpoints.save(3, state, {"score": 0.9})
             checkpoints.save(5, state, {"score": 0.1})
         files = [
@@ -75,7 +99,8 @@ def main() -> int:
             weights = [path.stat().st_size for path in files] if rng.random() < 0.5 else None
             (path,) = rng.choices(files, weights)
             held = flipped(path, rng)
-            counts[outcome(workdir, state, best=3)] += 1
+            ends = outcomes(workdir, state, 3, about)
+            counts[next(what for what in WORST if what in ends)] += 1
             path.write_bytes(held)
     print(f"{options.flips} flips: {', '.join(f'{n} {what}' for what, n in counts.most_common())}")
     return 1 if counts["silent"] or counts["traceback"] else 0

@@ -13,8 +13,10 @@ from jax.sharding import Sharding
 from jaxtyping import PyTree
 
 from otter_jax.errors import UserError
+from otter_jax.files import read_json
 from otter_jax.run import cluster, digests, reading
 
+ABOUT = "about"  # what is saved beside a state: a folder of the checkpoint, and a file in it
 _policy = ocp.checkpoint_managers.preservation_policy
 
 
@@ -43,7 +45,6 @@ class Checkpoints:
         *,
         best: str = "",
         keep_every: int = 0,
-        read_only: bool = False,
         about: Mapping[str, Any] | None = None,
     ):
         """Opens the checkpoints of a run; `about` is saved with each new one.
@@ -66,13 +67,15 @@ class Checkpoints:
         self._best = best
         self._manager = _Manager(
             self._folder,
-            item_handlers={"state": ocp.PyTreeCheckpointHandler()},
+            item_handlers={
+                "state": ocp.PyTreeCheckpointHandler(),
+                ABOUT: ocp.JsonCheckpointHandler(ABOUT),
+            },
             options=ocp.CheckpointManagerOptions(
                 best_fn=score,  # without it no metrics are written; the policy decides what is kept
                 preservation_policy=_policy.AnyPreservationPolicy(keep),
-                cleanup_tmp_directories=not read_only,
-                create=not read_only,
-                read_only=read_only,
+                cleanup_tmp_directories=True,
+                create=True,
                 async_options=ocp.AsyncOptions(post_finalization_callback=self._add_digests),
             ),
         )
@@ -86,13 +89,6 @@ class Checkpoints:
     def steps(self) -> list[int]:
         """The steps of all complete checkpoints, sorted."""
         return sorted(self._manager.all_steps())
-
-    @property
-    def best(self) -> int | None:
-        """The step of the checkpoint with the largest metric; the latest if none has it."""
-        scores = {step: self._metrics(step).get(self._best) for step in self.steps}
-        scores = {step: score for step, score in scores.items() if score is not None}
-        return max(scores, key=scores.get, default=self.latest)
 
     def find(self, step: int) -> int:
         """Returns `step` if there is a complete checkpoint of it, else raises UserError."""
@@ -108,9 +104,10 @@ class Checkpoints:
         with self._writing():
             self._manager.save(
                 step,
-                args=ocp.args.Composite(state=ocp.args.PyTreeSave(state)),
+                args=ocp.args.Composite(
+                    state=ocp.args.PyTreeSave(state), about=ocp.args.JsonSave(self._about)
+                ),
                 metrics=dict(metrics) if metrics else None,
-                custom_metadata=self._about,
             )
 
     def check(self) -> None:
@@ -119,8 +116,13 @@ class Checkpoints:
             self._manager.check_for_errors()
 
     def about(self, step: int) -> dict[str, Any]:
-        """Returns what was saved with the checkpoint beside its state; {} of older versions."""
-        return dict(self._manager.metadata(step).custom_metadata or {})
+        """Returns what was saved with the checkpoint beside its state; {} of older versions.
+
+        Raises UserError if it is damaged.
+        """
+        reading.check_whole(self._folder, step, ABOUT)
+        path = self._folder / str(step) / ABOUT / ABOUT
+        return read_json(path) if path.exists() else {}
 
     def is_rated(self, step: int) -> bool:
         """Tells whether the metric `best` of this checkpoint is known, or none is needed."""
@@ -208,7 +210,7 @@ class Checkpoints:
         """Adds digests to the checkpoint being written, before it gets its number."""
         if cluster.is_first():
             for folder in self._folder.glob("*.orbax-checkpoint-tmp*"):
-                digests.write(folder, "state", "metrics")
+                digests.write(folder, "state", "metrics", ABOUT)
 
     def _metrics(self, step: int) -> dict[str, float]:
         return dict(self._manager.metrics(step) or {})

@@ -234,7 +234,7 @@ def test_a_stopped_run_goes_on_to_the_same_numbers(
     assert at_the_end == ("The report is in " in second)
     assert at_the_end or f"going on from step {stopped_at}" in second
     assert "Done already: 18 of 18 steps" in run(config, tmp_path / "run")
-    reader = Checkpoints(tmp_path / "run", best="top-1", read_only=True)
+    reader = Checkpoints(tmp_path / "run", best="top-1")
     assert reader.is_rated(18)
     reader.close()
     config.eval.best = ""  # the last
