@@ -4,6 +4,7 @@ Nothing here imports JAX, so that help and mistakes on the command line are answ
 """
 
 import argparse
+import contextlib
 import difflib
 import errno
 import importlib
@@ -17,7 +18,7 @@ import textwrap
 import threading
 import time
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NoReturn
 
 from otter_jax.errors import Stopped, UserError
@@ -27,6 +28,8 @@ COMPILER = "compiler"  # how names of threads begin that XLA compiles in
 # What a disk answers when it is full, read-only, failing, or not this user's.
 REFUSALS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO)
 REQUEUE = 75  # EX_TEMPFAIL of sysexits.h: stopped and saved; the same command goes on
+# Asks once more where Python ignores what a signal raises; nobody else sends it, or heeds it.
+AGAIN = signal.SIGURG
 PARTLY = 3  # done, but for pictures that cannot be read
 WIDTH = 100  # columns
 
@@ -181,27 +184,45 @@ def status(run: Callable[[], int | None]) -> int:
     from absl import logging
 
     logging.set_verbosity(logging.ERROR)  # Orbax warns about what is intended here
+    with _signals() as asked:
+        try:
+            number = run() or 0
+            if _is_one_of_several():
+                from otter_jax.run import stops
+
+                stops.settle()  # JAX waits for the others, then all end
+            return number
+        except Stopped:
+            return leave(REQUEUE)  # all processes agreed on it: none waits for another
+        except (Exception, KeyboardInterrupt) as error:
+            # Extension modules that are being imported make an ImportError of what a signal raises.
+            return _told(asked[-1] if asked else error)
+
+
+@contextlib.contextmanager
+def _signals() -> Iterator[list[KeyboardInterrupt]]:
+    """Makes SIGTERM and Ctrl-C raise exceptions in this context; yields those raised so far."""
     asked: list[KeyboardInterrupt] = []
 
     def ask(number, _frame):
-        asked.append(_Terminated() if number == signal.SIGTERM else KeyboardInterrupt())
+        if number != AGAIN or not asked:
+            asked.append(KeyboardInterrupt() if number == signal.SIGINT else _Terminated())
         raise asked[-1]
 
-    signals = [s for s in (signal.SIGTERM, signal.SIGINT) if signal.getsignal(s) != signal.SIG_IGN]
-    before = {number: signal.signal(number, ask) for number in signals}
-    try:
-        number = run() or 0
-        if _is_one_of_several():
-            from otter_jax.run import stops
+    def report(found):
+        if asked and found.exc_value is asked[-1]:  # as while Python collects garbage
+            main = threading.main_thread().ident
+            threading.Timer(0.05, signal.pthread_kill, (main, AGAIN)).start()
+        else:
+            usual(found)
 
-            stops.settle()  # JAX waits for the others, then all end
-        return number
-    except Stopped:
-        return leave(REQUEUE)  # all processes agreed on it: none waits for another
-    except (Exception, KeyboardInterrupt) as error:
-        # Extension modules that are being imported make an ImportError of what a signal raises.
-        return _told(asked[-1] if asked else error)
+    signals = [s for s in (signal.SIGTERM, signal.SIGINT) if signal.getsignal(s) != signal.SIG_IGN]
+    before = {number: signal.signal(number, ask) for number in (*signals, AGAIN)}
+    usual, sys.unraisablehook = sys.unraisablehook, report
+    try:
+        yield asked
     finally:
+        sys.unraisablehook = usual
         for number, handler in before.items():
             signal.signal(number, handler)
 

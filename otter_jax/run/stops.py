@@ -25,8 +25,8 @@ from otter_jax.run import cluster
 NOTICE = "RECEIVED_PREEMPTION_NOTICE"  # JAX's key for a SIGTERM to one of the processes
 POLL = 0.25  # seconds between two looks for it
 PATIENCE = 2  # seconds to break off in order; who waits in C++ for longer is cut off
-WAIT = 3  # seconds to wait for the others when leaving
-BREAK = signal.SIGURG  # breaks off the main thread; nobody else sends it, or heeds it
+WAIT = 10  # seconds to wait for the others when leaving; none comes late, but one that hangs
+BREAK = signal.SIGURG  # breaks off the main thread: `commands.start` handles it as a SIGTERM
 
 _asked = itertools.count(1)  # what JAX is asked; of all processes it agrees on the largest
 _numbers = itertools.count()
@@ -101,7 +101,6 @@ def listen() -> None:
         return
     number = next(_numbers)
     if not number:
-        signal.signal(BREAK, _as_terminated)
         _pass_on(signal.SIGINT)
     cluster.meet("listen")  # what was computed together is done
     _listener = _Listener(f"otter_jax/leave {number}")
@@ -177,13 +176,6 @@ def _value(key: str) -> str:
 
 def _client() -> Any:
     return ocp.multihost.get_jax_distributed_client()
-
-
-def _as_terminated(_number, frame) -> None:
-    """Handles `BREAK`: as SIGTERM where there is a single process."""
-    handler = signal.getsignal(signal.SIGTERM)
-    if callable(handler):
-        handler(signal.SIGTERM, frame)
 
 
 def _pass_on(number: int) -> None:

@@ -350,6 +350,22 @@ def test_a_stop_of_which_a_library_makes_another_error_is_still_a_stop(
     assert said.count("\n") == 1
 
 
+def test_a_stop_is_heard_where_python_ignores_what_it_raises(capsys):
+    """As in JAX's callback of garbage collections: whatever is raised there is dropped."""
+
+    class Ignoring:
+        def __del__(self):
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(0.01)
+
+    def run():
+        Ignoring()
+        time.sleep(5)
+
+    assert start.status(run) == start.REQUEUE
+    assert capsys.readouterr().err == "Stopped by SIGTERM. The same command starts again.\n"
+
+
 def test_what_comes_next_is_said_in_commands_that_can_be_copied():
     said = start.following(("eval", "--workdir", "runs/with space"))
     assert said == "Next:\n  python -m otter_jax eval --workdir 'runs/with space'"
