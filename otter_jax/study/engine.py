@@ -17,7 +17,7 @@ import numpy as np
 import optax
 from jax import lax
 from jax.sharding import Mesh
-from jaxtyping import Array, Float, Int, PyTree
+from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from otter_jax import step
 from otter_jax.objective import Objective
@@ -73,6 +73,7 @@ class Run(NamedTuple):
       learning_rate, log_scale: the largest rate, and where both temperatures' logarithms start.
       numbers: fields of the objective, by name.
       images, texts: for each step the rows of the features that are its batch.
+      wrong: which captions of it are known to be another pair's.
     """
 
     seed: Int[Any, "*R"]
@@ -81,6 +82,7 @@ class Run(NamedTuple):
     numbers: Mapping[str, Float[Any, "*R"]]
     images: Int[Any, "*R steps B"]
     texts: Int[Any, "*R steps B"]
+    wrong: Bool[Any, "*R steps B"]
 
 
 class Trained(NamedTuple):
@@ -88,7 +90,7 @@ class Trained(NamedTuple):
 
     Attributes:
       variables: {"params", "batch_stats"} of "student" and "ema".
-      metrics: those of `step.train_step`, each at the steps `at`.
+      metrics: those of `step.train_step` and of `judged`, each at the steps `at`.
       at: numbers of steps, from 1.
       broken: the first step whose loss was not finite; 0 for none.
     """
@@ -172,11 +174,14 @@ def train_one(
         ema_decay=program.optim.ema_decay,
     )
 
-    def advance(state, numbers):
-        image, text = numbers
-        return one_step(state, {"image": images[image], "pooled": texts[text]})
+    def advance(state, row):
+        image, text, wrong = row
+        batch = {"image": images[image], "pooled": texts[text]}
+        numbers = judged(one_step, state, batch, wrong)
+        state, metrics = one_step(state, batch)
+        return state, metrics | numbers
 
-    state, metrics = lax.scan(advance, state, (run.images, run.texts))
+    state, metrics = lax.scan(advance, state, (run.images, run.texts, run.wrong))
     wrong = ~jnp.isfinite(metrics["loss"])
     broken = jnp.where(wrong.any(), wrong.argmax() + 1, 0)
     at = jnp.array(kept_steps(steps, program.kept))
@@ -197,6 +202,39 @@ def train(
     """Trains stacked runs to their end, side by side."""
     one = functools.partial(train_one, program, mesh, given, images, texts)
     return jax.vmap(one)(runs)
+
+
+def judged(
+    one_step: functools.partial, state: step.TrainState, batch: dict[str, Array], wrong: Any
+) -> dict[str, Float[Array, ""]]:
+    """Returns how well the weights that a teacher gives to pairs tell the wrong captions.
+
+    They are {} for an objective without trust; else, of this step's weights: `weight_right` and
+    `weight_wrong`, the means over pairs of either kind; `auc`, the probability that a right pair
+    has more than a wrong one; `precision` and `recall` of "wrong is what has less than 0.5". The
+    compiler sees that the step computes the same embeddings, and computes them once.
+    """
+    objective, model, mesh = (one_step.keywords[name] for name in ("objective", "model", "mesh"))
+    if not objective.trust:
+        return {}
+    rng = jax.random.key(0)  # there is no dropout
+    embeddings, _ = step.embed(model, batch, state.teacher, rng, train=True)
+    targets, _ = step.teach(objective, *embeddings, mesh=mesh)
+    weights = objective.weights(targets["trust"])
+    right, low = ~wrong, weights < 0.5
+    more = (weights[:, None] > weights) + 0.5 * (weights[:, None] == weights)
+    pairs = right[:, None] & wrong
+
+    def share(of, among):
+        return jnp.sum(of * among) / jnp.maximum(jnp.sum(among), 1)
+
+    return {
+        "weight_right": share(weights, right),
+        "weight_wrong": share(weights, wrong),
+        "auc": share(more, pairs),
+        "precision": share(wrong, low),
+        "recall": share(low, wrong),
+    }
 
 
 def kept_steps(steps: int, most: int) -> Int[np.ndarray, "kept"]:

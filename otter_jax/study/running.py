@@ -122,10 +122,9 @@ class Runner:
             name: np.float32(getattr(objective, name))
             for name in engine.traceable(program.objective)
         }
-        images, texts, _ = self.seen(cell.setting, seed)
         return engine.Run(
             np.int32(seed), np.float32(values["learning_rate"]), np.float32(values["log_scale"]),
-            numbers, images, texts,
+            numbers, *self.seen(cell.setting, seed),
         )  # fmt: skip
 
     def seen(self, setting: Setting, seed: int) -> tuple[Int[np.ndarray, "steps B"], ...]:

@@ -92,7 +92,8 @@ def runs(seeds, objective):
     }
     order = np.broadcast_to(ORDER, (count, *ORDER.shape)).astype(np.int32)
     rates, scales = np.full(count, RATE, np.float32), np.full(count, SCALE, np.float32)
-    return engine.Run(np.array(seeds, np.int32), rates, scales, numbers, order, order)
+    wrong = order < PAIRS // 4
+    return engine.Run(np.array(seeds, np.int32), rates, scales, numbers, order, order, wrong)
 
 
 def trained_on_kept(objective, enter, stacked):
@@ -141,6 +142,28 @@ def test_a_run_that_diverges_says_at_which_step():
     stacked = runs([0, 0], METHODS["infonce"])
     stacked.learning_rate[1] = np.inf
     assert trained_on_kept(METHODS["infonce"], "", stacked).broken.tolist() == [0, 2]
+
+
+def test_trust_is_judged_by_the_captions_that_are_known_to_be_wrong():
+    method = METHODS["trust"]
+    stacked = runs([0], method)
+    metrics = trained_on_kept(method, "", stacked).metrics
+    assert metrics.keys() >= {"weight_right", "weight_wrong", "precision", "recall"}
+    model, given, images, texts = kept("")
+    program = engine.Program(model, method, OPTIM)
+    run = jax.tree.map(lambda x: jnp.asarray(x[0]), stacked)
+    like = {"image": images[:1], "pooled": texts[:1]}
+    state, _ = engine.first_state(program, given, like, run, STEPS)
+    img, txt = model.apply(state.teacher, images[ORDER[0]], {"pooled": texts[ORDER[0]]}, train=True)
+    weights = method.weights(method.teacher_targets(img, txt)["trust"])
+    wrong, low = np.asarray(run.wrong[0]), np.asarray(weights) < 0.5
+    assert 0 < wrong.sum() < BATCH
+    own = {name: values[0, 0] for name, values in metrics.items()}
+    np.testing.assert_allclose(own["weight_wrong"], weights[wrong].mean(), rtol=1e-4)
+    np.testing.assert_allclose(own["recall"], low[wrong].mean(), rtol=1e-4)
+    np.testing.assert_allclose(own["precision"], wrong[low].sum() / max(low.sum(), 1), rtol=1e-4)
+    above = np.greater(*np.meshgrid(weights[~wrong], weights[wrong]))
+    np.testing.assert_allclose(own["auc"], above.mean(), atol=0.05)
 
 
 def test_numbers_that_the_code_branches_on_are_not_traced():
