@@ -25,7 +25,7 @@ from matplotlib.figure import Figure
 
 from benchmarks.hlo import collectives
 from otter_jax import mesh as meshes
-from otter_jax import step
+from otter_jax import panels, step
 from otter_jax.models.bert import Bert, BertConfig
 from otter_jax.models.resnet import RESNETS, ResNet
 from otter_jax.models.towers import Towers
@@ -37,18 +37,23 @@ D = 768
 VOCABULARY = 31_090  # of DeCLUTR-Sci-base
 OTTER = METHODS["otter"]
 BATCHES = (512, 4096, 32768, 131072)
+PANELS = 6  # of the teacher's affinity, of cosines, and of what is made of these
 BY = "formula", "compiled", "released"
 
 # By formula -------------------------------------------------------------------------------------
 
 
-def held(B: float, P: int) -> float:
+def held(B: float, P: int, form: str = "dense") -> float:
     """Bytes on one of P devices: rows of kernels, plans and cosines, and the embeddings.
 
-    The embeddings of the batch are the student's, their gradient, and for a while the teacher's.
+    The embeddings of the batch are the student's, their gradient, and for a while the teacher's;
+    by panels, half of the student's suffices, and a few panels of rows stand for the matrices.
     """
     b = B / P
-    return 4 * (6 * b * B + 3 * 2 * B * D + 3 * 2 * b * D)
+    if form == "dense":
+        return 4 * (6 * b * B + 3 * 2 * B * D + 3 * 2 * b * D)
+    kept = b * B if form == "cached" else 0
+    return 4 * (kept + PANELS * min(b * B, panels.PANEL_GPU) + 4 * B * D + 3 * 2 * b * D)
 
 
 def held_released(B: float, P: int) -> float:
@@ -61,11 +66,17 @@ def held_released(B: float, P: int) -> float:
     return 4 * (5 * B * B + 11 * b * B + 2 * B * D + 2 * 2 * b * D)
 
 
-def sent(B: float, P: int) -> float:
-    """Bytes that one of P devices sends a step, but for a dozen scalars."""
+def sent(B: float, P: int, form: str = "dense") -> float:
+    """Bytes that one of P devices sends a step, but for a dozen scalars.
+
+    By panels the student's images stay where they are. Of vectors there are two an iteration, the
+    sums of the texts' targets, and for both temperatures the columns' maxima and sums.
+    """
     embeddings = 3 * 2 * B * D  # the teacher's, the student's, the gradient of the student's
-    sums = 2 * 2 * B * (OTTER.num_iters + 1)  # a sum is sent twice; one more for the first maximum
-    return 4 * (embeddings + sums) * (P - 1) / P
+    vectors = 2 * (OTTER.num_iters + 1)  # two more for the first maximum
+    if form != "dense":
+        embeddings, vectors = 2 * 2 * B * D, 2 * OTTER.num_iters + 1 + 2 * 2
+    return 4 * (embeddings + 2 * B * vectors) * (P - 1) / P  # a sum is sent twice
 
 
 def sent_released(B: float, P: int) -> float:
@@ -85,14 +96,14 @@ def sent_of_encoders(params: int, channels: int, P: int) -> tuple[float, float]:
 # As compiled ------------------------------------------------------------------------------------
 
 
-def objective_part(mesh: Mesh) -> Any:
+def objective_part(mesh: Mesh, form: str = "dense") -> Any:
     """OTTER's metrics, and the gradient of its loss, of the embeddings of teacher and student."""
 
     def part(teacher, student, log_scale):
-        targets, numbers = step.teach(OTTER, *teacher, mesh=mesh)
+        targets, numbers = step.teach(OTTER, *teacher, mesh=mesh, form=form)
 
         def of_student(student, log_scale):
-            return step.matching_loss(OTTER, *student, targets, log_scale, mesh=mesh)
+            return step.matching_loss(OTTER, *student, targets, log_scale, mesh=mesh, form=form)
 
         gradient = jax.value_and_grad(of_student, argnums=(0, 1), has_aux=True)
         (total, terms), (student, log_scale) = gradient(student, log_scale)
@@ -103,13 +114,13 @@ def objective_part(mesh: Mesh) -> Any:
     return jax.jit(part, **shardings)
 
 
-def compiled(B: int, devices: Sequence[jax.Device]) -> Any:
+def compiled(B: int, devices: Sequence[jax.Device], form: str = "dense") -> Any:
     """The program for a batch of B on these devices."""
     mesh = jax.make_mesh((len(devices),), (meshes.AXIS,), (AxisType.Auto,), devices=devices)
     one = jax.ShapeDtypeStruct((), jnp.float32)
     embeddings = (jax.ShapeDtypeStruct((B, D), jnp.float32),) * 2
     arguments = embeddings, embeddings, {"pairs": one, "teacher": one}
-    return objective_part(mesh).lower(*arguments).compile()
+    return objective_part(mesh, form).lower(*arguments).compile()
 
 
 def devices_of(P: int, target: str) -> Sequence[jax.Device]:
@@ -188,6 +199,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     parser.add_argument("--batch", type=int, nargs="+", default=BATCHES)
+    parser.add_argument("--form", choices=panels.FORMS, default="dense")
     parser.add_argument("--devices", type=int, nargs="+", default=(8, 64))
     parser.add_argument("--target", type=pathlib.Path, help="a GPU to compile for")
     parser.add_argument("--out", type=pathlib.Path, help="a plot")
@@ -201,12 +213,12 @@ def main() -> None:
     for P in options.devices:
         devices = devices_of(P, target)
         for B in options.batch:
-            program = compiled(B, devices)
+            program = compiled(B, devices, options.form)
             traffic = sum(c.sent(P) for c in collectives(program.as_text()))
             measured[B, P] = compiling.bytes_needed(program), traffic
             numbers = (
-                (held(B, P), measured[B, P][0], held_released(B, P)),
-                (sent(B, P), traffic, sent_released(B, P)),
+                (held(B, P, options.form), measured[B, P][0], held_released(B, P)),
+                (sent(B, P, options.form), traffic, sent_released(B, P)),
             )
             cells = f"{P}", f"{B:,}", *(amount(n) for three in numbers for n in three)
             print(f"| {' | '.join(cells)} |", flush=True)

@@ -66,6 +66,8 @@ def get_config(method: str = "otter") -> ConfigDict:
                 batch_size=512,  # B, over all devices
                 epochs=10.0,
                 log_every=20,  # steps
+                microbatch=0,  # pairs that are embedded at once, a divisor of B; 0: all of them
+                matching="auto",  # how B x B matrices are held: docs/scaling.md
             ),
             optim=dict(
                 name="sgd",  # or "adamw"

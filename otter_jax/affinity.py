@@ -106,7 +106,6 @@ def look(
     if form == "cached":
         matching["kept"] = lax.map(affinity.open, affinity.panels)
         affinity = Affinity(objective, matching, size, axis_name)
-    solve = _scaled if affinity.plain else _in_logarithms
     vectors, entropy, own, error = solve(affinity)
     B, mean = affinity.B, functools.partial(summed, axis_name=axis_name)
     numbers = {
@@ -117,12 +116,17 @@ def look(
     return matching | vectors | {"entropy": numbers["target_entropy"]}, numbers
 
 
-def _scaled(affinity: Affinity):
-    """Finds the scalings of both plans, as Sinkhorn wrote them: sums of the kernel alone.
+def solve(affinity: Affinity):
+    """Finds the vectors that make targets of an affinity, and what there is to say of these.
 
     Returns the vectors, this device's part of the summed entropies, the targets of its own pairs
-    of either direction, and the largest error of a row.
+    summed over both directions, and the largest error of a row.
     """
+    return _scaled(affinity) if affinity.plain else _in_logarithms(affinity)
+
+
+def _scaled(affinity):
+    """Does it as Sinkhorn wrote it: by sums of the kernel."""
     axis_name, B = affinity.axis_name, affinity.B
     ones = jnp.ones(B, affinity.dtype)
 
@@ -171,8 +175,8 @@ def _scaled(affinity: Affinity):
     return vectors, entropies, own, jnp.maximum(*errors)
 
 
-def _in_logarithms(affinity: Affinity):
-    """Does as `_scaled` for any range of S / epsilon; the vectors are logarithms of those there."""
+def _in_logarithms(affinity):
+    """Does it for any range of S / epsilon; the vectors are logarithms of those of `_scaled`."""
     axis_name, B = affinity.axis_name, affinity.B
     transport = affinity.objective.teacher == "transport"
     zeros = jnp.zeros(B, affinity.dtype)

@@ -17,7 +17,8 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int, Key, PyTree
 
 from otter_jax import gates, panels
-from otter_jax.freezing import share_frozen, stop_frozen, stored_statistics
+from otter_jax.embedding import embed
+from otter_jax.freezing import share_frozen, stop_frozen
 from otter_jax.mesh import AXIS, ROWS, WHOLE
 from otter_jax.objective import (
     ByDirection,
@@ -68,6 +69,7 @@ def train_step(
     ema_decay: float | None = 0.999,
     clamp_scales: bool = True,
     form: str = "dense",
+    microbatch: int = 0,
 ) -> tuple[TrainState, dict[str, Float[Array, ""]]]:
     """Returns the next state, and the step's metrics.
 
@@ -76,10 +78,11 @@ def train_step(
     `gates`), times `gate_strength`. `clamp_scales` keeps temperatures where they have a gradient.
     With `ema_decay=None` the teacher is fixed, and runs in evaluation mode; an EMA teacher runs in
     training mode (its own batch statistics and dropout masks), as released. `form` of the B x B
-    matrices: one of panels.FORMS.
+    matrices: one of panels.FORMS. `microbatch` pairs are embedded at a time (see `embedding`).
     """
     where = {"mesh": mesh, "form": form}
-    encode = functools.partial(embed, model, batch, freeze=freeze)
+    how = {"mesh": mesh, "freeze": freeze, "microbatch": microbatch}
+    encode = functools.partial(embed, model, batch, **how)
     student_rng, teacher_rng = jax.random.split(jax.random.fold_in(key, state.step))
     student = {"params": state.params, "batch_stats": state.batch_stats}
     teacher = state.teacher if ema_decay is None else share_frozen(state.teacher, student, freeze)
@@ -109,24 +112,6 @@ def train_step(
     numbers |= {f"scale_{name}": scale_of(x) for name, x in state.params["log_scale"].items()}
     new_state = TrainState(state.step + 1, params, batch_stats, opt_state, teacher)
     return new_state, {"loss": loss, **terms, **numbers}
-
-
-def embed(
-    model: nn.Module,
-    batch: dict[str, Array],
-    variables: PyTree,
-    rng: Key[Array, ""],
-    *,
-    train: bool,
-    freeze: str = "",
-) -> tuple[tuple[Float[Array, "B D"], Float[Array, "B D"]], PyTree]:
-    """Returns the embeddings of a batch's images and captions, and the updated statistics."""
-    captions = {k: v for k, v in batch.items() if k != "image"}
-    with stored_statistics(freeze):
-        return model.apply(
-            variables | {"params": gates.fold(variables["params"])}, batch["image"], captions,
-            train=train, rngs={"dropout": rng}, mutable=["batch_stats"],
-        )  # fmt: skip
 
 
 def moved(params: PyTree, updates: PyTree, *, clamp_scales: bool) -> PyTree:

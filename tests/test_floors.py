@@ -11,6 +11,7 @@ PACKAGE = pathlib.Path(__file__).parent.parent / "otter_jax"
 FLOORS = (  # from the ground up; modules of the method's line may import each other
     ("errors", "files", "caches"),
     ("models", "ot", "gates", "mesh", "optimizer", "objective", "freezing", "affinity", "panels"),
+    ("embedding",),
     ("step",),
     ("weights",),
     ("data",),

@@ -6,10 +6,11 @@ import pytest
 from benchmarks import hlo, scaling
 
 
-@pytest.mark.parametrize(("B", "P"), [(64, 2), (64, 8), (512, 8)])
-def test_the_program_sends_what_the_formula_says(B, P):
-    text = scaling.compiled(B, jax.devices()[:P]).as_text()
-    more = sum(c.sent(P) for c in hlo.collectives(text)) - scaling.sent(B, P)
+@pytest.mark.parametrize("form", ["dense", "cached", "streaming"])
+@pytest.mark.parametrize(("B", "P"), [(64, 2), (512, 8)])
+def test_the_program_sends_what_the_formula_says(B, P, form):
+    text = scaling.compiled(B, jax.devices()[:P], form).as_text()
+    more = sum(c.sent(P) for c in hlo.collectives(text)) - scaling.sent(B, P, form)
     assert 0 <= more < 100  # scalars
 
 

@@ -166,6 +166,8 @@ TRAIN = SHARED | {
     "data.max_tokens": whole(1, 65_536),
     "data.packed": TRUTH,
     "train.epochs": number(above=True),
+    "train.microbatch": whole(0),
+    "train.matching": one_of("auto", "dense", "cached", "streaming"),
     "optim.name": one_of("sgd", "adamw"),
     "optim.schedule": one_of("step", "epoch"),
     "optim.warmup_steps": PERIOD,

@@ -29,7 +29,7 @@ from otter_jax.optimizer import Schedule, learning_rate, make_optimizer
 from otter_jax.run import batches, cluster, model, trained
 from otter_jax.run.console import in_columns, millions
 from otter_jax.run.watched import WatchedPairs
-from otter_jax.training import doubts, logline
+from otter_jax.training import doubts, fitting, logline
 from otter_jax.training.compiling import check_memory, compiled, jit_step, shapes_of
 from otter_jax.training.loop import Step, is_multiple, train
 from otter_jax.training.meters import Metrics
@@ -116,6 +116,7 @@ class Setup:
         """
         mesh = meshes.make_mesh()
         check_config(config, mesh.size)
+        fitting.check(config, mesh)
         with cluster.first_before_others():
             ensure(config.data.name, config.data.dir, config.data.tars, exif=config.data.exif)
         source = open_dataset(config.data.dir, config.data.name, config.data.split)
@@ -135,6 +136,7 @@ class Setup:
             lambda: {
                 "data.name": f"{source.name}, {contents}",
                 "model's weights": cluster.fingerprint(variables),
+                "train.matching": fitting.form_of(config, mesh),
             }
         )
         lengths, annotation = tokenizer.lengths(captions), tokenizer
@@ -142,7 +144,7 @@ class Setup:
             annotation = Packed.of(
                 tokenizer,
                 lengths,
-                per_group=config.train.batch_size // mesh.size,
+                per_group=fitting.pairs_per_group(config, mesh),
                 longest=module.txt.config.max_length,
             )
         schedule, tx = optimizer(config, variables["params"], length)
@@ -174,6 +176,8 @@ class Setup:
             gate_strength=config.gates.strength,
             ema_decay=None if config.teacher.checkpoint else config.teacher.ema_decay,
             clamp_scales=config.optim.clamp_scales,
+            form=fitting.form_of(config, self.mesh),
+            microbatch=config.train.microbatch,
         )
         return jit_step(one_step, self.mesh)
 
@@ -322,9 +326,8 @@ def _summary(setup: Setup, state: step.TrainState, start: int) -> dict[str, str]
     }
     if config.data.packed:
         fields["packed"] = str(setup.annotation)
-    devices = meshes.count(mesh)
     return fields | {
-        "batch": f"{B} over {devices}: {B - 1} negatives per row",
+        **fitting.summary(config, mesh),
         **_chance(objective, B),
         "length": f"{length.steps} steps = {config.train.epochs:g} epochs"
         + (f", going on from step {start}" if start else ""),

@@ -1,0 +1,105 @@
+"""How a batch fits into memory: the form of its B x B matrices, the pairs embedded at once."""
+
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from otter_jax import mesh as meshes
+from otter_jax import panels
+from otter_jax.errors import UserError
+from otter_jax.objective import Objective
+from otter_jax.training.compiling import memory_of
+
+AUTO = "auto"
+SHARE = 1 / 8  # of a device's memory that a kept matrix may take
+MATRICES = {"dense": 6, "cached": 1, "streaming": 0}  # of B / devices rows by B, held at once
+
+
+def form_of(config: ConfigDict, mesh: Mesh) -> str:
+    """Returns which of panels.FORMS a run takes: what it asks for, else the fastest that fits.
+
+    That follows from the batch and the size of a device's memory, not from what is free of it, so
+    that a run resumed on such a machine takes the same. Raises UserError for a form that the
+    objective does not have.
+    """
+    objective, asked = Objective(**config.objective), config.train.matching
+    if not panels.covers(objective):
+        if asked in (AUTO, "dense"):
+            return "dense"
+        what = f'trust="{objective.trust}"' if objective.trust else f'match="{objective.match}"'
+        raise UserError(
+            f'train.matching="{asked}" cannot be had with objective.{what}, which is computed in '
+            'the dense form alone: set train.matching="auto".'
+        )
+    if asked != AUTO:
+        return asked
+    kept = matrices("cached", config.train.batch_size, mesh.size)
+    return "cached" if kept <= SHARE * memory_of() else "streaming"
+
+
+def matrices(form: str, B: int, devices: int) -> float:
+    """Returns the bytes of a device's rows of the B x B matrices that a form holds at once."""
+    return 4 * MATRICES[form] * B * B / devices
+
+
+def check(config: ConfigDict, mesh: Mesh) -> None:
+    """Raises UserError for a batch that no memory fits, or parts that do not divide it.
+
+    Looks at matrices and embeddings alone, before anything is compiled; what encoders need,
+    `compiling.check_memory` knows later.
+    """
+    B, D, P = config.train.batch_size, config.model.dim, mesh.size
+    check_microbatch(config.train.microbatch, B, P)
+    form, limit = form_of(config, mesh), memory_of()
+
+    def needed(form, B):
+        return matrices(form, B, P) + 4 * 6 * B * D
+
+    if needed(form, B) <= limit:
+        return
+    fits = P
+    while needed(form, 2 * fits) <= limit:
+        fits *= 2
+    other = "streaming"
+    helps = form != other and panels.covers(Objective(**config.objective))
+    helps = helps and needed(other, B) <= limit
+    raise UserError(
+        f"train.batch_size={B} needs {needed(form, B) / 1e9:,.1f} GB of a device for matrices and "
+        f"embeddings (train.matching: {form}), and there are {limit / 1e9:,.1f} GB. "
+        + (f'train.matching="{other}" would fit; ' if helps else "")
+        + f"about train.batch_size={fits} fits."
+    )
+
+
+def check_microbatch(microbatch: int, B: int, devices: int) -> None:
+    """Raises UserError, naming the nearest that work, unless it cuts a batch into equal parts."""
+    if not microbatch or (B % microbatch == 0 and microbatch % devices == 0):
+        return
+    work = [m for m in range(devices, B + 1, devices) if B % m == 0]
+    below = [m for m in work if m < microbatch][-1:]
+    above = [m for m in work if m > microbatch][:1]
+    nearest = " or ".join(map(str, below + above))
+    raise UserError(
+        f"train.microbatch={microbatch} does not cut train.batch_size={B} into equal parts that "
+        f"divide over {devices} device{'s' * (devices > 1)}; nearest: {nearest} (0: all at once)."
+    )
+
+
+def pairs_per_group(config: ConfigDict, mesh: Mesh) -> int:
+    """Returns how many captions are packed together: those that a device embeds at once."""
+    return (config.train.microbatch or config.train.batch_size) // mesh.size
+
+
+def summary(config: ConfigDict, mesh: Mesh) -> dict[str, str]:
+    """Returns, as text, how a batch is computed."""
+    B, m = config.train.batch_size, config.train.microbatch
+    said = {"batch": f"{B} over {meshes.count(mesh)}: {B - 1} negatives per row"}
+    if m and m < B:
+        said["batch"] += f"; embedded {m} at a time, and batch norm is over those"
+    form = form_of(config, mesh)
+    kept = matrices(form, B, mesh.size) / 2**20
+    how = {
+        "dense": f"{kept:,.0f} MiB of matrices per device",
+        "cached": f"one matrix kept, {kept:,.0f} MiB per device",
+        "streaming": "in panels, made anew in each sweep",
+    }
+    return said | {"matching": f"{form}: {how[form]}"}
