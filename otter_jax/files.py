@@ -98,6 +98,20 @@ def read_json(path: str | os.PathLike, most: int = TEXT) -> Any:
 
 
 @contextlib.contextmanager
+def written_whole(path: pathlib.Path) -> Iterator[pathlib.Path]:
+    """Yields a path to write a file to, which becomes `path` at the end of the context.
+
+    So neither a reader nor a kill ever meets half of it. After an error nothing is left.
+    """
+    scratch = path.with_name(f"{path.name}.tmp")
+    try:
+        yield scratch
+        os.replace(scratch, path)
+    finally:
+        scratch.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
 def locked(path: pathlib.Path, held: Callable[[], str]) -> Iterator[None]:
     """Holds the lock of a file, which is made, in this context: one process at a time.
 

@@ -126,3 +126,22 @@ def test_a_link_of_an_untrusted_folder_to_another_is_refused(tmp_path):
     (tmp_path / "tars" / "a.tar").symlink_to(tmp_path / "mine")
     with pytest.raises(UserError, match=r"a.tar leads out of"):
         kinds.plan_of([str(tmp_path / "tars")], "mine", Options(), Reading(untrusted=True))
+
+
+def test_a_file_is_there_once_it_is_whole_and_an_error_leaves_what_was(tmp_path):
+    path = tmp_path / "table.csv"
+    for content in ("first", "second"):
+        with files.written_whole(path) as scratch:
+            scratch.write_text(content)
+            assert path.exists() == (content == "second")
+        assert path.read_text() == content
+
+    def half():
+        with files.written_whole(path) as scratch:
+            scratch.write_text("half")
+            raise OSError(28, "No space left on device")
+
+    with pytest.raises(OSError, match="No space"):
+        half()
+    assert [each.name for each in tmp_path.iterdir()] == ["table.csv"]
+    assert path.read_text() == "second"

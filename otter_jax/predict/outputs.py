@@ -8,7 +8,6 @@ collected in parts, in the folder FILE.parts, and FILE is there when it is whole
 
 import contextlib
 import json
-import os
 import pathlib
 import shutil
 import tempfile
@@ -116,7 +115,7 @@ class Parts:
             check_same(self._folder, about_of(part), self.about)
         self._folder.mkdir(exist_ok=True)
         self._stack.enter_context(locked(self._folder / "lock", self.out))
-        for scratch in self._folder.glob("*.scratch"):
+        for scratch in self._folder.glob("*.tmp"):
             scratch.unlink()
         return self
 
@@ -146,7 +145,7 @@ class Parts:
             return
         numbers = [int(part.stem) for part in self._parts()]
         part = self._folder / f"{max(numbers, default=-1) + 1:06}.parquet"
-        _write(part, part.with_suffix(".scratch"), self.schema, self._rows)
+        _write(part, self.schema, self._rows)
         self._rows.clear()
 
     def finish(self, rows: Iterable[pa.RecordBatch]) -> None:
@@ -155,7 +154,7 @@ class Parts:
         The rows may be those of the file as it was, and of the parts, which are all written.
         """
         self.flush()
-        _write(self.out, self._folder / "whole.scratch", self.schema, rows)
+        _write(self.out, self.schema, rows)
         self.drop()
 
     def drop(self) -> None:
@@ -166,14 +165,16 @@ class Parts:
         return sorted(self._folder.glob("*.parquet"))
 
 
-def _write(
-    out: pathlib.Path, scratch: pathlib.Path, schema: pa.Schema, rows: Iterable[pa.RecordBatch]
-) -> None:
-    """Writes a Parquet file in row groups of about ROWS, and renames it into place."""
+def _write(out: pathlib.Path, schema: pa.Schema, rows: Iterable[pa.RecordBatch]) -> None:
+    """Writes a Parquet file in row groups of about ROWS."""
     held: list[pa.RecordBatch] = []
     vectors = {field.name: pa.types.is_fixed_size_binary(field.type) for field in schema}
     codecs = {name: "none" if noise else "zstd" for name, noise in vectors.items()}
-    with pq.ParquetWriter(scratch, schema, compression=codecs, use_dictionary=False) as writer:
+    settings = {"compression": codecs, "use_dictionary": False}
+    with (
+        files.written_whole(out) as scratch,
+        pq.ParquetWriter(scratch, schema, **settings) as writer,
+    ):
         for batch in rows:
             held.append(batch)
             if sum(each.num_rows for each in held) >= ROWS:
@@ -181,7 +182,6 @@ def _write(
                 held.clear()
         if held:
             writer.write_table(_joined(held, schema))
-    os.replace(scratch, out)
 
 
 def _joined(rows: list[pa.RecordBatch], schema: pa.Schema) -> pa.Table:

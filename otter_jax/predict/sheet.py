@@ -14,6 +14,7 @@ from PIL import Image, ImageDraw, ImageFont
 from otter_jax.data import images
 from otter_jax.data.captions import clean
 from otter_jax.errors import UserError
+from otter_jax.files import written_whole
 from otter_jax.predict.outputs import check_place
 from otter_jax.predict.paths import written
 from otter_jax.predict.pictures import content_of
@@ -97,12 +98,10 @@ def draw(
         left = MARGIN + number % columns * (WIDTH + GAP)
         top = head + number // columns * (height + GAP)
         _cell(sheet, pen, cell, left, top, step)
-    scratch = out.with_name(f"{out.name}.scratch")
     try:
-        sheet.save(scratch, "PNG")
-        scratch.replace(out)
+        with written_whole(out) as scratch:
+            sheet.save(scratch, "PNG")
     except OSError as error:
-        scratch.unlink(missing_ok=True)
         raise UserError(f"--sheet {out} cannot be written: {error.strerror}.") from None
     return len(taken)
 

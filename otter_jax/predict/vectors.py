@@ -9,7 +9,6 @@ need not be small.
 import hashlib
 import io
 import json
-import os
 import pathlib
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -21,6 +20,7 @@ from jaxtyping import Float32, UInt8
 
 from otter_jax.data.captions import clean
 from otter_jax.errors import UserError
+from otter_jax.files import written_whole
 from otter_jax.predict.outputs import Parts, check_place
 
 EMBEDDING, TEXT = "embedding", "text"  # columns; paths are in tables.PATH
@@ -147,15 +147,13 @@ def finish(parts: Parts, rows: Callable[[], Iterable[pa.RecordBatch]], name: str
     if parts.out.suffix.lower() == ".parquet":
         parts.finish(rows())
         return
-    scratch = parts.out.with_name(f"{parts.out.name}.scratch")
-    with zipfile.ZipFile(scratch, "w") as archive:
+    with written_whole(parts.out) as scratch, zipfile.ZipFile(scratch, "w") as archive:
         _write_embeddings(archive, rows, parts.about["dim"])
         names = np.array([value for batch in rows() for value in batch[name].to_pylist()], np.str_)
         for member, array in ((f"{name}s", names), ("model", np.array(parts.about["model"]))):
             file = io.BytesIO()
             np.lib.format.write_array(file, array, allow_pickle=False)
             archive.writestr(f"{member}.npy", file.getvalue())
-    os.replace(scratch, parts.out)
     parts.drop()
 
 

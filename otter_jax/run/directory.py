@@ -19,7 +19,7 @@ import rich.console
 from ml_collections import ConfigDict
 
 from otter_jax.errors import UserError
-from otter_jax.files import Refused, read_json
+from otter_jax.files import Refused, read_json, written_whole
 from otter_jax.run import lock
 
 COMMANDS = {"objective": "train", "phases": "transfer"}  # key of a config: the command it is for
@@ -227,12 +227,8 @@ def write_text(path: pathlib.Path, text: str) -> None:
 
 def write_bytes(path: pathlib.Path, content: bytes) -> None:
     """Writes a file as `write_text` does."""
-    scratch = path.with_name(path.name + ".tmp")
-    try:
+    with written_whole(path) as scratch:
         scratch.write_bytes(content)
-        os.replace(scratch, path)
-    finally:
-        scratch.unlink(missing_ok=True)
 
 
 def check_run(

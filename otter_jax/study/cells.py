@@ -75,9 +75,8 @@ def main_cell(study: Study, chosen: Cell) -> Cell:
 def save(path: pathlib.Path, content: Mapping[str, Any]) -> None:
     """Writes a file of JSON that appears whole."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    scratch = path.with_name(f".{path.name}")
-    scratch.write_text(json.dumps(content), "utf-8")
-    scratch.replace(path)
+    with files.written_whole(path) as scratch:
+        scratch.write_text(json.dumps(content), "utf-8")
 
 
 def load(cell: Cell, study: Study, out: pathlib.Path) -> dict[str, Any] | None:

@@ -80,10 +80,8 @@ class Features:
         }
         text = np.frombuffer(json.dumps(about).encode(), np.uint8)
         path.parent.mkdir(parents=True, exist_ok=True)
-        scratch = path.with_name(f".{path.name}")
-        with scratch.open("wb") as file:
+        with files.written_whole(path) as scratch, scratch.open("wb") as file:
             np.savez_compressed(file, **{ABOUT: text}, **arrays)
-        scratch.replace(path)
 
     @classmethod
     def load(cls, path: pathlib.Path) -> "Features":

@@ -1,7 +1,6 @@
 """Tables of results: on the console, and as CSV for other programs."""
 
 import csv
-import os
 import pathlib
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -12,6 +11,7 @@ import rich.box
 import rich.table
 from jaxtyping import Float, Int
 
+from otter_jax.files import written_whole
 from otter_jax.zeroshot import retrieval
 from otter_jax.zeroshot.hits import KS
 from otter_jax.zeroshot.ranking import Ranked, Seen
@@ -179,9 +179,10 @@ def write_predictions(
 def write_csv(path: pathlib.Path, heading: Sequence[str], lines: Iterable[Sequence[Any]]) -> None:
     """Writes a table, so that a reader never sees half of it."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    scratch = path.with_name(path.name + ".tmp")
-    with scratch.open("w", encoding="utf-8", newline="") as file:
+    with (
+        written_whole(path) as scratch,
+        scratch.open("w", encoding="utf-8", newline="") as file,
+    ):
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(heading)
         writer.writerows(lines)
-    os.replace(scratch, path)

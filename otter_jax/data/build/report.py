@@ -8,6 +8,7 @@ from typing import Any
 
 from otter_jax.data.captions import clean
 from otter_jax.errors import UserError
+from otter_jax.files import written_whole
 
 NAMED = 5  # examples of each defect in the report
 PICTURES = "pictures-{}.npy"  # beside a set, per split: a digest of each record's image
@@ -59,10 +60,8 @@ def write_json(path: pathlib.Path, value: Any) -> None:
 
 
 def _write(path: pathlib.Path, text: str) -> None:
-    """Writes a file that a reader never sees half of."""
-    scratch = path.with_name(f"{path.name}.tmp")
-    scratch.write_text(text, encoding="utf-8")
-    scratch.replace(path)
+    with written_whole(path) as scratch:
+        scratch.write_text(text, encoding="utf-8")
 
 
 def read_report(folder: pathlib.Path) -> dict[str, Any]:
