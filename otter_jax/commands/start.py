@@ -19,6 +19,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from logging import LogRecord
 from typing import Any, NoReturn
 
 from otter_jax.errors import Stopped, UserError
@@ -184,6 +185,7 @@ def status(run: Callable[[], int | None]) -> int:
     from absl import logging
 
     logging.set_verbosity(logging.ERROR)  # Orbax warns about what is intended here
+    logging.get_absl_logger().addFilter(_is_not_orbax)  # and raises all the errors that it logs
     with _signals() as asked:
         try:
             number = run() or 0
@@ -197,6 +199,10 @@ def status(run: Callable[[], int | None]) -> int:
         except (Exception, KeyboardInterrupt) as error:
             # Extension modules that are being imported make an ImportError of what a signal raises.
             return _told(asked[-1] if asked else error)
+
+
+def _is_not_orbax(record: LogRecord) -> bool:
+    return "orbax" not in pathlib.Path(record.pathname).parts
 
 
 @contextlib.contextmanager

@@ -7,6 +7,7 @@ of its time: a model's first answer waits for this.
 import json
 import math
 import pathlib
+import re
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -180,9 +181,15 @@ def damaged(folder: pathlib.Path, step: int, what: str) -> UserError:
 
 
 def first_line(error: Exception) -> str:
-    """Returns the first line of an error's text, at most 300 characters."""
-    lines = str(error).strip().splitlines()
-    return lines[0][:300] if lines else type(error).__name__
+    """Returns the first line of an error's text, at most 300 characters.
+
+    Of a longer one TensorStore tells the cause at the end, before it describes the array.
+    """
+    lines = re.sub(r" \[\w+='.*", "", str(error)).strip().splitlines()
+    if not lines:
+        return type(error).__name__
+    line = lines[0]
+    return line if len(line) <= 300 else f"{line[:140]} ... {line[-155:]}"
 
 
 def shapes_of(tree: Any) -> dict[str, tuple[int, ...]]:

@@ -350,6 +350,16 @@ def test_a_stop_of_which_a_library_makes_another_error_is_still_a_stop(
     assert said.count("\n") == 1
 
 
+def test_what_orbax_logs_and_then_raises_is_not_told_twice(caplog):
+    def run():
+        for library in ("orbax", "grain"):
+            text = f"from absl import logging; logging.error('of {library}')"
+            exec(compile(text, f"/site-packages/{library}/future.py", "exec"))
+
+    assert start.status(run) == 0
+    assert caplog.messages == ["of grain"]
+
+
 def test_a_stop_is_heard_where_python_ignores_what_it_raises(capsys):
     """As in JAX's callback of garbage collections: whatever is raised there is dropped."""
 

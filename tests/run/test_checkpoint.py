@@ -214,6 +214,16 @@ def test_what_is_said_about_a_checkpoint_stays_with_it(tmp_path, state):
     checkpoints.close()
 
 
+def test_of_a_long_error_the_cause_is_told():
+    said = f'RESOURCE_EXHAUSTED: Error writing "{"/long/path" * 40}": No space left on device'
+    told = reading.first_line(ValueError(f"{said} [os_error_code='28']\nmore"))
+    assert told.startswith("RESOURCE_EXHAUSTED: Error writing")
+    assert told.endswith("No space left on device")
+    assert len(told) == 300
+    assert reading.first_line(ValueError("short\nmore")) == "short"
+    assert reading.first_line(KeyError()) == "KeyError"
+
+
 def test_a_save_that_failed_in_the_background_is_one_paragraph(tmp_path, state, monkeypatch):
     def full(folder, *parts):
         raise OSError(28, "No space left on device", str(folder))
