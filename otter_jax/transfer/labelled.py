@@ -1,6 +1,7 @@
 """Opens the labelled splits that a transfer trains and validates on."""
 
 import dataclasses
+import pathlib
 
 import numpy as np
 from jaxtyping import Int
@@ -16,6 +17,8 @@ REMEDY = (
     "data.train and data.validation name the splits; to divide one: "
     "--config.data.train='train[20%:]' --config.data.validation='train[:20%]'."
 )
+
+CLASSES = "label"  # the feature of a set of class folders that holds them
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,6 +66,12 @@ def open_splits(config: ConfigDict) -> tuple[Labelled, Labelled]:
         raise UserError(
             "data.name is missing: the name of a set, for a folder of your own a new one with "
             "--config.data.folder=DIR."
+        )
+    is_new = not (pathlib.Path(data.dir).expanduser() / data.name).exists()
+    if is_new and data.folder and data.label != CLASSES:
+        raise UserError(
+            f"data.label={data.label!r} will not be a feature of {data.name}: a set that is made "
+            f"of a folder has its classes in {CLASSES!r}."
         )
     with cluster.first_before_others():
         ensure(data.name, data.dir, folder=data.folder, exif=data.exif)

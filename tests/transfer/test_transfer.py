@@ -395,6 +395,14 @@ def test_a_start_that_makes_no_step_changes_nothing(finished, config, tmp_path):
     assert contents(workdir) == before
 
 
+def test_a_label_that_a_folder_of_classes_has_not_is_refused_before_a_set_is_made(config, tmp_path):
+    config.data.dir, config.data.folder = str(tmp_path / "sets"), str(tmp_path)
+    config.data.label = "species"
+    with pytest.raises(UserError, match="'species' will not be a feature .* classes in 'label'"):
+        run(config, tmp_path / "run")
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_refused_start_leaves_no_empty_folder(config, tmp_path):
     with pytest.raises(UserError, match="no checkpoint of step 9"):
         run(config, tmp_path / "run", from_step=9)
