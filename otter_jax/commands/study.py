@@ -55,9 +55,9 @@ def parser() -> start.Parser:
 
 def run(options: argparse.Namespace) -> None:
     """Runs a study as the flags say."""
-    from otter_jax.study import plan
+    from otter_jax.study import reading
 
-    study, only = plan.read(pathlib.Path(options.file)), _only(options.only)
+    study, only = reading.read(pathlib.Path(options.file)), _only(options.only)
     if options.out is None and not options.prepare:
         raise UserError("--out is missing: a folder for the cells, for example studies/main.")
     start.print_loading()

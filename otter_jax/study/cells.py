@@ -55,6 +55,9 @@ class Cell:
             "train": dataclasses.asdict(study.train),
             "seeds": list(self.seeds),
         }
+        method = study.methods[self.method]
+        if method.is_linear:
+            found |= {"objective": {}, "closed_form": method.base}
         return json.loads(json.dumps(found))
 
 
@@ -118,8 +121,7 @@ def differences(before: Any, now: Any, key: str = "") -> list[str]:
 
 def _complete(objective: Mapping[str, Any]) -> dict[str, Any]:
     """Returns an objective with fields that it had not when it was written, at their defaults."""
-    default = dataclasses.asdict(Objective())
-    return {**default, **objective}
+    return dataclasses.asdict(Objective()) | objective if objective else {}
 
 
 def _short(value: Any) -> str:

@@ -3,31 +3,20 @@
 import itertools
 import pathlib
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from otter_jax import files
 from otter_jax.errors import UserError
 from otter_jax.study import cells as cell_files
+from otter_jax.study import plots, results, tables
 from otter_jax.study.cells import Cell
 from otter_jax.study.features import Features
-from otter_jax.study.plan import Setting, Study
+from otter_jax.study.lines import chosen, lines, validation
+from otter_jax.study.plan import Study
 from otter_jax.study.running import Runner
 
 Tell = Callable[[str], None]
-Line = tuple[Setting, str]  # one method in one setting: its cells to choose by, and its main one
-
-
-def lines(study: Study, only: tuple[int, int] | None = None) -> list[Line]:
-    """Returns the lines of a study, or part K of N, so that few programs are in several parts."""
-    found = [(setting, method) for setting in study.settings for method in study.methods]
-    batches = list(dict.fromkeys(setting.batch for setting in study.settings))
-    methods = list(study.methods)
-    found.sort(key=lambda line: (batches.index(line[0].batch), methods.index(line[1])))
-    if only is None:
-        return found
-    number, parts = only
-    return [line for i, line in enumerate(found) if i * parts // len(found) == number - 1]
 
 
 def check_same(study: Study, out: pathlib.Path) -> None:
@@ -89,6 +78,23 @@ def run(
         tell(
             f"{runner.done:,} runs took {runner.seconds:.0f} s, compiling {runner.compiling:.0f} s."
         )
+        baselines: dict[str, dict[str, float]] = {}
+        for search in runner.searches:
+            for kind, values in search.baselines().items():
+                baselines.setdefault(kind, {}).update(values)
+        cell_files.save(out / "baselines.json", baselines)
+    report(study, out, tell)
+
+
+def report(study: Study, out: pathlib.Path, tell: Tell) -> None:
+    """Writes tables and plots of the lines that are finished. Raises UserError if none is."""
+    finished = results.read(study, out)
+    tables.write(finished, files.read_json(out / "baselines.json"), out)
+    drawn = plots.draw(finished, out)
+    tell(
+        f"{len(finished.main)} finished lines of {len(lines(study))} are in {out / 'table.md'}; "
+        f"beside it: table.csv, table.json, runs.csv, chosen.csv and {len(drawn)} plots."
+    )
 
 
 def _taken(out: pathlib.Path, part: str) -> str:
@@ -96,24 +102,6 @@ def _taken(out: pathlib.Path, part: str) -> str:
         f"The study in {out} ({part}) is being run by another process. Wait for its end, stop it, "
         "or give another --out."
     )
-
-
-def chosen(study: Study, grid: Sequence[Cell], found: Mapping[Cell, Any]) -> Cell:
-    """Returns the cell of a grid with the largest mean of the study's measures of validation.
-
-    A run that has diverged counts as 0; of equal cells the first is taken.
-    """
-    return max(grid, key=lambda cell: validation(study, found[cell]))
-
-
-def validation(study: Study, results: Mapping[str, Any]) -> float:
-    """Returns the mean over seeds and over the measures that values are chosen by."""
-    values = [
-        run["scores"][study.weights].get(name, 0.0)
-        for run in results["seeds"]
-        for name in study.choose.by
-    ]
-    return sum(values) / len(values)
 
 
 def _stage(

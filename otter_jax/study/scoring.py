@@ -5,9 +5,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Int, PyTree
 
+from otter_jax.study.linear import Maps
 from otter_jax.study.towers import CachedTowers
 from otter_jax.zeroshot import hits
 from otter_jax.zeroshot.standing import standing
@@ -50,13 +52,16 @@ def _standings(
     """Returns how the names stand to each picture's labels, for runs one after the other."""
 
     def one(variables):
-        # With as many bits as training has, or rank would depend on the device.
         img = model.apply(variables, images, method=model.embed_images)
-        txt = model.apply(variables, texts, method=model.embed_texts)
-        scores = jax.numpy.matmul(img, txt.T, precision=jax.lax.Precision.HIGHEST)
-        return standing(scores, labels)
+        return _place(img, model.apply(variables, texts, method=model.embed_texts), labels)
 
     return jax.lax.map(one, variables)
+
+
+def _place(img: Any, txt: Any, labels: Any) -> Int[Any, "N 4"]:
+    # All bits of float32, as in `zeroshot.ranking`: or ranks would depend on the device.
+    cosines = jnp.matmul(img, txt.T, precision=jax.lax.Precision.HIGHEST)
+    return standing(cosines, labels)
 
 
 def scores(
@@ -72,18 +77,29 @@ def scores(
         for s in searches
     }
     runs = len(next(iter(counts.values())))
-    found: list[dict[str, float]] = []
-    for number in range(runs):
-        own: dict[str, float] = {}
-        for name, standings in counts.items():
-            above, level, labels, finite = standings[number].T
-            if not finite.all():
-                own = {}
-                break
-            own |= _named(name, hits.expected_hit(above, level, labels, KS))
-        found.append(own)
+    return [_hits({name: each[i] for name, each in counts.items()}) for i in range(runs)]
+
+
+def scores_of_maps(maps: Maps, searches: Sequence[Search]) -> dict[str, float]:
+    """Returns what `scores` does, for a closed form."""
+    counts = {}
+    for s in searches:
+        img = maps.embed_images(s.images).astype(np.float32)
+        txt = maps.embed_texts(s.texts).astype(np.float32)
+        counts[s.name] = np.asarray(_place_alone(img, txt, s.labels))
+    return _hits(counts)
+
+
+_place_alone = jax.jit(_place)
+
+
+def _hits(counts: Mapping[str, Int[np.ndarray, "N 4"]]) -> dict[str, float]:
+    """Returns the hits of a run from the standings in each search; {} if some are not finite."""
+    found = {}
+    for name, standings in counts.items():
+        above, level, labels, finite = standings.T
+        if not finite.all():
+            return {}
+        for k, value in hits.expected_hit(above, level, labels, KS).items():
+            found[f"{name}@{k}"] = round(value, 6)
     return found
-
-
-def _named(name: str, found: Mapping[int, float]) -> dict[str, float]:
-    return {f"{name}@{k}": round(value, 6) for k, value in found.items()}

@@ -1,0 +1,190 @@
+"""Reads a study file, and says which key is wrong."""
+
+import dataclasses
+import difflib
+import itertools
+import math
+import pathlib
+import tomllib
+from typing import Any
+
+from otter_jax import files
+from otter_jax.errors import UserError
+from otter_jax.objective import METHODS, Objective
+from otter_jax.study.fields import refuse_unknown, section
+from otter_jax.study.linear import LINEAR
+from otter_jax.study.plan import (
+    COMMON,
+    HEADS,
+    STRENGTH,
+    STRENGTHS,
+    Choose,
+    Data,
+    Method,
+    Model,
+    Setting,
+    Study,
+    Train,
+)
+
+
+def read(path: pathlib.Path) -> Study:
+    """Reads a study file. Raises UserError, which names the key, for whatever is wrong in it."""
+    try:
+        table = tomllib.loads(files.read_text(path))
+    except FileNotFoundError:
+        raise UserError(f"There is no study file {path}.") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is no TOML: {error}") from error
+    where = str(path)
+    sections = ("model", "data", "train", "settings", "methods", "choose")
+    refuse_unknown(table, (*sections, "seeds", "baseline", "weights"), where)
+    for name in sections:
+        if name not in table:
+            raise UserError(f"{where}: there is no [{name}].")
+    model = section(Model, table["model"], f"{where}: model")
+    data = section(Data, table["data"], f"{where}: data")
+    _check_data(data, where)
+    choose = section(Choose, table["choose"], f"{where}: choose")
+    rest = {name: table[name] for name in ("seeds", "baseline", "weights") if name in table}
+    study = Study(
+        path, model, data,
+        section(Train, table["train"], f"{where}: train"),
+        _settings(table["settings"], data, where),
+        _methods(table["methods"], choose, where),
+        choose,
+        **rest,
+    )  # fmt: skip
+    _check(study, where)
+    return study
+
+
+def _settings(tables: Any, data: Data, where: str) -> tuple[Setting, ...]:
+    """Returns the products of the lists in each table of [[settings]], each setting once."""
+    names = [field.name for field in dataclasses.fields(Setting)]
+    if not isinstance(tables, list) or not tables:
+        raise UserError(f"{where}: settings are tables, each under [[settings]].")
+    found = []
+    for table in tables:
+        refuse_unknown(table, names, f"{where}: settings")
+        default = {"noise": 0.0, "share": 1.0}
+        lists = []
+        for name in names:
+            if name not in table and name not in default:
+                raise UserError(f"{where}: settings.{name} is missing in a [[settings]].")
+            value = table.get(name, default.get(name))
+            lists.append(value if isinstance(value, list) else [value])
+        for values in itertools.product(*lists):
+            one = dict(zip(names, values, strict=True))
+            found.append(section(Setting, one, f"{where}: settings"))
+    known = (*data.train, *data.mixed)
+    for setting in found:
+        if setting.set not in known:
+            raise UserError(
+                f"{where}: settings.set={setting.set!r}{_meant(setting.set, known)} There are: "
+                f"{', '.join(known)}."
+            )
+        if not 0 <= setting.noise <= 1 or not 0 < setting.share <= 1 or setting.batch < 2:
+            raise UserError(
+                f"{where}: settings: noise={setting.noise:g} must be from 0 to 1, "
+                f"share={setting.share:g} more than 0 and at most 1, batch={setting.batch} at "
+                "least 2."
+            )
+    return tuple(dict.fromkeys(found))
+
+
+def _methods(tables: Any, common: Choose, where: str) -> dict[str, Method]:
+    """Returns the methods, each checked with all values that may be chosen for it."""
+    fields = {field.name for field in dataclasses.fields(Objective)}
+    found = {}
+    for name, table in tables.items():
+        here = f"{where}: methods.{name}"
+        refuse_unknown(table, ("method", "objective", "choose"), here)
+        method = table.get("method", name)
+        known = (*METHODS, *LINEAR)
+        if method not in known:
+            raise UserError(
+                f"{here}.method={method!r}{_meant(method, known)} There are: {', '.join(known)}."
+            )
+        own, choose = table.get("objective", {}), table.get("choose", {})
+        if method in LINEAR:
+            choose = {STRENGTH: list(STRENGTHS)} | choose
+        refuse_unknown(own, () if method in LINEAR else fields, f"{here}.objective")
+        may = (STRENGTH,) if method in LINEAR else (*fields, *COMMON)
+        refuse_unknown(choose, may, f"{here}.choose")
+        for key, values in choose.items():
+            if not isinstance(values, list) or not values:
+                raise UserError(f"{here}.choose.{key}={values!r}: a list of values.")
+        lists = {key: tuple(values) for key, values in choose.items()}
+        try:
+            objective = dataclasses.replace(METHODS.get(method, Objective()), **own)
+            found[name] = Method(name, method, objective, lists)
+            for values in found[name].grid(common):
+                found[name].with_values(values)
+        except (UserError, TypeError) as error:
+            raise UserError(f"{here}: {error}") from error
+    return found
+
+
+def _check_data(data: Data, where: str) -> None:
+    """Raises UserError where names in [data] do not fit together."""
+    for name, parts in data.mixed.items():
+        for part in parts:
+            if part not in data.train:
+                raise UserError(
+                    f"{where}: data.mixed.{name} has {part!r}{_meant(part, data.train)} There are: "
+                    f"{', '.join(data.train)}."
+                )
+    held = data.held_out
+    if held.search not in data.search or not set(held.sets) <= set(data.train):
+        raise UserError(
+            f"{where}: data.held_out.search is one of {', '.join(data.search)}, and its sets are "
+            f"some of {', '.join(data.train)}."
+        )
+    twice = sorted({*data.train} & {*data.eval} | {*data.train} & {*data.mixed})
+    if twice or "val" in data.eval:
+        raise UserError(f"{where}: data has two sets called {[*twice, 'val'][0]!r}.")
+    if data.dtype not in ("float32", "float16"):
+        raise UserError(f'{where}: data.dtype={data.dtype!r}: "float32" or "float16".')
+
+
+def _check(study: Study, where: str) -> None:
+    """Raises UserError for numbers out of range, and for names that nothing has."""
+    if not study.methods:
+        raise UserError(f"{where}: there is no method under [methods].")
+    if study.baseline not in study.methods:
+        raise UserError(
+            f"{where}: baseline={study.baseline!r}{_meant(study.baseline, study.methods)} There "
+            f"are: {', '.join(study.methods)}."
+        )
+    if study.weights not in ("ema", "student"):
+        raise UserError(f'{where}: weights={study.weights!r}: "ema" or "student".')
+    for key, value in (("seeds", study.seeds), ("choose.seeds", study.choose.seeds)):
+        if not isinstance(value, int) or value < 1:
+            raise UserError(f"{where}: {key}={value}: a whole number of at least 1.")
+    rates = study.choose.learning_rate
+    if not rates or not all(0 < rate < math.inf for rate in rates):
+        raise UserError(f"{where}: choose.learning_rate={list(rates)}: numbers above 0.")
+    measures = [f"val/{study.data.held_out.search}@{k}" for k in (1, 5, 10)]
+    for name in study.choose.by:
+        if name not in measures:
+            raise UserError(
+                f"{where}: choose.by={name!r}{_meant(name, measures)} There are: "
+                f"{', '.join(measures)}."
+            )
+    linear = [name for name, method in study.methods.items() if method.is_linear]
+    if linear and study.train.trained != HEADS:
+        raise UserError(
+            f"{where}: methods.{linear[0]} is a closed form for heads; train.trained="
+            f'{study.train.trained!r}. Leave it out, or set train.trained = "heads".'
+        )
+    for setting in study.settings:
+        if study.train.pairs < setting.batch:
+            raise UserError(
+                f"{where}: train.pairs={study.train.pairs} is less than a batch of {setting.batch}."
+            )
+
+
+def _meant(word: str, known: Any) -> str:
+    near = difflib.get_close_matches(str(word), [*known], n=1, cutoff=0.5)
+    return f" is not there; did you mean {near[0]!r}?" if near else " is not there."
