@@ -46,6 +46,7 @@ def parser() -> start.Parser:
     made.flag(
         "--prepare", type=pathlib.Path, metavar="NPZ", help="write features into one file, and stop"
     )
+    made.flag("--dry", action="store_true", help="print runs and what they would take, and stop")
     made.flag("--only", metavar="K/N", help="part K of N, for several machines with one folder")
     made.flag(
         "--together", type=int, metavar="RUNS", help="side by side on a device [1 on CPUs, else 32]"
@@ -58,7 +59,7 @@ def run(options: argparse.Namespace) -> None:
     from otter_jax.study import reading
 
     study, only = reading.read(pathlib.Path(options.file)), _only(options.only)
-    if options.out is None and not options.prepare:
+    if options.out is None and not (options.prepare or options.dry):
         raise UserError("--out is missing: a folder for the cells, for example studies/main.")
     start.print_loading()
     from otter_jax.study import conduct
@@ -69,7 +70,8 @@ def run(options: argparse.Namespace) -> None:
         size = options.prepare.stat().st_size / 1e6
         print(f"{options.prepare}: {size:.1f} MB, all that --features needs.")
         return
-    conduct.run(study, features, options.out, only=only, together=options.together, tell=_say)
+    act = conduct.cost if options.dry else conduct.run
+    act(study, features, options.out, only=only, together=options.together, tell=_say)
 
 
 def _features(study, options):

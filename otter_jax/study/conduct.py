@@ -7,12 +7,12 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from otter_jax import files
-from otter_jax.errors import UserError
+from otter_jax.errors import Stopped, UserError
 from otter_jax.study import cells as cell_files
 from otter_jax.study import plots, results, tables
 from otter_jax.study.cells import Cell
 from otter_jax.study.features import Features
-from otter_jax.study.lines import chosen, lines, validation
+from otter_jax.study.lines import Line, chosen, lines, validation
 from otter_jax.study.plan import Study
 from otter_jax.study.running import Runner
 
@@ -56,7 +56,7 @@ def run(
     """Runs all cells of a study, or of part K of N, that are not finished.
 
     Raises UserError for finished cells that were defined otherwise, and if another study is in this
-    folder, or the same is being run there.
+    folder, or the same is being run there; Stopped for Ctrl-C.
     """
     out.mkdir(parents=True, exist_ok=True)
     part = f"part {only[0]} of {only[1]}" if only else "whole"
@@ -68,13 +68,11 @@ def run(
             f"{len(own)} lines of {len(study.methods)} methods in {len(study.settings)} settings, "
             f"on {runner.device}"
         )
-        found: dict[Cell, Any] = {}
-        groups = itertools.groupby(own, key=lambda line: (line[0].batch, line[1]))
-        for _, group in groups:  # of one program, so that results come method by method
-            grids = [cell_files.grid(study, *line) for line in group]
-            _stage(study, [cell for grid in grids for cell in grid], found, runner, out, tell)
-            main = [cell_files.main_cell(study, chosen(study, grid, found)) for grid in grids]
-            _stage(study, main, found, runner, out, tell)
+        try:
+            _run_lines(study, own, runner, out, tell)
+        except KeyboardInterrupt:
+            tell("Stopped. Finished cells are kept; the same command goes on with the others.")
+            raise Stopped from None
         tell(
             f"{runner.done:,} runs took {runner.seconds:.0f} s, compiling {runner.compiling:.0f} s."
         )
@@ -84,6 +82,55 @@ def run(
                 baselines.setdefault(kind, {}).update(values)
         cell_files.save(out / "baselines.json", baselines)
     report(study, out, tell)
+
+
+def _run_lines(
+    study: Study, own: Sequence[Line], runner: Runner, out: pathlib.Path, tell: Tell
+) -> None:
+    """Runs the cells of these lines: those to choose by, then the main ones."""
+    found: dict[Cell, Any] = {}
+    groups = itertools.groupby(own, key=lambda line: (line[0].batch, line[1]))
+    for _, group in groups:  # of one program, so that results come method by method
+        grids = [cell_files.grid(study, *line) for line in group]
+        _stage(study, [cell for grid in grids for cell in grid], found, runner, out, tell)
+        main = [cell_files.main_cell(study, chosen(study, grid, found)) for grid in grids]
+        _stage(study, main, found, runner, out, tell)
+
+
+def cost(
+    study: Study,
+    features: Features,
+    out: pathlib.Path | None,
+    *,
+    only: tuple[int, int] | None = None,
+    together: int | None = None,
+    tell: Tell,
+) -> None:
+    """Tells how many cells and runs a study has, how many are finished, and how long the rest is.
+
+    That is from a few steps of the first method with each size of a batch, on this device.
+    """
+    runner, whole = Runner(study, features, together), 0.0
+    own = [line for line in lines(study, only) if not study.methods[line[1]].is_linear]
+    for batch, group in itertools.groupby(own, key=lambda line: line[0].batch):
+        grids = [cell_files.grid(study, *line) for line in group]
+        cells = [cell for grid in grids for cell in grid]
+        done = [cell for cell in cells if out and cell_files.load(cell, study, out)]
+        main = sum(1 for grid in grids if out and _has_main(study, grid, out))
+        runs = (len(cells) - len(done)) * study.choose.seeds + (len(grids) - main) * study.seeds
+        seconds = runner.probe(cells[0])
+        whole += seconds * runs
+        tell(
+            f"batch {batch}: {len(grids)} lines; {len(cells):,} cells of {study.choose.seeds} runs "
+            f"to choose, {len(done):,} finished; {len(grids)} main cells of {study.seeds} runs, "
+            f"{main} finished; {runs:,} runs are left, of {seconds:.2f} s"
+        )
+    tell(f"About {whole / 3600:.1f} h on {runner.device}, compiling and closed forms apart.")
+
+
+def _has_main(study: Study, grid: Sequence[Cell], out: pathlib.Path) -> bool:
+    """Tells whether the main cell of a line is finished, whichever was chosen."""
+    return any(cell_files.load(cell_files.main_cell(study, cell), study, out) for cell in grid)
 
 
 def report(study: Study, out: pathlib.Path, tell: Tell) -> None:

@@ -30,6 +30,7 @@ class Encoders:
     """Holds both pretrained encoders, and computes what enters their trained parts.
 
     Attributes:
+      enter: the block that training begins with; "" if none is trained.
       digest: of all that features depend on beside the set.
     """
 
@@ -50,7 +51,7 @@ class Encoders:
             for name, tree in variables.items()
         }
         self._tokenizer = Tokenizer(folder, max_tokens)
-        self._image_size, self._enter = image_size, enter
+        self._image_size, self.enter = image_size, enter
         facts = (
             cluster.fingerprint(self._variables), self._tokenizer.digest, image_size, max_tokens,
             enter, tuple(self.model.mean), tuple(self.model.std), repr(self.model.img),
@@ -62,10 +63,10 @@ class Encoders:
 
     def given(self) -> dict[str, Shaped[np.ndarray, "..."]]:
         """Returns what the trained part of the image tower starts with, by "params/img/..."."""
-        if not self._enter:
+        if not self.enter:
             return {}
         names = self.model.img.blocks
-        before = {"conv_stem", "bn1", *names[: names.index(self._enter)]}
+        before = {"conv_stem", "bn1", *names[: names.index(self.enter)]}
         flat = traverse_util.flatten_dict(self._variables)
         return {
             "/".join(path): np.asarray(leaf)

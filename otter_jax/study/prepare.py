@@ -51,11 +51,13 @@ def features(study: Study, tars: pathlib.Path, data_dir: pathlib.Path, tell: Tel
         names = _names(study, name, spec, parts, tars)
         prompts = [spec.template.replace("{}", each) for each in names]
         banks[name] = Bank(names, frozen.kept_texts(encoders, prompts, folder, dtype))
-    about = study.about() | {
-        "width": encoders.model.img.width,
-        "pruned": [list(each) for each in getattr(encoders.model.img, "pruned", ())],
-    }
-    return Features(about, parts, banks, encoders.given())
+    pruned = encoders.model.img.pruned if encoders.enter else ()
+    return Features(about(study, encoders.model.img.width, pruned), parts, banks, encoders.given())
+
+
+def about(study: Study, width: int, pruned: Sequence[tuple[str, int]] = ()) -> dict[str, Any]:
+    """Returns what features of an image encoder with so many features were made of."""
+    return study.about() | {"width": width, "pruned": [list(each) for each in pruned]}
 
 
 def _sources(study: Study, tars: pathlib.Path, data_dir: pathlib.Path) -> dict[str, Source]:

@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 from flax import traverse_util
-from jaxtyping import Int
+from jaxtyping import Shaped
 
 from otter_jax import mesh as meshes
 from otter_jax.models.efficientnet import EFFICIENTNETS, EfficientNet
@@ -23,6 +23,7 @@ from otter_jax.study.towers import CachedTowers, Frozen
 
 KEPT = 20  # steps of a main run whose metrics are kept
 TOGETHER = 32  # runs side by side on a GPU; on CPUs one after the other is as fast
+PROBED = 10  # steps that are timed to tell what a study costs
 REMEMBERED = 128  # orders of runs: 2 MB each for 200,000 pairs
 
 Finished = Callable[[Cell, dict[str, Any]], None]
@@ -70,6 +71,21 @@ class Runner:
         for (objective, _), own in groups.items():
             program = engine.Program(self._model, objective, self._optim(), KEPT)
             self._run_group(program, own, finished)
+
+    def probe(self, cell: Cell) -> float:
+        """Returns the seconds that a run of a cell takes, from a few steps of it."""
+        objective = cell.objective(self._study)
+        program = engine.Program(self._model, shared(objective), self._optim(), KEPT)
+        run = self._run(program, cell, cell.seeds[0])
+        steps = len(run.images)
+        few = min(steps, PROBED)
+        run = run._replace(images=run.images[:few], texts=run.texts[:few], wrong=run.wrong[:few])
+        stacked = jax.tree.map(lambda leaf: np.stack([leaf] * self._together), run)
+        args = (program, self._mesh, self._given, self._images, self._texts, stacked)
+        jax.block_until_ready(engine.train(*args))
+        begun = time.perf_counter()
+        jax.block_until_ready(engine.train(*args))
+        return (time.perf_counter() - begun) * steps / few / self._together
 
     def _solve(self, cell: Cell, finished: Finished) -> None:
         """Fits a closed form to the pairs of each seed."""
@@ -155,7 +171,7 @@ class Runner:
             numbers, *self.seen(cell.setting, seed),
         )  # fmt: skip
 
-    def seen(self, setting: Setting, seed: int) -> tuple[Int[np.ndarray, "steps B"], ...]:
+    def seen(self, setting: Setting, seed: int) -> tuple[Shaped[np.ndarray, "steps B"], ...]:
         """Returns the rows of pictures and captions in each batch, and which captions are wrong."""
         if (setting, seed) in self._seen:
             return self._seen[setting, seed]

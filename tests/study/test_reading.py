@@ -1,0 +1,60 @@
+"""Mistakes in a study file: each is one sentence that names the key."""
+
+import pytest
+import studies
+
+from otter_jax.errors import UserError
+from otter_jax.study import reading
+
+WRONG = {  # what is replaced, by what, and words of the answer
+    "method": ("infonce = {}", 'infonce.method = "infonse"', "did you mean 'infonce'"),
+    "line": ("infonce = {}", "infonce = {}\ninfonse = {}", "infonse' is not there"),
+    "field": (
+        "infonce = {}", "infonce.objective.smothing = 0.1", "did you mean 'smoothing'"
+    ),
+    "value": ("infonce = {}", "infonce.objective.smoothing = 2.0", "from 0.0 to 1.0"),
+    "chosen value": ("epsilon = [0.15]", "epsilon = [0.15, -1.0]", "must be positive"),
+    "no list": ("epsilon = [0.15]", "epsilon = 0.15", "a list of values"),
+    "key": ("[train]\npairs", "[train]\npars", "did you mean 'pairs'"),
+    "missing key": ("pairs = 96", "", "train.pairs is missing"),
+    "top key": ("seeds = 2\nbase", "sets = 2\nbase", "there is no key 'sets'"),
+    "section": ("[choose]\nseeds", "[chosen]\nseeds", "did you mean 'choose'"),
+    "type": ("pairs = 96", 'pairs = "96"', "a whole number"),
+    "baseline": ('baseline = "infonce"', 'baseline = "oter"', "did you mean 'otter'"),
+    "set": ('set = "mine"', 'set = "mime"', "did you mean 'mine'"),
+    "noise": ("noise = [0.0, 0.5]", "noise = 1.5", "from 0 to 1"),
+    "rate": ("learning_rate = [1e-2, 3e-2]", "learning_rate = [-1.0]", "numbers above 0"),
+    "search": ('search = "name"', 'search = "nam"', "one of name"),
+    "toml": ("[train]", "[train", "no TOML"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", WRONG)
+def test_a_mistake_is_named(kind, tmp_path):
+    old, new, words = WRONG[kind]
+    assert old in studies.FILE
+    path = tmp_path / "study.toml"
+    path.write_text(studies.FILE.replace(old, new, 1))
+    with pytest.raises(UserError, match=words) as error:
+        reading.read(path)
+    assert str(path) in str(error.value)
+
+
+def test_no_file_is_said(tmp_path):
+    with pytest.raises(UserError, match="There is no study file"):
+        reading.read(tmp_path / "study.toml")
+
+
+def test_closed_forms_are_for_heads(tmp_path):
+    path = tmp_path / "study.toml"
+    text = studies.FILE.replace("infonce = {}", "infonce = {}\nridge = {}")
+    path.write_text(text.replace("pairs = 96", 'pairs = 96\ntrained = "blocks_6_0"'))
+    with pytest.raises(UserError, match=r"methods\.ridge is a closed form"):
+        reading.read(path)
+
+
+def test_settings_are_products_of_lists_each_once(tmp_path):
+    path = tmp_path / "study.toml"
+    path.write_text(studies.FILE + '\n[[settings]]\nset = "mine"\nnoise = 0.5\nbatch = [8, 16]\n')
+    found = [(s.noise, s.batch) for s in reading.read(path).settings]
+    assert found == [(0.0, 8), (0.5, 8), (0.5, 16)]

@@ -1,0 +1,202 @@
+"""The command: two methods, two seeds, cell by cell, and what stands in its table."""
+
+import csv
+import fcntl
+import json
+import shutil
+
+import numpy as np
+import pytest
+import studies
+
+from otter_jax.commands import study as command
+from otter_jax.study.features import Features
+
+
+def call(path, features, out, *flags):
+    return command.main([str(path), "--features", str(features), "--out", str(out), *flags])
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory):
+    """The folder of a finished study: study.toml, features.npz, out."""
+    home = tmp_path_factory.mktemp("study")
+    path, features = studies.make(home)
+    assert call(path, features, home / "out") == 0
+    return home
+
+
+@pytest.fixture
+def copied(done, tmp_path):
+    shutil.copytree(done, tmp_path / "study")
+    return tmp_path / "study"
+
+
+def again(home, *flags):
+    return call(home / "study.toml", home / "features.npz", home / "out", *flags)
+
+
+def cells(home):
+    return {
+        path.relative_to(home): json.loads(path.read_text())
+        for path in (home / "out" / "cells").rglob("*.json")
+    }
+
+
+def scores(home):
+    """What was measured, without how long it took."""
+    return {
+        path: [(run["seed"], run["scores"]) for run in cell["seeds"]]
+        for path, cell in cells(home).items()
+    }
+
+
+def test_a_study_has_a_cell_for_each_value_and_a_main_one_with_the_best(done):
+    found = cells(done)
+    assert len(found) == 2 * 2 * (2 + 1)  # settings, methods, two rates and the main runs
+    for setting in ("mine_noise0_share1_batch8", "mine_noise0.5_share1_batch8"):
+        for method in ("infonce", "otter"):
+            own = {p.name: c for p, c in found.items() if p.parts[2:4] == (setting, method)}
+            tried = {name: c for name, c in own.items() if name.startswith("choose")}
+            (main,) = (c for name, c in own.items() if name.startswith("main"))
+            ((_, best),) = (
+                max(
+                    ((validated(c), c["definition"]["values"]) for c in tried.values()),
+                    key=lambda pair: pair[0],
+                ),
+            )
+            assert main["definition"]["values"] == best
+            assert [run["seed"] for run in main["seeds"]] == [0, 1]
+            assert {run["seed"] for c in tried.values() for run in c["seeds"]} == {1000}
+
+
+def table(path):
+    with path.open() as file:
+        return list(csv.DictReader(file))
+
+
+def validated(cell):
+    measures = ("val/name@5", "val/name@10")
+    return np.mean([run["scores"]["ema"][m] for run in cell["seeds"] for m in measures])
+
+
+def test_heads_learn_what_the_features_say(done):
+    rows = table(done / "out" / "table.csv")
+    clean = [r for r in rows if r["measure"] == "unseen/name@5" and float(r["noise"]) == 0]
+    baselines = json.loads((done / "out" / "baselines.json").read_text())
+    assert all(float(row["mean"]) > baselines["chance"]["unseen/name@5"] for row in clean)
+    assert baselines["chance"]["unseen/name@5"] == pytest.approx(5 / 12)
+    assert baselines["frequency"]["unseen/name@5"] == 1  # there are two things
+    by_seed = table(done / "out" / "runs.csv")
+    own = [
+        float(r["unseen/name@5"])
+        for r in by_seed
+        if (r["setting"], r["method"], r["weights"])
+        == ("mine_noise0_share1_batch8", "otter", "ema")
+    ]
+    (row,) = (r for r in clean if r["method"] == "otter")
+    assert float(row["mean"]) == pytest.approx(np.mean(own), abs=1e-5)
+    assert "| otter |" in (done / "out" / "table.md").read_text()
+    assert len(list((done / "out").glob("noise_*.png"))) == 1
+
+
+def test_the_same_command_goes_on_where_it_was_killed(copied, capsys):
+    before = scores(copied)
+    gone = [path for path in before if "main" in path.name][:1]
+    gone += [path for path in before if "choose" in path.name and "otter" in path.parts][:1]
+    for path in gone:
+        (copied / path).unlink()
+    assert again(copied) == 0
+    assert scores(copied) == before
+    assert "2 runs took" not in capsys.readouterr().out
+    assert again(copied) == 0
+    assert "0 runs took" in capsys.readouterr().out
+
+
+def test_parts_together_are_the_whole(done, tmp_path):
+    path, features = studies.make(tmp_path)
+    for part in ("2/2", "1/2"):
+        assert call(path, features, tmp_path / "out", "--only", part, "--together", "3") == 0
+    assert scores(tmp_path) == scores(done)
+
+
+def test_other_definitions_of_finished_cells_are_refused(copied, capsys):
+    path = copied / "study.toml"
+    path.write_text(
+        path.read_text().replace("otter.choose", "otter.objective.alpha = 0.7\notter.choose")
+    )
+    assert again(copied) == 2
+    error = capsys.readouterr().err
+    assert "objective.alpha: 0.5 -> 0.7" in error
+    assert "Give the method another name" in error
+
+
+def test_another_study_in_the_same_folder_is_refused(copied, capsys):
+    path, features = studies.make(
+        copied, studies.FILE.replace("image_size = 32", "image_size = 48")
+    )
+    assert call(path, features, copied / "out") == 2
+    assert "data.image_size: 32 -> 48" in capsys.readouterr().err
+
+
+def test_features_of_something_else_are_refused(copied, capsys):
+    path = copied / "study.toml"
+    path.write_text(path.read_text().replace("max_tokens = 8", "max_tokens = 9"))
+    assert again(copied) == 2
+    assert "data.max_tokens: 8 -> 9" in capsys.readouterr().err
+
+
+def test_a_study_that_is_being_run_is_not_begun_again(copied, capsys):
+    with (copied / "out" / ".lock whole").open("a") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        assert again(copied) == 2
+    assert "is being run by another process" in capsys.readouterr().err
+
+
+def test_damaged_features_are_said_in_one_sentence(copied, capsys):
+    file = copied / "features.npz"
+    file.write_bytes(file.read_bytes()[:500])
+    assert again(copied) == 2
+    assert "--prepare" in capsys.readouterr().err
+
+
+def test_a_cell_that_diverges_is_recorded_and_the_study_goes_on(tmp_path, capsys):
+    text = studies.FILE.replace("noise = [0.0, 0.5]", "noise = 0.0")
+    text = text.replace("otter.choose.epsilon = [0.15]", "otter.choose.learning_rate = [1e38]")
+    path, features = studies.make(tmp_path, text)
+    assert call(path, features, tmp_path / "out") == 0
+    found = {p: c for p, c in cells(tmp_path).items() if "otter" in p.parts and "main" in p.name}
+    ((_, cell),) = found.items()
+    assert all(1 < run["diverged_at"] <= 12 for run in cell["seeds"])
+    assert all(run["scores"]["ema"] == {} for run in cell["seeds"])
+    (line,) = {
+        line for line in (tmp_path / "out" / "table.md").read_text().splitlines()
+        if line.startswith("| otter | diverged")
+    }  # fmt: skip
+    assert "0." not in line
+
+
+def test_a_dry_run_counts_and_writes_nothing(done, tmp_path, capsys):
+    out = tmp_path / "out"
+    assert call(done / "study.toml", done / "features.npz", out, "--dry") == 0
+    printed = capsys.readouterr().out
+    assert "4 lines; 8 cells of 1 runs to choose, 0 finished" in printed
+    assert "16 runs are left" in printed
+    assert not out.exists()
+    assert again(done, "--dry") == 0
+    assert "0 runs are left" in capsys.readouterr().out
+
+
+def test_features_are_written_and_read_back(done, tmp_path):
+    before = Features.load(done / "features.npz")
+    before.save(tmp_path / "again.npz")
+    after = Features.load(tmp_path / "again.npz")
+    assert after.about == before.about
+    assert after.parts["mine"].labels == before.parts["mine"].labels
+    np.testing.assert_array_equal(after.parts["mine"].images, before.parts["mine"].images)
+
+
+@pytest.mark.parametrize("part", ["0/2", "3/2", "half"])
+def test_parts_are_numbers(done, part, capsys):
+    assert again(done, "--only", part) == 2
+    assert "K from 1 to N" in capsys.readouterr().err
