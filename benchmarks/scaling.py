@@ -37,7 +37,7 @@ D = 768
 VOCABULARY = 31_090  # of DeCLUTR-Sci-base
 OTTER = METHODS["otter"]
 BATCHES = (512, 4096, 32768, 131072)
-PANELS = 6  # of the teacher's affinity, of cosines, and of what is made of these
+PANELS = 3  # held at once: of the affinity, of cosines, and of what is made of these
 BY = "formula", "compiled", "released"
 
 # By formula -------------------------------------------------------------------------------------

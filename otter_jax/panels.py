@@ -36,7 +36,7 @@ from otter_jax.mesh import AXIS, ROWS, WHOLE
 from otter_jax.objective import Objective, scale_of
 
 FORMS = ("dense", "cached", "streaming")
-PANEL = 2**20  # floats of a panel on a CPU: a few stay in its cache
+PANEL = 2**19  # floats of a panel on a CPU: a few stay in its cache
 PANEL_GPU = 2**24  # on a GPU: enough to fill it
 HELD = {  # where the parts of a Matching are
     "img": ROWS,
@@ -191,15 +191,15 @@ def _loss_and_gradients(
         terms["teacher"] -= 2 * matching["entropy"]
     loss = sum(weights[k] * terms[k] for k in names)
     of_scales = {k: weights[k] * numbers[k][1] / B if k in names else 0 * scales[k] for k in scales}
-    return (loss, terms), (img_gradient.reshape(img.shape) / B, txt_gradient / B, of_scales)
+    return (loss, terms), (img_gradient.reshape(img.shape), txt_gradient, of_scales)
 
 
 def _panel_of_loss(objective, cosines, targets, totals, scales):
     """Returns a panel's part of (cross-entropy, slope by the scale), and the slopes by the cosines.
 
-    The slopes are apart for images over texts and for texts over images.
+    Those of the mean over B, apart for images over texts and for texts over images.
     """
-    weights, found, of_rows, of_columns = _weights(objective), {}, 0.0, 0.0
+    B, weights, found, of_rows, of_columns = cosines.shape[1], _weights(objective), {}, 0.0, 0.0
     for name, (images, texts) in targets.items():
         scale, logits = scales[name], scales[name] * cosines
         over_texts = logits - jax.nn.logsumexp(logits, axis=1, keepdims=True)
@@ -207,8 +207,8 @@ def _panel_of_loss(objective, cosines, targets, totals, scales):
         term = -(images * over_texts + texts * over_images).sum()
         over_texts, over_images = jnp.exp(over_texts) - images, jnp.exp(over_images) - texts
         found[name] = term, ((over_texts + over_images) * cosines).sum()
-        of_rows += weights[name] * scale * over_texts
-        of_columns += weights[name] * scale * over_images
+        of_rows += weights[name] / B * scale * over_texts
+        of_columns += weights[name] / B * scale * over_images
     return found, of_rows, of_columns
 
 
