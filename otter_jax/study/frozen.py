@@ -1,6 +1,7 @@
 """Computes the features of a set once: what its pictures and captions give before training."""
 
 import contextlib
+import dataclasses
 import functools
 import hashlib
 import pathlib
@@ -21,7 +22,9 @@ from otter_jax.data.source import Source
 from otter_jax.errors import UserError
 from otter_jax.models.efficientnet import EfficientNet
 from otter_jax.models.towers import Towers
+from otter_jax.objective import Objective
 from otter_jax.run import cluster, trained
+from otter_jax.weights.tensors import Tell, quiet
 
 ROWS = 64  # pictures or texts at once
 
@@ -34,17 +37,24 @@ class Encoders:
       digest: of all that features depend on beside the set.
     """
 
-    def __init__(self, model: Mapping[str, Any], *, image_size: int, max_tokens: int, enter: str):
+    def __init__(
+        self,
+        model: Mapping[str, Any],
+        *,
+        image_size: int,
+        max_tokens: int,
+        enter: str,
+        tell: Tell = quiet,
+    ):
         """`model` is a config's section; `enter` names the block that training begins with.
 
-        With `enter` "" the image encoder is frozen as a whole. Raises UserError as
+        With `enter` "" the image encoder is frozen as a whole. `tell` is told what the user should
+        see. Raises UserError as
         `weights.load_image` and `weights.load_text` do, and for an encoder without such a block.
         """
-        config = ConfigDict({"model": model, "gates": {"shape": ""}})
-        notes: list[str] = []
-        self.model, variables, folder = trained.fresh(
-            config, key=jax.random.key(0), tell=notes.append
-        )
+        objective = dataclasses.asdict(Objective())  # of the temperatures, which are not used
+        config = ConfigDict({"model": model, "gates": {"shape": ""}, "objective": objective})
+        self.model, variables, folder = trained.fresh(config, key=jax.random.key(0), tell=tell)
         _check_enter(self.model, enter, model["img"]["arch"])
         self._variables = {
             name: {tower: tree[tower] for tower in ("img", "txt") if tower in tree}

@@ -35,6 +35,7 @@ def features(study: Study, tars: pathlib.Path, data_dir: pathlib.Path, tell: Tel
         image_size=study.data.image_size,
         max_tokens=study.data.max_tokens,
         enter="" if study.train.trained == HEADS else study.train.trained,
+        tell=tell,
     )
     folder, dtype = data_dir / "features", study.data.dtype
     parts = {}

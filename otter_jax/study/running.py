@@ -12,6 +12,7 @@ from flax import traverse_util
 from jaxtyping import Shaped
 
 from otter_jax import mesh as meshes
+from otter_jax.errors import UserError
 from otter_jax.models.efficientnet import EFFICIENTNETS, EfficientNet
 from otter_jax.objective import Objective
 from otter_jax.study import engine, linear, sampling
@@ -38,7 +39,10 @@ class Runner:
     """
 
     def __init__(self, study: Study, features: Features, together: int | None = None):
-        """Puts all features into the memory of the first device."""
+        """Puts all features into the memory of the first device.
+
+        Raises UserError if there is nothing to choose values by.
+        """
         self._study, self._features = study, features
         self._mesh = meshes.make_mesh(1)
         self.device = self._mesh.devices.flat[0].device_kind
@@ -53,6 +57,13 @@ class Runner:
         self._given = jax.device_put(traverse_util.unflatten_dict(dict(features.given), sep="/"))
         self._held = held_out(study, features)
         self.searches = searches(study, features, self._held)
+        known = [f"{s.name}@{k}" for s in self.searches for k in s.ks]
+        for name in study.choose.by:
+            if name not in known:
+                raise UserError(
+                    f"{study.path}: choose.by={name!r}: no run has it, for want of pictures or of "
+                    f"names. There are: {', '.join(known)}."
+                )
         self._model = model_of(study, features)
         self._seen: dict[Any, Any] = {}
         self._known: dict[Any, linear.Moments] = {}

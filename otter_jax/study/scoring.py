@@ -32,12 +32,17 @@ class Search(NamedTuple):
     texts: Float[np.ndarray, "C W"]
     labels: Int[np.ndarray, "N M"]
 
+    @property
+    def ks(self) -> list[int]:
+        """The numbers of best names that hits are counted in."""
+        return [k for k in KS if k <= len(self.texts)]
+
     def baselines(self) -> dict[str, dict[str, float]]:
         """Returns hits at K of chance, and of always answering the most frequent names."""
         count = len(self.texts)
         found = {
-            "chance": hits.chance(self.labels, count, KS),
-            "frequency": hits.frequency(self.labels, count, KS),
+            "chance": hits.chance(self.labels, count, self.ks),
+            "frequency": hits.frequency(self.labels, count, self.ks),
         }
         return {
             kind: {f"{self.name}@{k}": value for k, value in each.items()}
@@ -77,7 +82,7 @@ def scores(
         for s in searches
     }
     runs = len(next(iter(counts.values())))
-    return [_hits({name: each[i] for name, each in counts.items()}) for i in range(runs)]
+    return [_hits({name: each[i] for name, each in counts.items()}, searches) for i in range(runs)]
 
 
 def scores_of_maps(maps: Maps, searches: Sequence[Search]) -> dict[str, float]:
@@ -87,19 +92,21 @@ def scores_of_maps(maps: Maps, searches: Sequence[Search]) -> dict[str, float]:
         img = maps.embed_images(s.images).astype(np.float32)
         txt = maps.embed_texts(s.texts).astype(np.float32)
         counts[s.name] = np.asarray(_place_alone(img, txt, s.labels))
-    return _hits(counts)
+    return _hits(counts, searches)
 
 
 _place_alone = jax.jit(_place)
 
 
-def _hits(counts: Mapping[str, Int[np.ndarray, "N 4"]]) -> dict[str, float]:
+def _hits(
+    counts: Mapping[str, Int[np.ndarray, "N 4"]], searches: Sequence[Search]
+) -> dict[str, float]:
     """Returns the hits of a run from the standings in each search; {} if some are not finite."""
     found = {}
-    for name, standings in counts.items():
-        above, level, labels, finite = standings.T
+    for s in searches:
+        above, level, labels, finite = counts[s.name].T
         if not finite.all():
             return {}
-        for k, value in hits.expected_hit(above, level, labels, KS).items():
-            found[f"{name}@{k}"] = round(value, 6)
+        for k, value in hits.expected_hit(above, level, labels, s.ks).items():
+            found[f"{s.name}@{k}"] = round(value, 6)
     return found
