@@ -52,7 +52,7 @@ class Cell:
             "stage": self.stage,
             "values": dict(self.values),
             "objective": dataclasses.asdict(self.objective(study)),
-            "train": dataclasses.asdict(study.train),
+            "train": dataclasses.asdict(study.methods[self.method].train),
             "seeds": list(self.seeds),
         }
         method = study.methods[self.method]

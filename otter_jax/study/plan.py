@@ -174,12 +174,14 @@ class Method:
       base: a name in METHODS, or in `linear.LINEAR`.
       objective: what it is without the values that are chosen; of a closed form it is not used.
       choose: {field of the objective, or of `Choose`: values}, in place of those for all methods.
+      train: the study's, with other values.
     """
 
     name: str
     base: str
     objective: Objective
     choose: Mapping[str, tuple[Any, ...]]
+    train: Train
 
     @property
     def is_linear(self) -> bool:

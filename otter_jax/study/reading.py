@@ -46,12 +46,13 @@ def read(path: pathlib.Path) -> Study:
     data = section(Data, table["data"], f"{where}: data")
     _check_data(data, where)
     choose = section(Choose, table["choose"], f"{where}: choose")
+    train = section(Train, table["train"], f"{where}: train")
     rest = {name: table[name] for name in ("seeds", "baseline", "weights") if name in table}
     study = Study(
         path, model, data,
-        section(Train, table["train"], f"{where}: train"),
+        train,
         _settings(table["settings"], data, where),
-        _methods(table["methods"], choose, where),
+        _methods(table["methods"], choose, train, where),
         choose,
         **rest,
     )  # fmt: skip
@@ -93,13 +94,13 @@ def _settings(tables: Any, data: Data, where: str) -> tuple[Setting, ...]:
     return tuple(dict.fromkeys(found))
 
 
-def _methods(tables: Any, common: Choose, where: str) -> dict[str, Method]:
+def _methods(tables: Any, common: Choose, train: Train, where: str) -> dict[str, Method]:
     """Returns the methods, each checked with all values that may be chosen for it."""
     fields = {field.name for field in dataclasses.fields(Objective)}
     found = {}
     for name, table in tables.items():
         here = f"{where}: methods.{name}"
-        refuse_unknown(table, ("method", "objective", "choose"), here)
+        refuse_unknown(table, ("method", "objective", "choose", "train"), here)
         method = table.get("method", name)
         known = (*METHODS, *LINEAR)
         if method not in known:
@@ -118,12 +119,21 @@ def _methods(tables: Any, common: Choose, where: str) -> dict[str, Method]:
         lists = {key: tuple(values) for key, values in choose.items()}
         try:
             objective = dataclasses.replace(METHODS.get(method, Objective()), **own)
-            found[name] = Method(name, method, objective, lists)
+            own_train = _replaced(train, table.get("train", {}), f"{here}.train")
+            found[name] = Method(name, method, objective, lists, own_train)
             for values in found[name].grid(common):
                 found[name].with_values(values)
         except (UserError, TypeError) as error:
             raise UserError(f"{here}: {error}") from error
     return found
+
+
+def _replaced(train: Train, own: Any, where: str) -> Train:
+    """Returns how runs are trained with a method's own values; their length is the same for all."""
+    kept = {"pairs": train.pairs, "trained": train.trained}
+    may = [field.name for field in dataclasses.fields(Train) if field.name not in kept]
+    refuse_unknown(own, may, where)
+    return section(Train, dataclasses.asdict(train) | own, where)
 
 
 def _check_data(data: Data, where: str) -> None:

@@ -77,16 +77,13 @@ class Runner:
             if self._study.methods[cell.method].is_linear:
                 self._solve(cell, finished)
                 continue
-            objective = cell.objective(self._study)
-            groups.setdefault((shared(objective), cell.setting.batch), []).append(cell)
-        for (objective, _), own in groups.items():
-            program = engine.Program(self._model, objective, self._optim(), KEPT)
+            groups.setdefault((self._program(cell), cell.setting.batch), []).append(cell)
+        for (program, _), own in groups.items():
             self._run_group(program, own, finished)
 
     def probe(self, cell: Cell) -> float:
         """Returns the seconds that a run of a cell takes, from a few steps of it."""
-        objective = cell.objective(self._study)
-        program = engine.Program(self._model, shared(objective), self._optim(), KEPT)
+        program = self._program(cell)
         run = self._run(program, cell, cell.seeds[0])
         steps = len(run.images)
         few = min(steps, PROBED)
@@ -208,9 +205,11 @@ class Runner:
         ).astype(np.int32)
         return sampling.draw_pairs(rows, share=setting.share, noise=setting.noise, seed=seed)
 
-    def _optim(self) -> engine.Optim:
-        own = dataclasses.asdict(self._study.train)
-        return engine.Optim(**{k: v for k, v in own.items() if k not in ("pairs", "trained")})
+    def _program(self, cell: Cell) -> engine.Program:
+        """Returns the program of a cell's runs, which cells with other numbers share."""
+        own = dataclasses.asdict(self._study.methods[cell.method].train)
+        optim = engine.Optim(**{k: v for k, v in own.items() if k not in ("pairs", "trained")})
+        return engine.Program(self._model, shared(cell.objective(self._study)), optim, KEPT)
 
 
 def shared(objective: Objective) -> Objective:

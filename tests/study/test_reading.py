@@ -15,6 +15,8 @@ WRONG = {  # what is replaced, by what, and words of the answer
     "value": ("infonce = {}", "infonce.objective.smoothing = 2.0", "from 0.0 to 1.0"),
     "chosen value": ("epsilon = [0.15]", "epsilon = [0.15, -1.0]", "must be positive"),
     "no list": ("epsilon = [0.15]", "epsilon = 0.15", "a list of values"),
+    "train": ("infonce = {}", "infonce.train.ema_decai = 0.9", "did you mean 'ema_decay'"),
+    "length": ("infonce = {}", "infonce.train.pairs = 9", "there is no key 'pairs'"),
     "key": ("[train]\npairs", "[train]\npars", "did you mean 'pairs'"),
     "missing key": ("pairs = 96", "", "train.pairs is missing"),
     "top key": ("seeds = 2\nbase", "sets = 2\nbase", "there is no key 'sets'"),
