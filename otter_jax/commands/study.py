@@ -18,8 +18,8 @@ def parser() -> start.Parser:
         "are computed once, each method's values are chosen on validation, and the results stand "
         "in one table. The same command goes on where it was stopped.",
         (
-            "benchmarks/studies/main.toml --data ../pictures --out studies/main",
-            "benchmarks/studies/main.toml --features main.npz --out studies/main --only 1/4",
+            "studies/heads.toml --data pictures --out runs/heads",
+            "studies/heads.toml --features heads.npz --out runs/heads --only 1/4",
         ),
     )
     made.flag("file", metavar="FILE", help="the study, in TOML (docs/study.md)")
