@@ -1,4 +1,4 @@
-"""The two exceptions that end a program on purpose: a user's mistake and a requested stop."""
+"""The exceptions that end a program on purpose: a user's mistake, and a requested stop."""
 
 
 class UserError(ValueError):
@@ -7,6 +7,14 @@ class UserError(ValueError):
     The message is one paragraph: what was wrong, where, and what to do. Commands print it
     alone; any other exception is a defect of this project and keeps its traceback.
     """
+
+
+class Diverged(UserError):
+    """Tells that a number of a run is no longer finite, and after which step."""
+
+    def __init__(self, message: str, step: int):
+        super().__init__(message)
+        self.step = step
 
 
 class Stopped(Exception):

@@ -1,6 +1,7 @@
 """Compares methods in many runs, by one file."""
 
 import argparse
+import functools
 import pathlib
 import re
 from collections.abc import Sequence
@@ -57,6 +58,7 @@ def parser() -> start.Parser:
 def run(options: argparse.Namespace) -> None:
     """Runs a study as the flags say."""
     from otter_jax.study import reading
+    from otter_jax.study.plan import WholeStudy
 
     study, only = reading.read(pathlib.Path(options.file)), _only(options.only)
     if options.out is None and not (options.prepare or options.dry):
@@ -64,29 +66,45 @@ def run(options: argparse.Namespace) -> None:
     start.print_loading()
     from otter_jax.study import conduct
 
-    features = _features(study, options)
-    if options.prepare:
-        features.save(options.prepare)
-        size = options.prepare.stat().st_size / 1e6
-        print(f"{options.prepare}: {size:.1f} MB, all that --features needs.")
-        return
-    act = conduct.cost if options.dry else conduct.run
-    act(study, features, options.out, only=only, together=options.together, tell=_say)
+    runner = _whole if isinstance(study, WholeStudy) else _frozen
+    make_runner = runner(study, options)
+    if make_runner is not None:
+        act = conduct.cost if options.dry else conduct.run
+        act(study, make_runner, options.out, only=only, tell=_say)
 
 
-def _features(study, options):
-    """Returns the features of a file, else those of the sets and encoders."""
-    from otter_jax.study import conduct
+def _whole(study, options):
+    """Returns what makes the runner of whole runs."""
+    if options.prepare or options.features:
+        raise UserError(f"{study.path} is a study of whole runs, which have no features to keep.")
+    from otter_jax.commands import configs
+    from otter_jax.run import programs
+    from otter_jax.study.whole import Runner
+
+    programs.keep_compiled()
+    load = functools.partial(configs.load, study.config)
+    return functools.partial(Runner, study, load, options.out)
+
+
+def _frozen(study, options):
+    """Returns what makes the runner on kept features; writes them and returns None if asked to."""
     from otter_jax.study.features import Features
+    from otter_jax.study.running import Runner
 
     if options.features:
         features = Features.load(options.features)
-        conduct.check_features(study, features, options.features)
-        return features
-    from otter_jax.study import prepare
+        features.check(study.about(), options.features, study.path)
+    else:
+        from otter_jax.study import prepare
 
-    data_dir = pathlib.Path(options.data_dir).expanduser()
-    return prepare.features(study, options.data, data_dir, _say)
+        data_dir = pathlib.Path(options.data_dir).expanduser()
+        features = prepare.features(study, options.data, data_dir, _say)
+    if options.prepare:
+        features.save(options.prepare)
+        size = options.prepare.stat().st_size / 1e6
+        _say(f"{options.prepare}: {size:.1f} MB, all that --features needs.")
+        return None
+    return functools.partial(Runner, study, features, options.together)
 
 
 def _say(line: str) -> None:

@@ -9,7 +9,8 @@ from typing import Any
 from otter_jax import files
 from otter_jax.errors import UserError
 from otter_jax.objective import Objective
-from otter_jax.study.plan import Setting, Study
+from otter_jax.study.fields import differences
+from otter_jax.study.plan import Keys, Setting, Study
 
 FIRST_CHOOSING = 1000  # the first of the seeds that values are chosen by
 
@@ -23,7 +24,7 @@ class Cell:
       values: learning rate, start of the scales, and the method's own, sorted by name.
     """
 
-    setting: Setting
+    setting: Setting | Keys
     method: str
     stage: str
     values: tuple[tuple[str, Any], ...]
@@ -31,8 +32,12 @@ class Cell:
 
     def path(self, out: pathlib.Path) -> pathlib.Path:
         """Returns the file of its results."""
-        values = "_".join(self._values())
-        return out / "cells" / str(self.setting) / self.method / f"{self.stage}_{values}.json"
+        return out / "cells" / f"{self.name}.json"
+
+    @property
+    def name(self) -> str:
+        """Names it by its setting, method, stage and values, as a path."""
+        return f"{self.setting}/{self.method}/{self.stage}_{'_'.join(self._values())}"
 
     def __str__(self) -> str:
         return f"{self.setting} {self.method} {' '.join(self._values())}"
@@ -46,13 +51,14 @@ class Cell:
 
     def definition(self, study: Study) -> dict[str, Any]:
         """Returns all that its results depend on beside the features, as JSON has it."""
+        train = study.methods[self.method].train
         found = {
-            "setting": dataclasses.asdict(self.setting),
+            "setting": self.setting.fields(),
             "method": self.method,
             "stage": self.stage,
             "values": dict(self.values),
             "objective": dataclasses.asdict(self.objective(study)),
-            "train": dataclasses.asdict(study.methods[self.method].train),
+            "train": train if isinstance(train, Mapping) else dataclasses.asdict(train),
             "seeds": list(self.seeds),
         }
         method = study.methods[self.method]
@@ -61,7 +67,7 @@ class Cell:
         return json.loads(json.dumps(found))
 
 
-def grid(study: Study, setting: Setting, method: str) -> list[Cell]:
+def grid(study: Study, setting: Setting | Keys, method: str) -> list[Cell]:
     """Returns the cells among which the values of a method in a setting are chosen."""
     seeds = tuple(range(FIRST_CHOOSING, FIRST_CHOOSING + study.choose.seeds))
     return [
@@ -105,18 +111,6 @@ def load(cell: Cell, study: Study, out: pathlib.Path) -> dict[str, Any] | None:
             "the method another name, take another --out, or remove that file."
         )
     return found
-
-
-def differences(before: Any, now: Any, key: str = "") -> list[str]:
-    """Returns "key: old -> new" for whatever differs between two values of JSON."""
-    if isinstance(before, dict) and isinstance(now, dict):
-        names = sorted({*before, *now})
-        inner = (
-            differences(before.get(n, "absent"), now.get(n, "absent"), f"{key}.{n}".strip("."))
-            for n in names
-        )
-        return [line for lines in inner for line in lines]
-    return [] if before == now else [f"{key}: {before} -> {now}"]
 
 
 def _complete(objective: Mapping[str, Any]) -> dict[str, Any]:

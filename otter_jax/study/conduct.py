@@ -3,57 +3,72 @@
 import itertools
 import pathlib
 import time
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, Protocol, runtime_checkable
 
 from otter_jax import files
 from otter_jax.errors import Stopped, UserError
 from otter_jax.study import cells as cell_files
 from otter_jax.study import plots, results, tables
 from otter_jax.study.cells import Cell
-from otter_jax.study.features import Features
+from otter_jax.study.fields import differences
 from otter_jax.study.lines import Line, chosen, lines, validation
 from otter_jax.study.plan import Study
-from otter_jax.study.running import Runner
+
+ABOUT = "study.json"  # in a study's folder: what makes it another one
 
 Tell = Callable[[str], None]
+Finished = Callable[[Cell, dict[str, Any]], None]
+
+
+@runtime_checkable
+class Runner(Protocol):
+    """Runs cells, on kept features (`running`) or whole (`whole`).
+
+    Attributes:
+      device: what the runs are made on.
+      done, seconds, compiling: runs so far, and the time that they, and compiling, have taken.
+    """
+
+    device: str
+    done: int
+    seconds: float
+    compiling: float
+
+    def __call__(self, cells: Iterable[Cell], finished: Finished) -> None:
+        """Runs all cells; calls `finished` with each cell and its results, as JSON has them."""
+
+    def probe(self, cell: Cell) -> float:
+        """Returns the seconds that a run of a cell takes, from a few steps; NaN if unknown."""
+
+    def baselines(self) -> dict[str, dict[str, float]]:
+        """Returns the measures of chance, and of always answering the most frequent names."""
 
 
 def check_same(study: Study, out: pathlib.Path) -> None:
-    """Writes study.json, or raises UserError where another study is in this folder."""
-    path = out / "study.json"
-    now = study.about()
+    """Raises UserError if another study is in this folder."""
+    path = out / ABOUT
     if not path.exists():
-        cell_files.save(path, now)
         return
     try:
         before = files.read_json(path)
     except (OSError, ValueError) as error:
         raise UserError(f"{path} is damaged ({error}). Remove it.") from error
-    if changed := cell_files.differences(before, now):
+    if changed := differences(before, study.about()):
         raise UserError(f"{out} holds another study: {'; '.join(changed[:6])}. Take another --out.")
-
-
-def check_features(study: Study, features: Features, path: pathlib.Path) -> None:
-    """Raises UserError unless features were made of what the study says."""
-    about = {name: features.about[name] for name in study.about()}
-    if changed := cell_files.differences(about, study.about()):
-        raise UserError(
-            f"{path} was made of something else than {study.path} says: {'; '.join(changed[:6])}. "
-            f"Make it again: otter-jax study {study.path} --prepare {path}"
-        )
 
 
 def run(
     study: Study,
-    features: Features,
+    make_runner: Callable[[], Runner],
     out: pathlib.Path,
     *,
     only: tuple[int, int] | None = None,
-    together: int | None = None,
     tell: Tell,
 ) -> None:
     """Runs all cells of a study, or of part K of N, that are not finished.
+
+    The runner is made once it is clear that the study may be run here.
 
     Raises UserError for finished cells that were defined otherwise, and if another study is in this
     folder, or the same is being run there; Stopped for Ctrl-C.
@@ -63,7 +78,9 @@ def run(
     with files.locked(out / f".lock {part}", lambda: _taken(out, part)):
         check_same(study, out)
         own = lines(study, only)
-        runner = Runner(study, features, together)
+        runner = make_runner()
+        cell_files.save(out / ABOUT, study.about())
+        cell_files.save(out / "baselines.json", runner.baselines())
         tell(
             f"{len(own)} lines of {len(study.methods)} methods in {len(study.settings)} settings, "
             f"on {runner.device}"
@@ -76,11 +93,6 @@ def run(
         tell(
             f"{runner.done:,} runs took {runner.seconds:.0f} s, compiling {runner.compiling:.0f} s."
         )
-        baselines: dict[str, dict[str, float]] = {}
-        for search in runner.searches:
-            for kind, values in search.baselines().items():
-                baselines.setdefault(kind, {}).update(values)
-        cell_files.save(out / "baselines.json", baselines)
     report(study, out, tell)
 
 
@@ -99,18 +111,17 @@ def _run_lines(
 
 def cost(
     study: Study,
-    features: Features,
+    make_runner: Callable[[], Runner],
     out: pathlib.Path | None,
     *,
     only: tuple[int, int] | None = None,
-    together: int | None = None,
     tell: Tell,
 ) -> None:
     """Tells how many cells and runs a study has, how many are finished, and how long the rest is.
 
     That is from a few steps of the first method with each size of a batch, on this device.
     """
-    runner, whole = Runner(study, features, together), 0.0
+    runner, whole = make_runner(), 0.0
     own = [line for line in lines(study, only) if not study.methods[line[1]].is_linear]
     for batch, group in itertools.groupby(own, key=lambda line: line[0].batch):
         grids = [cell_files.grid(study, *line) for line in group]
@@ -119,13 +130,15 @@ def cost(
         main = sum(1 for grid in grids if out and _has_main(study, grid, out))
         runs = (len(cells) - len(done)) * study.choose.seeds + (len(grids) - main) * study.seeds
         seconds = runner.probe(cells[0])
-        whole += seconds * runs
+        whole += seconds * runs if runs else 0
+        each = f"{seconds:.2f} s" if seconds == seconds else "nobody knows how many seconds yet"
         tell(
             f"batch {batch}: {len(grids)} lines; {len(cells):,} cells of {study.choose.seeds} runs "
             f"to choose, {len(done):,} finished; {len(grids)} main cells of {study.seeds} runs, "
-            f"{main} finished; {runs:,} runs are left, of {seconds:.2f} s"
+            f"{main} finished; {runs:,} runs are left, of {each}"
         )
-    tell(f"About {whole / 3600:.1f} h on {runner.device}, compiling and closed forms apart.")
+    if whole == whole:
+        tell(f"About {whole / 3600:.1f} h on {runner.device}, compiling and closed forms apart.")
 
 
 def _has_main(study: Study, grid: Sequence[Cell], out: pathlib.Path) -> bool:

@@ -15,6 +15,7 @@ from jaxtyping import Float, Int, Shaped
 
 from otter_jax import files
 from otter_jax.errors import UserError
+from otter_jax.study.fields import differences
 
 ABOUT = "about"  # the entry of a file that holds, as JSON, all that is no array
 
@@ -66,6 +67,15 @@ class Features:
     parts: Mapping[str, Part]
     banks: Mapping[str, Bank]
     given: Mapping[str, Shaped[np.ndarray, "..."]]
+
+    def check(self, about: Mapping[str, Any], path: pathlib.Path, study: pathlib.Path) -> None:
+        """Raises UserError unless they were made of what the study says."""
+        own = {name: self.about.get(name, "absent") for name in about}
+        if changed := differences(own, about):
+            raise UserError(
+                f"{path} was made of something else than {study} says: {'; '.join(changed[:6])}. "
+                f"Make it again: otter-jax study {study} --prepare {path}"
+            )
 
     def save(self, path: pathlib.Path) -> None:
         """Writes one file with all of it."""

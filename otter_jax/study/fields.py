@@ -1,4 +1,4 @@
-"""Makes dataclasses of tables in a file, and says which key is unknown, missing or of no use."""
+"""Makes dataclasses of tables in a file, says which key is wrong, and compares values of JSON."""
 
 import dataclasses
 import difflib
@@ -42,6 +42,18 @@ def refuse_unknown(table: Mapping[str, Any], known: Iterable[str], where: str) -
             raise UserError(
                 f"{where}: there is no key {name!r}{meant} There are: {', '.join(sorted(known))}."
             )
+
+
+def differences(before: Any, now: Any, key: str = "") -> list[str]:
+    """Returns "key: old -> new" for whatever differs between two values of JSON."""
+    if isinstance(before, dict) and isinstance(now, dict):
+        names = sorted({*before, *now})
+        inner = (
+            differences(before.get(n, "absent"), now.get(n, "absent"), f"{key}.{n}".strip("."))
+            for n in names
+        )
+        return [line for lines in inner for line in lines]
+    return [] if before == now else [f"{key}: {before} -> {now}"]
 
 
 def _value(kind: Any, value: Any, where: str) -> Any:

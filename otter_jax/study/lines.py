@@ -4,9 +4,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from otter_jax.study.cells import Cell
-from otter_jax.study.plan import Setting, Study
+from otter_jax.study.plan import Keys, Setting, Study
 
-Line = tuple[Setting, str]
+Line = tuple[Setting | Keys, str]
 
 
 def lines(study: Study, only: tuple[int, int] | None = None) -> list[Line]:

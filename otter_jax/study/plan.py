@@ -4,6 +4,7 @@ import dataclasses
 import itertools
 import json
 import pathlib
+import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -165,6 +166,39 @@ class Setting:
     def __str__(self) -> str:
         return f"{self.set}_noise{self.noise:g}_share{self.share:g}_batch{self.batch}"
 
+    def fields(self) -> dict[str, Any]:
+        """Returns its values by their names."""
+        return dataclasses.asdict(self)
+
+    def described(self) -> str:
+        """Returns it in words."""
+        pairs = "all pairs" if self.share == 1 else f"{self.share:g} of the pairs"
+        return f"{self.set}: {self.noise:.0%} wrong captions, {pairs}, batch {self.batch}"
+
+
+@dataclasses.dataclass(frozen=True)
+class Keys:
+    """A setting of whole runs: keys of their config, and their values."""
+
+    values: tuple[tuple[str, Any], ...]
+
+    def __str__(self) -> str:
+        text = "_".join(f"{name.rpartition('.')[2]}={value}" for name, value in self.values)
+        return re.sub(r"[^\w.=+*-]", "-", text) or "as_it_is"
+
+    @property
+    def batch(self) -> int:
+        """Runs with the same are compiled alike; 0 for that of the config."""
+        return dict(self.values).get("train.batch_size", 0)
+
+    def fields(self) -> dict[str, Any]:
+        """Returns its values by their names."""
+        return dict(self.values)
+
+    def described(self) -> str:
+        """Returns it in words."""
+        return ", ".join(f"{name} {value}" for name, value in self.values) or "as the config says"
+
 
 @dataclasses.dataclass(frozen=True)
 class Method:
@@ -174,14 +208,14 @@ class Method:
       base: a name in METHODS, or in `linear.LINEAR`.
       objective: what it is without the values that are chosen; of a closed form it is not used.
       choose: {field of the objective, or of `Choose`: values}, in place of those for all methods.
-      train: the study's, with other values.
+      train: how its runs are trained; of whole runs, keys of their config and their values.
     """
 
     name: str
     base: str
     objective: Objective
     choose: Mapping[str, tuple[Any, ...]]
-    train: Train
+    train: Train | Mapping[str, Any]
 
     @property
     def is_linear(self) -> bool:
@@ -201,20 +235,37 @@ class Method:
         return dataclasses.replace(self.objective, **own)
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Study:
-    """Holds a study file."""
+    """Holds what the files of all studies say."""
 
     path: pathlib.Path
-    model: Model
-    data: Data
-    train: Train
-    settings: tuple[Setting, ...]
+    settings: tuple[Setting | Keys, ...]
     methods: Mapping[str, Method]
     choose: Choose
     seeds: int = 10
     baseline: str = "infonce"
     weights: str = "ema"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class WholeStudy(Study):
+    """A study of whole runs, as `train` makes them, of a config's name or path."""
+
+    config: str
+
+    def about(self) -> dict[str, Any]:
+        """Returns what two studies in one folder must have in common."""
+        return {"config": self.config}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class FrozenStudy(Study):
+    """A study of runs on kept features."""
+
+    model: Model
+    data: Data
+    train: Train
 
     def about(self) -> dict[str, Any]:
         """Returns all that features depend on, as JSON has it."""

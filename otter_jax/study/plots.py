@@ -1,7 +1,7 @@
 """Draws what came out of a study: hits over noise, share and batch, and what trust knows."""
 
-import dataclasses
 import pathlib
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -9,15 +9,16 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from otter_jax.study.plan import Setting
+from otter_jax.study.plan import Keys, Setting
 from otter_jax.study.results import Finished
 
-ACROSS = {  # field of a setting: what the axis is called
+ACROSS = {  # field of a setting, whose values are numbers: what the axis is called
     "noise": "share of wrong captions",
     "share": "share of the pairs",
     "batch": "pairs in a batch",
+    "train.batch_size": "pairs in a batch",
+    "train.epochs": "epochs",
 }
-KS = (5, 10)
 # Told apart by colour-blind people, too (Okabe and Ito), with a marker for each.
 COLOURS = ("#000000", "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8c6d31")
 MARKERS = "os^Dv<>P*Xhd"
@@ -28,7 +29,8 @@ def draw(finished: Finished, out: pathlib.Path) -> list[pathlib.Path]:
     drawn = []
     for field, rest, settings in _series(finished.settings):
         figure = _over(finished, field, settings)
-        drawn.append(out / f"{field}_{'_'.join(f'{k}{v}' for k, v in rest.items())}.png")
+        of = re.sub(r"[^\w.]", "-", "_".join(f"{k}{v}" for k, v in rest.items()))
+        drawn.append(out / f"{field}_{of}.png")
         figure.savefig(drawn[-1], dpi=130)
     if trusting := _trusting(finished):
         drawn.append(out / "trust.png")
@@ -36,46 +38,51 @@ def draw(finished: Finished, out: pathlib.Path) -> list[pathlib.Path]:
     return drawn
 
 
-def _series(settings: Sequence[Setting]) -> Iterator[tuple[str, dict[str, Any], list[Setting]]]:
+def _series(
+    settings: Sequence[Setting | Keys],
+) -> Iterator[tuple[str, dict[str, Any], list[Setting | Keys]]]:
     """Yields fields, what all other fields are, and the settings that differ in the field alone."""
     for field in ACROSS:
-        groups: dict[Any, list[Setting]] = {}
+        groups: dict[Any, list[Setting | Keys]] = {}
         for setting in settings:
-            rest = dataclasses.asdict(setting)
+            rest = setting.fields()
+            if field not in rest:
+                continue
             del rest[field]
             groups.setdefault(tuple(rest.items()), []).append(setting)
         for rest, own in groups.items():
             if len(own) > 1:
-                yield field, dict(rest), sorted(own)
+                yield field, dict(rest), sorted(own, key=lambda one: one.fields()[field])
 
 
-def _over(finished: Finished, field: str, settings: Sequence[Setting]) -> Figure:
+def _over(finished: Finished, field: str, settings: Sequence[Setting | Keys]) -> Figure:
     """Returns a figure with a panel for each evaluation set and K, a line for each method."""
-    search = finished.study.data.held_out.search
-    sets = list(dict.fromkeys(name.split("/")[0] for name in finished.measures()))
-    figure = Figure((3.6 * len(sets) + 1.9, 5.6), layout="constrained")
-    panels = figure.subplots(len(KS), len(sets), sharex=True, squeeze=False)
-    for row, k in enumerate(KS):
+    measures = finished.measures()
+    sets = list(dict.fromkeys(name.split("/")[0] for name in measures))
+    kinds = list(dict.fromkeys(name.split("/")[-1] for name in finished.study.choose.by))
+    figure = Figure((3.6 * len(sets) + 1.9, 2.8 * len(kinds)), layout="constrained")
+    panels = figure.subplots(len(kinds), len(sets), sharex=True, squeeze=False)
+    for row, kind in enumerate(kinds):
         for column, name in enumerate(sets):
             axes = panels[row][column]
-            _lines(axes, finished, field, settings, f"{name}/{search}@{k}")
-            axes.set_title(f"{name}, {search}@{k}", fontsize=10)
-            if row == len(KS) - 1:
+            _lines(axes, finished, field, settings, f"{name}/{kind}")
+            axes.set_title(f"{name}, {kind}", fontsize=10)
+            if row == len(kinds) - 1:
                 axes.set_xlabel(ACROSS[field])
     handles, names = panels[0][0].get_legend_handles_labels()
     figure.legend(handles, names, loc="outside right upper", frameon=False, fontsize=9)
-    rest = dataclasses.asdict(settings[0])
+    rest = settings[0].fields()
     del rest[field]
     figure.suptitle(", ".join(f"{k} {v}" for k, v in rest.items()), fontsize=10)
     return figure
 
 
 def _lines(
-    axes: Axes, finished: Finished, field: str, settings: Sequence[Setting], measure: str
+    axes: Axes, finished: Finished, field: str, settings: Sequence[Setting | Keys], measure: str
 ) -> None:
     """Draws the means of all methods, with their standard errors, over a field of the settings."""
     results = list(finished.results(measure))
-    values = [getattr(setting, field) for setting in settings]
+    values = [setting.fields()[field] for setting in settings]
     places = range(len(values)) if field != "noise" else values
     place = dict(zip(settings, places, strict=True))
     for number, method in enumerate(finished.study.methods):
@@ -93,16 +100,16 @@ def _lines(
     axes.grid(axis="y", alpha=0.3)
 
 
-def _trusting(finished: Finished) -> dict[tuple[Setting, str], Any]:
+def _trusting(finished: Finished) -> dict[tuple[Setting | Keys, str], Any]:
     """Returns the main results of noisy settings whose runs were judged by their weights."""
     return {
         line: results
         for line, (_, results) in finished.main.items()
-        if line[0].noise and "auc" in results["seeds"][0].get("metrics", {})
+        if line[0].fields().get("noise") and "auc" in results["seeds"][0].get("metrics", {})
     }
 
 
-def _judged(finished: Finished, lines: Mapping[tuple[Setting, str], Any]) -> Figure:
+def _judged(finished: Finished, lines: Mapping[tuple[Setting | Keys, str], Any]) -> Figure:
     """Returns a figure of how well weights tell wrong captions, over the steps of training."""
     settings = list(dict.fromkeys(setting for setting, _ in lines))
     figure = Figure((3.6 * len(settings) + 1.9, 5.6), layout="constrained")
@@ -118,7 +125,7 @@ def _judged(finished: Finished, lines: Mapping[tuple[Setting, str], Any]) -> Fig
                         values = np.array([run["metrics"][name] for run in runs], float)
                         colour = COLOURS[methods.index(method) % len(COLOURS)]
                         axes.plot(runs[0]["steps"], values.mean(axis=0), color=colour, label=method)
-            axes.set_title(f"{setting.set}, {setting.noise:.0%} wrong, {name}", fontsize=9)
+            axes.set_title(f"{setting.described()}: {name}", fontsize=9)
             axes.spines[["top", "right"]].set_visible(False)
             axes.grid(axis="y", alpha=0.3)
         panels[-1][column].set_xlabel("step")

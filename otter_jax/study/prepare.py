@@ -11,14 +11,16 @@ from otter_jax.data.source import Source, open_dataset
 from otter_jax.errors import UserError
 from otter_jax.study import frozen
 from otter_jax.study.features import Bank, Features, Part
-from otter_jax.study.plan import HEADS, Names, Study
+from otter_jax.study.plan import HEADS, FrozenStudy, Names
 from otter_jax.zeroshot.bank import read_names
 from otter_jax.zeroshot.labels import read_labels
 
 Tell = Callable[[str], None]
 
 
-def features(study: Study, tars: pathlib.Path, data_dir: pathlib.Path, tell: Tell) -> Features:
+def features(
+    study: FrozenStudy, tars: pathlib.Path, data_dir: pathlib.Path, tell: Tell
+) -> Features:
     """Returns the features of all sets of a study.
 
     Args:
@@ -56,12 +58,12 @@ def features(study: Study, tars: pathlib.Path, data_dir: pathlib.Path, tell: Tel
     return Features(about(study, encoders.model.img.width, pruned), parts, banks, encoders.given())
 
 
-def about(study: Study, width: int, pruned: Sequence[tuple[str, int]] = ()) -> dict[str, Any]:
+def about(study: FrozenStudy, width: int, pruned: Sequence[tuple[str, int]] = ()) -> dict[str, Any]:
     """Returns what features of an image encoder with so many features were made of."""
     return study.about() | {"width": width, "pruned": [list(each) for each in pruned]}
 
 
-def _sources(study: Study, tars: pathlib.Path, data_dir: pathlib.Path) -> dict[str, Source]:
+def _sources(study: FrozenStudy, tars: pathlib.Path, data_dir: pathlib.Path) -> dict[str, Source]:
     """Opens all sets of a study, made of their tars if they are not there."""
     found = {}
     for name, own in (study.data.train | study.data.eval).items():
@@ -79,7 +81,7 @@ def _labels(source: Source, field: str) -> list[list[str]]:
 
 
 def _names(
-    study: Study, name: str, spec: Names, parts: Mapping[str, Part], tars: pathlib.Path
+    study: FrozenStudy, name: str, spec: Names, parts: Mapping[str, Part], tars: pathlib.Path
 ) -> list[str]:
     """Returns the names to search in: those of a file, or the labels of the evaluation sets."""
     if spec.names:

@@ -2,10 +2,12 @@
 
 import dataclasses
 import difflib
+import functools
 import itertools
 import math
 import pathlib
 import tomllib
+from collections.abc import Callable
 from typing import Any
 
 from otter_jax import files
@@ -20,12 +22,17 @@ from otter_jax.study.plan import (
     STRENGTHS,
     Choose,
     Data,
+    FrozenStudy,
+    Keys,
     Method,
     Model,
     Setting,
     Study,
     Train,
+    WholeStudy,
 )
+
+SHARED = ("settings", "methods", "choose", "seeds", "baseline", "weights")
 
 
 def read(path: pathlib.Path) -> Study:
@@ -36,37 +43,78 @@ def read(path: pathlib.Path) -> Study:
         raise UserError(f"There is no study file {path}.") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise UserError(f"{path} is no TOML: {error}") from error
-    where = str(path)
-    sections = ("model", "data", "train", "settings", "methods", "choose")
-    refuse_unknown(table, (*sections, "seeds", "baseline", "weights"), where)
-    for name in sections:
+    whole = "config" in table
+    own = ("config",) if whole else ("model", "data", "train")
+    refuse_unknown(table, (*own, *SHARED), str(path))
+    for name in (*own, "settings", "methods", "choose"):
         if name not in table:
-            raise UserError(f"{where}: there is no [{name}].")
+            raise UserError(f"{path}: there is no [{name}].")
+    choose = section(Choose, table["choose"], f"{path}: choose")
+    rest = {name: table[name] for name in ("seeds", "baseline", "weights") if name in table}
+    common = {"path": path, "choose": choose, **rest}
+    study = _whole(table, common) if whole else _frozen(table, common)
+    _check(study, str(path))
+    return study
+
+
+def _whole(table: dict[str, Any], common: dict[str, Any]) -> WholeStudy:
+    """Returns a study of whole runs."""
+    where = str(common["path"])
+    if not isinstance(table["config"], str):
+        raise UserError(f"{where}: config={table['config']!r}: a name, or a path FOLDER/NAME.py.")
+    settings = []
+    for one in _tables(table["settings"], where):
+        flat = flatten(one)
+        lists = [value if isinstance(value, list) else [value] for value in flat.values()]
+        for values in itertools.product(*lists):
+            settings.append(Keys(tuple(zip(flat, values, strict=True))))
+    methods = _methods(table["methods"], common["choose"], lambda own, _: flatten(own), where)
+    settings = tuple(dict.fromkeys(settings))
+    return WholeStudy(config=table["config"], settings=settings, methods=methods, **common)
+
+
+def flatten(table: Any, before: str = "") -> dict[str, Any]:
+    """Returns the values of tables in tables by their keys, joined by dots."""
+    found = {}
+    for name, value in table.items():
+        inner = isinstance(value, dict)
+        found |= flatten(value, f"{before}{name}.") if inner else {f"{before}{name}": value}
+    return found
+
+
+def _frozen(table: dict[str, Any], common: dict[str, Any]) -> FrozenStudy:
+    """Returns a study of runs on kept features."""
+    where = str(common["path"])
     model = section(Model, table["model"], f"{where}: model")
     data = section(Data, table["data"], f"{where}: data")
     _check_data(data, where)
-    choose = section(Choose, table["choose"], f"{where}: choose")
     train = section(Train, table["train"], f"{where}: train")
-    rest = {name: table[name] for name in ("seeds", "baseline", "weights") if name in table}
-    study = Study(
-        path, model, data,
-        train,
-        _settings(table["settings"], data, where),
-        _methods(table["methods"], choose, train, where),
-        choose,
-        **rest,
-    )  # fmt: skip
-    _check(study, where)
+    replaced = functools.partial(_replaced, train)
+    study = FrozenStudy(
+        model=model,
+        data=data,
+        train=train,
+        settings=_settings(table["settings"], data, where),
+        methods=_methods(table["methods"], common["choose"], replaced, where),
+        **common,
+    )
+    _check_frozen(study, where)
     return study
+
+
+def _tables(tables: Any, where: str) -> list[dict[str, Any]]:
+    """Returns the tables under [[settings]]."""
+    alike = isinstance(tables, list) and all(isinstance(each, dict) for each in tables)
+    if not alike or not tables:
+        raise UserError(f"{where}: settings are tables, each under [[settings]].")
+    return tables
 
 
 def _settings(tables: Any, data: Data, where: str) -> tuple[Setting, ...]:
     """Returns the products of the lists in each table of [[settings]], each setting once."""
     names = [field.name for field in dataclasses.fields(Setting)]
-    if not isinstance(tables, list) or not tables:
-        raise UserError(f"{where}: settings are tables, each under [[settings]].")
     found = []
-    for table in tables:
+    for table in _tables(tables, where):
         refuse_unknown(table, names, f"{where}: settings")
         default = {"noise": 0.0, "share": 1.0}
         lists = []
@@ -94,7 +142,9 @@ def _settings(tables: Any, data: Data, where: str) -> tuple[Setting, ...]:
     return tuple(dict.fromkeys(found))
 
 
-def _methods(tables: Any, common: Choose, train: Train, where: str) -> dict[str, Method]:
+def _methods(
+    tables: Any, common: Choose, trained: Callable[[Any, str], Any], where: str
+) -> dict[str, Method]:
     """Returns the methods, each checked with all values that may be chosen for it."""
     fields = {field.name for field in dataclasses.fields(Objective)}
     found = {}
@@ -119,8 +169,8 @@ def _methods(tables: Any, common: Choose, train: Train, where: str) -> dict[str,
         lists = {key: tuple(values) for key, values in choose.items()}
         try:
             objective = dataclasses.replace(METHODS.get(method, Objective()), **own)
-            own_train = _replaced(train, table.get("train", {}), f"{here}.train")
-            found[name] = Method(name, method, objective, lists, own_train)
+            train = trained(table.get("train", {}), f"{here}.train")
+            found[name] = Method(name, method, objective, lists, train)
             for values in found[name].grid(common):
                 found[name].with_values(values)
         except (UserError, TypeError) as error:
@@ -175,6 +225,14 @@ def _check(study: Study, where: str) -> None:
     rates = study.choose.learning_rate
     if not rates or not all(0 < rate < math.inf for rate in rates):
         raise UserError(f"{where}: choose.learning_rate={list(rates)}: numbers above 0.")
+    if isinstance(study, WholeStudy):
+        for name, method in study.methods.items():
+            if method.is_linear:
+                raise UserError(f"{where}: methods.{name} is a closed form for kept features.")
+
+
+def _check_frozen(study: FrozenStudy, where: str) -> None:
+    """Raises UserError for measures that are none, and for runs without a step."""
     measures = [f"val/{study.data.held_out.search}@{k}" for k in (1, 5, 10)]
     for name in study.choose.by:
         if name not in measures:

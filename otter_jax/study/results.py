@@ -13,7 +13,7 @@ from otter_jax.errors import UserError
 from otter_jax.study import cells as cell_files
 from otter_jax.study.cells import Cell
 from otter_jax.study.lines import chosen, lines, validation
-from otter_jax.study.plan import Setting, Study
+from otter_jax.study.plan import Keys, Setting, Study
 
 LEVEL = 0.95  # of intervals
 DIGITS = 3  # with which means are printed, and in which they tie
@@ -28,7 +28,7 @@ class Result:
       baseline: those of the baseline, with the same seeds.
     """
 
-    setting: Setting
+    setting: Setting | Keys
     method: str
     measure: str
     values: Float[np.ndarray, " S"]
@@ -70,11 +70,11 @@ class Finished:
     """Holds the main cells that are finished, and the cells that their values are chosen from."""
 
     study: Study
-    main: Mapping[tuple[Setting, str], tuple[Cell, Mapping[str, Any]]]
-    grids: Mapping[tuple[Setting, str], Sequence[tuple[Cell, float]]]
+    main: Mapping[tuple[Setting | Keys, str], tuple[Cell, Mapping[str, Any]]]
+    grids: Mapping[tuple[Setting | Keys, str], Sequence[tuple[Cell, float]]]
 
     @property
-    def settings(self) -> list[Setting]:
+    def settings(self) -> list[Setting | Keys]:
         """Settings in which some main cell is finished."""
         return [s for s in self.study.settings if any(at == s for at, _ in self.main)]
 
@@ -86,7 +86,7 @@ class Finished:
                 found |= dict.fromkeys(run["scores"][self.study.weights])
         return list(found)
 
-    def values(self, setting: Setting, method: str, measure: str) -> Float[np.ndarray, " S"]:
+    def values(self, setting: Setting | Keys, method: str, measure: str) -> Float[np.ndarray, " S"]:
         """Returns a measure of each seed; NaN where a run diverged or is not finished."""
         values = np.full(self.study.seeds, np.nan)
         if (setting, method) in self.main:

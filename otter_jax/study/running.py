@@ -18,7 +18,7 @@ from otter_jax.objective import Objective
 from otter_jax.study import engine, linear, sampling
 from otter_jax.study.cells import Cell
 from otter_jax.study.features import Features
-from otter_jax.study.plan import HEADS, STRENGTH, Setting, Study
+from otter_jax.study.plan import HEADS, STRENGTH, FrozenStudy, Setting
 from otter_jax.study.scoring import Search, scores, scores_of_maps
 from otter_jax.study.towers import CachedTowers, Frozen
 
@@ -38,7 +38,7 @@ class Runner:
       done, seconds, compiling: runs so far, and the time that they, and compiling, have taken.
     """
 
-    def __init__(self, study: Study, features: Features, together: int | None = None):
+    def __init__(self, study: FrozenStudy, features: Features, together: int | None = None):
         """Puts all features into the memory of the first device.
 
         Raises UserError if there is nothing to choose values by.
@@ -80,6 +80,14 @@ class Runner:
             groups.setdefault((self._program(cell), cell.setting.batch), []).append(cell)
         for (program, _), own in groups.items():
             self._run_group(program, own, finished)
+
+    def baselines(self) -> dict[str, dict[str, float]]:
+        """Returns the measures of chance, and of always answering the most frequent names."""
+        found: dict[str, dict[str, float]] = {}
+        for search in self.searches:
+            for kind, values in search.baselines().items():
+                found.setdefault(kind, {}).update(values)
+        return found
 
     def probe(self, cell: Cell) -> float:
         """Returns the seconds that a run of a cell takes, from a few steps of it."""
@@ -217,7 +225,7 @@ def shared(objective: Objective) -> Objective:
     return engine.with_numbers(objective, {name: 1.0 for name in engine.traceable(objective)})
 
 
-def held_out(study: Study, features: Features) -> dict[str, Any]:
+def held_out(study: FrozenStudy, features: Features) -> dict[str, Any]:
     """Marks, for each training set, the rows of the concepts that are never trained on."""
     held = study.data.held_out
     label = study.data.search[held.search].label
@@ -233,7 +241,7 @@ def held_out(study: Study, features: Features) -> dict[str, Any]:
     return found
 
 
-def searches(study: Study, features: Features, held: Mapping[str, Any]) -> list[Search]:
+def searches(study: FrozenStudy, features: Features, held: Mapping[str, Any]) -> list[Search]:
     """Returns each search in each evaluation set, the held-out pictures among these as "val"."""
     found = []
     sets = {"val": [(features.parts[name], held[name]) for name in study.data.held_out.sets]}
@@ -257,7 +265,7 @@ def searches(study: Study, features: Features, held: Mapping[str, Any]) -> list[
     return found
 
 
-def model_of(study: Study, features: Features) -> CachedTowers:
+def model_of(study: FrozenStudy, features: Features) -> CachedTowers:
     """Returns the model of the runs: the trained part of the study's towers."""
     trained = study.train.trained
     width = features.about["width"]

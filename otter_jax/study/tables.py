@@ -9,8 +9,8 @@ from typing import Any
 from otter_jax.study.results import DIGITS, Finished, Result, counts
 
 COLUMNS = (
-    "set", "noise", "share", "batch", "method", "measure", "mean", "error", "difference", "low",
-    "high", "verdict", "seeds", "diverged",
+    "method", "measure", "mean", "error", "difference", "low", "high", "verdict", "seeds",
+    "diverged",
 )  # fmt: skip
 
 
@@ -21,10 +21,11 @@ def write(finished: Finished, baselines: dict[str, dict[str, float]], out: pathl
     """
     measures = finished.measures()
     rows = [_row(result) for measure in measures for result in finished.results(measure)]
-    _write_csv(out / "table.csv", COLUMNS, rows)
+    columns = ("setting", *finished.settings[0].fields(), *COLUMNS)
+    _write_csv(out / "table.csv", columns, rows)
     about = {"study": str(finished.study.path), "baseline": finished.study.baseline}
     about |= {"weights": finished.study.weights, "baselines": baselines}
-    named = [dict(zip(COLUMNS, row, strict=True)) for row in rows]
+    named = [dict(zip(columns, row, strict=True)) for row in rows]
     counted = counts(finished, shown(measures))
     text = json.dumps(about | {"counts": counted, "rows": named}, indent=0)
     (out / "table.json").write_text(text, "utf-8")
@@ -50,15 +51,10 @@ def markdown(finished: Finished, baselines: dict[str, dict[str, float]]) -> str:
         f"other seeds: {', '.join(study.choose.by)}.",
     ]
     for setting in finished.settings:
-        lines += ["", f"## {setting.set}: {_described(setting)}", ""]
+        lines += ["", f"## {setting.described()}", ""]
         lines += _part(finished, setting, measures, baselines)
     lines += ["", "## All settings and measures", "", *_counts(finished, measures)]
     return "\n".join(lines) + "\n"
-
-
-def _described(setting: Any) -> str:
-    pairs = "all pairs" if setting.share == 1 else f"{setting.share:g} of the pairs"
-    return f"{setting.noise:.0%} wrong captions, {pairs}, batch {setting.batch}"
 
 
 def _part(finished, setting, measures, baselines) -> list[str]:
@@ -116,12 +112,11 @@ def _counts(finished: Finished, measures: Sequence[str]) -> list[str]:
 
 
 def _row(result: Result) -> list[Any]:
-    s = result.setting
     middle, low, high = (_number(value) for value in result.difference())
     diverged = int((result.values != result.values).sum())
     return [
-        s.set, s.noise, s.share, s.batch, result.method, result.measure, _number(result.mean),
-        _number(result.error), middle, low, high, result.verdict(),
+        str(result.setting), *result.setting.fields().values(), result.method, result.measure,
+        _number(result.mean), _number(result.error), middle, low, high, result.verdict(),
         len(result.values) - diverged, diverged,
     ]  # fmt: skip
 

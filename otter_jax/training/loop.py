@@ -22,7 +22,7 @@ from ml_collections import ConfigDict
 import otter_jax
 from otter_jax import mesh as meshes
 from otter_jax.data.source import Source
-from otter_jax.errors import Stopped, UserError
+from otter_jax.errors import Diverged, Stopped, UserError
 from otter_jax.run import cluster, directory, lock, stops, watched
 from otter_jax.run.checkpoint import Checkpoints
 from otter_jax.run.console import duration, progress_bar
@@ -357,11 +357,12 @@ class Loop:
             # Every saved state had a finite loss, gradient and parameters: name the last one.
             self._checkpoints.wait()
             good = self._checkpoints.latest
-            raise UserError(
+            raise Diverged(
                 f"Step {now}: {', '.join(f'{k} is {v}' for k, v in bad.items())}. The run ends; "
                 + (f"the last good checkpoint is step {good}" if good else "there is no checkpoint")
                 + f". {self._task.remedy} usually helps; if dtype is bfloat16, float32 tells "
-                "whether precision is the cause."
+                "whether precision is the cause.",
+                now,
             )
         return values
 

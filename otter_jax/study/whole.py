@@ -1,0 +1,109 @@
+"""Runs the cells of a study as whole training runs, each in a directory of its own."""
+
+import pathlib
+import time
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import jax
+from ml_collections import ConfigDict
+
+from otter_jax.errors import Diverged, UserError
+from otter_jax.run import directory
+from otter_jax.run.console import make_console
+from otter_jax.study.cells import Cell
+from otter_jax.study.conduct import Finished
+from otter_jax.study.plan import WholeStudy
+from otter_jax.training import contrastive
+
+Load = Callable[[Sequence[str]], ConfigDict]
+
+
+class Runner:
+    """Trains the runs of cells one after the other, and reads their last evaluation.
+
+    Attributes:
+      device: what the runs are made on.
+      done, seconds, compiling: runs so far, and the time that they have taken, compiling included.
+    """
+
+    def __init__(self, study: WholeStudy, load: Load, out: pathlib.Path | None):
+        """`load` returns the study's config with flags, "--config.KEY=VALUE".
+
+        Raises UserError for a key or value that the config cannot have, and if nothing is
+        evaluated by which values could be chosen.
+        """
+        self._study, self._load, self._out = study, load, out
+        self._console = make_console()
+        self.device = jax.devices()[0].device_kind
+        self.seconds, self.compiling, self.done = 0.0, 0.0, 0
+        for setting in study.settings:
+            for name, method in study.methods.items():
+                values = next(iter(method.grid(study.choose)))
+                cell = Cell(setting, name, "choose", tuple(sorted(values.items())), (0,))
+                config = self.config(cell, 0)
+                sets = {measure.split("/")[0] for measure in study.choose.by}
+                if missing := sorted(sets - set(config.eval.sets)):
+                    raise UserError(
+                        f"{study.path}: choose.by={list(study.choose.by)}: eval.sets of "
+                        f"{study.config} has no {missing[0]!r}; it has "
+                        f"{', '.join(config.eval.sets) or 'none'}. A measure is SET/FH@K."
+                    )
+
+    def config(self, cell: Cell, seed: int) -> ConfigDict:
+        """Returns the config of a run."""
+        values = dict(cell.values)
+        objective = cell.definition(self._study)["objective"]
+        objective["log_scale"] = values["log_scale"]
+        keys = {f"objective.{name}": value for name, value in objective.items()}
+        keys |= {"optim.learning_rate": values["learning_rate"], "seed": seed}
+        keys |= {"method": cell.method, **self._study.methods[cell.method].train}
+        keys |= cell.setting.fields()
+        return self._load([f"--config.{name}={value}" for name, value in keys.items()])
+
+    def __call__(self, cells: Iterable[Cell], finished: Finished) -> None:
+        """Runs all cells; calls `finished` with each cell and its results, as JSON has them."""
+        for cell in cells:
+            results = [self._run(cell, seed) for seed in cell.seeds]
+            finished(cell, {"seeds": results, "device": self.device})
+
+    def probe(self, cell: Cell) -> float:
+        """Returns NaN: a whole run is not begun to be timed."""
+        return float("nan")
+
+    def baselines(self) -> dict[str, dict[str, float]]:
+        """Returns nothing: each run's own results have them."""
+        return {}
+
+    def _run(self, cell: Cell, seed: int) -> dict[str, Any]:
+        """Trains a run, or what is left of it; returns its results."""
+        workdir = self._out / "runs" / cell.name / f"seed{seed}"
+        config = self.config(cell, seed)
+        begun = time.perf_counter()
+        found: dict[str, Any] = {"seed": seed, "run": str(workdir.relative_to(self._out))}
+        directory.check_run(workdir, config, anyway=False, console=self._console)
+        self._console.print(f"Run {workdir}")
+        try:
+            contrastive.run(config, workdir, console=self._console)
+            found["scores"] = _scores(workdir)
+        except Diverged as error:
+            found |= {"scores": {"student": {}, "ema": {}}, "diverged_at": error.step}
+        taken = time.perf_counter() - begun
+        self.seconds, self.done = self.seconds + taken, self.done + 1
+        return found | {"seconds": round(taken, 1)}
+
+
+def _scores(workdir: pathlib.Path) -> dict[str, dict[str, float]]:
+    """Returns the hits of a run's last evaluation, under both weights."""
+    own = [each for each in directory.evaluations(workdir) if not each.kind]
+    results = own[-1].read() if own else None
+    if results is None:
+        raise UserError(f"{workdir}/results has no evaluation of the run's last step.")
+    return {
+        weights: {
+            f"{name}/{metric}": round(value, 6)
+            for name, found in results["sets"].items()
+            for metric, value in found[weights].items()
+        }
+        for weights in results["weights"]
+    }
