@@ -35,12 +35,12 @@ def run(options: argparse.Namespace) -> None:
     from otter_jax.run.console import make_console
     from otter_jax.training import contrastive
 
-    programs.keep_compiled()
     console, workdir = make_console(), options.workdir
     directory.check_run(workdir, config, anyway=options.anyway, console=console)
-    contrastive.run(
-        config, workdir, from_step=options.from_step, anyway=options.anyway, console=console
-    )
+    with programs.keep_compiled():
+        contrastive.run(
+            config, workdir, from_step=options.from_step, anyway=options.anyway, console=console
+        )
     report.write_at_end(workdir, console)
     console.print(f"Results are in {workdir / 'results'}, the log is {workdir / 'metrics.jsonl'}.")
     console.print(start.following(("eval", "--workdir", workdir), start.exported(workdir)))

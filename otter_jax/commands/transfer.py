@@ -36,14 +36,14 @@ def run(options: argparse.Namespace) -> None:
     from otter_jax.run.console import make_console
     from otter_jax.transfer import task
 
-    programs.keep_compiled()
     console, workdir = make_console(), options.workdir
     directory.check_run(workdir, config, anyway=options.anyway, console=console)
-    validation = task.run(
-        config, workdir, from_step=options.from_step, anyway=options.anyway, console=console
-    )
-    if config.report:
-        report.write(config, workdir, validation, console=console)
+    with programs.keep_compiled():
+        validation = task.run(
+            config, workdir, from_step=options.from_step, anyway=options.anyway, console=console
+        )
+        if config.report:
+            report.write(config, workdir, validation, console=console)
     console.print(f"Results are in {workdir / 'results'}, the log is {workdir / 'metrics.jsonl'}.")
     by = [] if config.gates.shape else ["--by", "magnitude"]
     pruned = start.exported(workdir, "smaller_", "--share", 0.2, *by)

@@ -1,4 +1,4 @@
-"""Digests of a checkpoint's files, by which damage is noticed before anything uses it."""
+"""Digests of files, by which damage to a checkpoint is noticed before anything uses it."""
 
 import concurrent.futures
 import json
@@ -11,6 +11,7 @@ from otter_jax.run.directory import write_text
 
 FILE = "digests.json"
 _BLOCK = 1 << 20  # bytes read at once
+_DAMAGED = (OSError, ValueError, TypeError, IndexError)  # what reading FILE raises then
 _THREADS = 8  # zlib lets go of Python's lock while it reads a block
 
 
@@ -34,12 +35,26 @@ def damaged(folder: pathlib.Path, part: str) -> list[str]:
     if not (folder / FILE).exists():
         return []
     try:
-        known = read_json(folder / FILE)
-        known = {name: known[name] for name in known if pathlib.Path(name).parts[0] == part}
-    except (OSError, ValueError, TypeError, IndexError):
+        known = _known(folder, part)
+    except _DAMAGED:
         return [FILE]
     found = _digests(folder, known)
     return [name for name in known if found[name] != known[name]]
+
+
+def whole(folder: pathlib.Path, part: str) -> list[str]:
+    """Returns the files in a subfolder that have a digest, and are as they were written."""
+    try:
+        known = _known(folder, part)
+    except _DAMAGED:
+        return []
+    found = _digests(folder, known)
+    return [name for name in known if found[name] == known[name]]
+
+
+def _known(folder: pathlib.Path, part: str) -> dict[str, str]:
+    known = read_json(folder / FILE)
+    return {name: known[name] for name in known if pathlib.Path(name).parts[0] == part}
 
 
 def _files(folder: pathlib.Path, parts: Iterable[str]) -> list[str]:

@@ -6,7 +6,7 @@ import hashlib
 import os
 import platform
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,34 +17,69 @@ from jax.sharding import Mesh
 from jaxtyping import Array
 
 from otter_jax import caches
+from otter_jax.run import cluster, digests
 
 SHORTEST = 0.3  # seconds of compiling; less is not worth a file
 FILES = 256  # of one computer; the oldest are removed
+FOLDER = "programs"  # of one computer, beside the digests of what is in it
 HIT = "/jax/compilation_cache/cache_hits"  # what JAX calls a program that it has read
 
+_home: Path | None = None  # where JAX writes, if this process may and `keep_compiled` said so
 
-def keep_compiled() -> None:
-    """Makes JAX keep what it compiles in the user's cache, and read it at the next start.
+
+@contextlib.contextmanager
+def keep_compiled() -> Iterator[None]:
+    """Makes JAX keep what it compiles from here on, in the user's cache, and read it next time.
 
     Does nothing where JAX was told another place (JAX_COMPILATION_CACHE_DIR), or the cache cannot
     be written. JAX tells programs apart by their text, its version, options and kind of device; the
     folder by the rest that they depend on, as a home may be shared by several computers.
     """
-    if jax.config.jax_compilation_cache_dir:
-        return
+    global _home
     about = hashlib.sha256(repr(_machine(jax.local_devices())).encode()).hexdigest()[:16]
-    folder = caches.users() / f"compiled_{about}"
+    home = caches.users() / f"compiled_{about}"
+    if not jax.config.jax_compilation_cache_dir and _can_hold(home / FOLDER):
+        if cluster.is_first():  # the only one of several processes that JAX lets write
+            _tidy(home)
+            _home = home
+        jax.config.update("jax_compilation_cache_dir", str(home / FOLDER))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", SHORTEST)
+    try:
+        yield
+    finally:
+        note_compiled()
+        _home = None
+
+
+def note_compiled() -> None:
+    """Notes digests of the programs that JAX has kept; without one it is not read next time.
+
+    JAX has none: it would run a damaged program, or the process would abort, and what a kill has
+    left half written would stay there for ever.
+    """
+    if _home is not None:
+        with contextlib.suppress(OSError, ValueError):  # another start notes them, too
+            digests.write(_home, FOLDER)
+
+
+def _can_hold(folder: Path) -> bool:
+    """Tells whether a folder, which is made, can be written to."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError:
-        return
-    if not os.access(folder, os.W_OK):
-        return
+        return False
+    return os.access(folder, os.W_OK)
+
+
+def _tidy(home: Path) -> None:
+    """Removes kept programs that are not as they were noted, and the oldest of too many."""
     with contextlib.suppress(OSError):  # another start removes them, too
-        for old in sorted(folder.iterdir(), key=os.path.getmtime)[:-FILES]:
-            old.unlink()
-    jax.config.update("jax_compilation_cache_dir", str(folder))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", SHORTEST)
+        whole = {home / name for name in digests.whole(home, FOLDER)}
+        if not whole:
+            (home / digests.FILE).unlink(missing_ok=True)
+        paths = sorted((home / FOLDER).glob("*-cache"), key=os.path.getmtime)
+        for path in {*paths} - ({*paths[-FILES:]} & whole):
+            path.unlink(missing_ok=True)
 
 
 @functools.cache

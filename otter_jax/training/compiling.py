@@ -41,6 +41,7 @@ def compiled(jitted: Any, *shapes: Any, name: str, console: rich.console.Console
         began, read = time.monotonic(), programs.count_read()
         program = in_thread(jitted.lower(*shapes).compile, THREAD)
         seconds = time.monotonic() - began
+        programs.note_compiled()
         cluster.meet("compiled")  # on CPUs, a collective waits only half a minute for the others
     kept = ", as an earlier start compiled it" if programs.count_read() > read else ""
     console.print(f"compiled    {name} in {seconds:.0f} s{kept}; it needs {memory(program)}")

@@ -123,37 +123,74 @@ def compile_anew():
     return programs.count_read() - before
 
 
-def test_a_second_start_reads_what_the_first_has_compiled(cache, any_length, monkeypatch):
-    programs.keep_compiled()
-    assert (compile_anew(), compile_anew()) == (0, 1)
+def start():
+    """Begins, compiles a program and ends; how many were read for it."""
     jax.config.update("jax_compilation_cache_dir", None)
+    with programs.keep_compiled():
+        return compile_anew()
+
+
+def test_a_second_start_reads_what_the_first_has_compiled(cache, any_length, monkeypatch):
+    assert (start(), start()) == (0, 1)
     monkeypatch.setattr(programs, "_machine", lambda devices: "another processor")
-    programs.keep_compiled()
-    assert compile_anew() == 0
+    assert start() == 0
     assert len(list(cache.iterdir())) == 2  # one folder for each computer
+
+
+def flipped(path):
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+def halved(path):
+    os.truncate(path, path.stat().st_size // 2)
+
+
+@pytest.mark.parametrize("damage", [flipped, halved])
+def test_a_damaged_program_is_compiled_anew_and_read_again_from_then_on(cache, any_length, damage):
+    """JAX would run a flipped one, or abort, and leave a half one there for ever."""
+    assert start() == 0
+    (path,) = cache.glob("*/*/*-cache")
+    damage(path)
+    assert (start(), start()) == (0, 1)
+
+
+def test_what_a_kill_left_unnoted_is_not_read(cache, any_length):
+    start()
+    next(cache.glob("*/digests.json")).unlink()
+    assert (start(), start()) == (0, 1)
+
+
+def test_damaged_digests_are_made_anew(cache, any_length):
+    start()
+    next(cache.glob("*/digests.json")).write_text("{")
+    assert (start(), start()) == (0, 1)
 
 
 def test_a_place_that_jax_was_told_is_left_to_it(cache, tmp_path):
     jax.config.update("jax_compilation_cache_dir", str(tmp_path / "jax"))
-    programs.keep_compiled()
-    assert jax.config.jax_compilation_cache_dir == str(tmp_path / "jax")
+    with programs.keep_compiled():
+        assert jax.config.jax_compilation_cache_dir == str(tmp_path / "jax")
     assert not cache.exists()
 
 
 def test_without_a_place_to_write_nothing_is_kept(tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("OTTER_JAX_CACHE", str(tmp_path / "file"))
-    programs.keep_compiled()
-    assert jax.config.jax_compilation_cache_dir is None
+    with programs.keep_compiled():
+        assert jax.config.jax_compilation_cache_dir is None
 
 
 def test_only_the_newest_programs_are_kept(cache, any_length, monkeypatch):
     monkeypatch.setattr(programs, "FILES", 3)
-    programs.keep_compiled()
-    (folder,) = cache.iterdir()
-    for number in range(5):
-        (folder / f"{number}").write_text("")
-        os.utime(folder / f"{number}", (number, number))
-    jax.config.update("jax_compilation_cache_dir", None)
-    programs.keep_compiled()
-    assert sorted(path.name for path in folder.iterdir()) == ["2", "3", "4"]
+    with programs.keep_compiled():
+        (home,) = cache.iterdir()
+        folder = home / programs.FOLDER
+        (folder / "of_a_gpu").mkdir()  # what XLA has tuned
+        for number in range(5):
+            (folder / f"{number}-cache").write_text("")
+            os.utime(folder / f"{number}-cache", (number, number))
+    start()
+    kept = {path.name[0] for path in folder.iterdir()} - {"j"}  # which start has compiled
+    assert kept == {"2", "3", "4", "o"}
