@@ -217,8 +217,10 @@ def judged(
     objective, model, mesh = (one_step.keywords[name] for name in ("objective", "model", "mesh"))
     if not objective.trust:
         return {}
-    rng = jax.random.key(0)  # there is no dropout
-    embeddings, _ = step.embed(model, batch, state.teacher, rng, train=True)
+    captions = {"pooled": batch["pooled"]}
+    embeddings, _ = model.apply(
+        state.teacher, batch["image"], captions, train=True, mutable=["batch_stats"]
+    )
     targets, _ = step.teach(objective, *embeddings, mesh=mesh)
     weights = objective.weights(targets["trust"])
     right, low = ~wrong, weights < 0.5
