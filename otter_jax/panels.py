@@ -65,6 +65,11 @@ def rows_per_panel(batch_size: int, mesh: Mesh) -> int:
     return below if 4 * below >= wanted else min(d for d in divisors if d >= wanted)
 
 
+def _axis(mesh: Mesh) -> str | None:
+    """Returns the axis to sum and gather over; None alone, where both would copy."""
+    return AXIS if mesh.size > 1 else None
+
+
 def teach(
     objective: Objective,
     img: Float[Array, "B D"],
@@ -78,7 +83,7 @@ def teach(
     Does what `step.teach` does in its dense form; `matching_loss` takes the first result.
     """
     size = rows_per_panel(img.shape[0], mesh)
-    look_at = functools.partial(look, objective, form=form, size=size, axis_name=AXIS)
+    look_at = functools.partial(look, objective, form=form, size=size, axis_name=_axis(mesh))
     held = {k: v for k, v in HELD.items() if k != "kept" or form == "cached"}
     spread = jax.shard_map(
         look_at, mesh=mesh, in_specs=ROWS, out_specs=(held, WHOLE), check_vma=False
@@ -112,7 +117,7 @@ def _matching_loss(objective, mesh, img, txt, matching, scales):
 
 def _forward(objective, mesh, img, txt, matching, scales):
     size = rows_per_panel(img.shape[0], mesh)
-    both = functools.partial(_loss_and_gradients, objective, size=size, axis_name=AXIS)
+    both = functools.partial(_loss_and_gradients, objective, size=size, axis_name=_axis(mesh))
     held = None if matching is None else {k: HELD[k] for k in matching}
     spread = jax.shard_map(
         both,
