@@ -64,13 +64,15 @@ def run(options: argparse.Namespace) -> None:
     if options.out is None and not (options.prepare or options.dry):
         raise UserError("--out is missing: a folder for the cells, for example studies/main.")
     start.print_loading()
+    from otter_jax.run import programs
     from otter_jax.study import conduct
 
     runner = _whole if isinstance(study, WholeStudy) else _frozen
     make_runner = runner(study, options)
     if make_runner is not None:
         act = conduct.cost if options.dry else conduct.run
-        act(study, make_runner, options.out, only=only, tell=_say)
+        with programs.keep_compiled():
+            act(study, make_runner, options.out, only=only, tell=_say)
 
 
 def _whole(study, options):
@@ -78,10 +80,8 @@ def _whole(study, options):
     if options.prepare or options.features:
         raise UserError(f"{study.path} is a study of whole runs, which have no features to keep.")
     from otter_jax.commands import configs
-    from otter_jax.run import programs
     from otter_jax.study.whole import Runner
 
-    programs.keep_compiled()
     load = functools.partial(configs.load, study.config)
     return functools.partial(Runner, study, load, options.out)
 
