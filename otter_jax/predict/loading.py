@@ -1,6 +1,7 @@
 """Loads a model: a run's directory, what `export` wrote of one, or another project's CLIP."""
 
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -99,8 +100,8 @@ def _of_run(folder: Path, weights: str, step: int | None, dtype: str | None) -> 
     named = {".".join(path): x for path, x in traverse_util.flatten_dict(variables).items()}
     check_finite(named, f"The {weights} of {folder}, step {found.step},")
     name = f"{folder}, {found.taken}, {weights} weights"
-    scale = float(np.clip(np.exp(variables["params"]["log_scale"]["pairs"]), *LIMITS))
-    made = _loaded(name, folder, config, found.model, variables, found.tokenizer, dtype, scale)
+    scales = {k: float(np.exp(v)) for k, v in variables["params"]["log_scale"].items()}
+    made = _loaded(name, folder, config, found.model, variables, found.tokenizer, dtype, scales)
     return made._replace(step=found.step)
 
 
@@ -136,7 +137,7 @@ def _exported(folder: Path, dtype: str | None) -> Loaded:
     )
     stats = {"img": image.variables["batch_stats"]} if "batch_stats" in image.variables else {}
     variables = {"params": params, "batch_stats": stats}
-    return _loaded(name, folder, config, model, variables, text.tokenizer, dtype, scales["pairs"])
+    return _loaded(name, folder, config, model, variables, text.tokenizer, dtype, scales)
 
 
 def _loaded(
@@ -147,9 +148,14 @@ def _loaded(
     variables: PyTree,
     tokenizer: Path,
     dtype: str,
-    scale: float,
+    scales: Mapping[str, float],
 ) -> Loaded:
-    """Joins what was read; `config` is the run's, `tokenizer` the folder of the tokenizer."""
+    """Joins what was read; `config` is the run's, `tokenizer` the folder of the tokenizer.
+
+    Of a run that was trained with a sigmoid, the second of its `scales` is minus the bias.
+    """
+    scales = {name: min(max(value, LIMITS[0]), LIMITS[1]) for name, value in scales.items()}
+    sigmoid = config.objective.get("match") == "sigmoid"  # older versions have no such key
     data, reads = config.data, Tokenizer(tokenizer, config.data.max_tokens)
     check_sizes(config, model, reads)
     return Loaded(
@@ -168,7 +174,8 @@ def _loaded(
             "text": read_as(model.txt),
             "max_tokens": data.max_tokens,
         },
-        scale=scale,
+        scale=scales["pairs"],
+        bias=-scales["teacher"] if sigmoid else 0.0,
     )
 
 

@@ -30,6 +30,23 @@ def test_a_run_embeds_as_its_export_does(tiny_run, model):
     assert model.scale == pytest.approx(20)
 
 
+def test_a_model_that_was_trained_with_a_sigmoid_judges_each_class_by_its_bias(tiny_run, tmp_path):
+    shutil.copytree(tiny_run.home, tmp_path / "run")
+    of_run, of_export = tmp_path / "run/config.json", tmp_path / "run/exported/otter_jax.json"
+    config, about = json.loads(of_run.read_text()), json.loads(of_export.read_text())
+    config["objective"]["match"] = about["config"]["objective"]["match"] = "sigmoid"
+    about["scale"]["teacher"] = 7.5
+    of_run.write_text(json.dumps(config))
+    of_export.write_text(json.dumps(about))
+    learned = np.exp(tiny_run.student["params"]["log_scale"]["teacher"])
+    assert otter_jax.load(tmp_path / "run").bias == pytest.approx(-max(learned, 1.0))
+    exported = otter_jax.load(tmp_path / "run/exported")
+    picture = np.zeros((32, 32, 3), np.uint8)
+    (guesses,) = exported.classify([picture], ["dog", "cat"], multi=True)
+    for guess in guesses:
+        assert guess.probability == pytest.approx(1 / (1 + np.exp(7.5 - 20 * guess.cosine)))
+
+
 def test_the_averaged_weights_and_a_step_are_taken_on_request(tiny_run, load):
     student, ema = load(tiny_run.home), load(tiny_run.home, weights="ema", step=3)
     assert "student" in student.name
