@@ -71,7 +71,7 @@ def _texts(options: argparse.Namespace) -> int:
     for note in prompts.cut(model.tokenizer, texts):
         console.print(f"Note: {note}.")
     with stops.Stop() as stop, Progress(console, len(texts), what="texts") as progress:
-        vectors.embed_texts(
+        new = vectors.embed_texts(
             model,
             texts,
             options.file,
@@ -79,7 +79,10 @@ def _texts(options: argparse.Namespace) -> int:
             check_stop=stop.check,
             advance=progress.advance,
         )
-    console.print(f"{options.file}: the vectors of {len(texts):,} texts, by {model.name}")
+    console.print(
+        f"{options.file}: the vectors of {len(texts):,} texts, by {model.name}: {new:,} new, "
+        f"{len(texts) - new:,} as they were"
+    )
     return 0
 
 

@@ -24,13 +24,16 @@ from otter_jax.errors import UserError
 ABOUT = b"otter_jax"  # the key of what a Parquet file says of itself
 SECONDS = 30.0  # of work in a part: what SIGKILL may cost
 ROWS = 8_192  # of a row group
+DIGESTS = ("classes", "texts")  # what a file says of its command by a digest alone
 About = Mapping[str, Any]
 
 
 def check_same(path: pathlib.Path, there: About, ours: About) -> None:
     """Raises UserError that names what differs between a file's command and this one."""
     told = [
-        f"{name} {there.get(name, 'nothing')!r}, not {ours.get(name, 'nothing')!r}"
+        f"{'other' if name in there else 'no'} {name}"
+        if name in DIGESTS
+        else f"{name} {there.get(name, 'nothing')!r}, not {ours.get(name, 'nothing')!r}"
         for name in sorted(there.keys() | ours.keys())
         if there.get(name) != ours.get(name)
     ]

@@ -113,17 +113,17 @@ def embed_texts(
     load: Any,
     check_stop: Callable[[], None],
     advance: Callable[[int], None],
-) -> None:
+) -> int:
     """Writes a vector for each text, in their order; goes on after those of an earlier start.
 
-    Nothing is done if all of them are in the file.
+    Nothing is done if all of them are in the file. Returns how many were embedded.
     """
     digest = hashlib.sha256("\n".join(texts).encode()).hexdigest()
     columns = schema([(TEXT, pa.string())], out, model, load)
     with Parts(out, columns, about(model, texts=digest)) as parts:
         if out.exists():  # of these very texts, or `parts` would refuse it
             advance(len(texts))
-            return
+            return 0
         done = sum(batch.num_rows for batch in parts.rows([TEXT]))
         advance(done)
         for start in range(done, len(texts), TEXTS):
@@ -133,6 +133,7 @@ def embed_texts(
             parts.add(pa.record_batch([pa.array(some, pa.string()), vectors], parts.schema))
             advance(len(some))
         finish(parts, parts.rows, TEXT)
+        return len(texts) - done
 
 
 def finish(parts: Parts, rows: Callable[[], Iterable[pa.RecordBatch]], name: str) -> None:

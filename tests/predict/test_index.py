@@ -221,7 +221,7 @@ def test_texts_are_embedded_in_their_order_and_go_on_after_a_stop(tmp_path, monk
     with pytest.raises(Stopped):
         vectors.embed_texts(Mean(), texts, out, check_stop=stopping, **options)
     assert not out.exists()
-    vectors.embed_texts(Mean(), texts, out, check_stop=int, **options)
+    assert vectors.embed_texts(Mean(), texts, out, check_stop=int, **options) == 1
     assert told == [0, 2, 2, 4, 1]
     right = Mean().embed_texts(texts)
     if ending == "npz":
@@ -230,8 +230,10 @@ def test_texts_are_embedded_in_their_order_and_go_on_after_a_stop(tmp_path, monk
     else:
         told.clear()
         monkeypatch.setattr(Mean, "embed_texts", lambda *_: pytest.fail("embedded again"))
-        vectors.embed_texts(Mean(), texts, out, check_stop=int, **options)
+        assert vectors.embed_texts(Mean(), texts, out, check_stop=int, **options) == 0
         assert told == [5]  # all of them are there
+        with pytest.raises(UserError, match="of another command: it has other texts. Give another"):
+            vectors.embed_texts(Mean(), texts[1:], out, check_stop=int, **options)
         table = pq.read_table(out)
         names = table["text"].to_pylist()
         rows = [np.frombuffer(value, np.float16) for value in table["embedding"].to_pylist()]
