@@ -78,11 +78,12 @@ def kept(path: Path, make: Callable[[], Arrays], tell: Callable[[str], None] = q
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         _write(path, arrays)
+    except OSError as error:
+        tell(f"The cache {path} cannot be written ({error.strerror}): it is made anew next time.")
+    with contextlib.suppress(OSError):  # another process removes them, too
         files = sorted(path.parent.glob(f"{path.name.split('_')[0]}_*"), key=os.path.getmtime)
         for old in files[:-KEPT]:
             old.unlink(missing_ok=True)
-    except OSError as error:
-        tell(f"The cache {path} cannot be written ({error.strerror}): it is made anew next time.")
     return arrays
 
 

@@ -212,7 +212,7 @@ def _signals() -> Iterator[list[KeyboardInterrupt]]:
 
     def ask(number, _frame):
         if number != AGAIN or not asked:
-            asked.append(KeyboardInterrupt() if number == signal.SIGINT else _Terminated())
+            asked.append(_Interrupted() if number == signal.SIGINT else _Terminated())
         raise asked[-1]
 
     def report(found):
@@ -231,6 +231,14 @@ def _signals() -> Iterator[list[KeyboardInterrupt]]:
         sys.unraisablehook = usual
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+class _Interrupted(KeyboardInterrupt):
+    """Raised by Ctrl-C.
+
+    Once a plain KeyboardInterrupt has left `exec`, in which an import makes dataclasses, `python
+    -m` ends by a signal, whatever the status is.
+    """
 
 
 class _Terminated(KeyboardInterrupt):

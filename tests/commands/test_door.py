@@ -13,6 +13,7 @@ import time
 import jax
 import pytest
 from ml_collections import ConfigDict
+from world import REPO
 
 from otter_jax import main as entry
 from otter_jax.__main__ import COMMANDS
@@ -374,6 +375,21 @@ def test_a_stop_is_heard_where_python_ignores_what_it_raises(capsys):
 
     assert start.status(run) == start.REQUEUE
     assert capsys.readouterr().err == "Stopped by SIGTERM. The same command starts again.\n"
+
+
+def test_ctrl_c_while_a_dataclass_is_made_ends_with_the_status_of_any_other(tmp_path):
+    """Python makes them in exec; if KeyboardInterrupt leaves that, `python -m` ends by a signal."""
+    code = "import os, signal, time; os.kill(os.getpid(), signal.SIGINT); time.sleep(5)"
+    program = (
+        "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+        f"from otter_jax.commands import start; exit(start.status(lambda: exec({code!r})))"
+    )
+    (tmp_path / "program.py").write_text(program)
+    own = os.environ | {"PYTHONPATH": f"{REPO}{os.pathsep}{tmp_path}"}
+    found = subprocess.run(
+        [sys.executable, "-m", "program"], capture_output=True, text=True, env=own
+    )
+    assert (found.returncode, found.stderr) == (130, "Stopped by Ctrl-C.\n")
 
 
 def test_what_comes_next_is_said_in_commands_that_can_be_copied():
