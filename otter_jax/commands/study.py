@@ -63,6 +63,8 @@ def run(options: argparse.Namespace) -> None:
     study, only = reading.read(pathlib.Path(options.file)), _only(options.only)
     if options.out is None and not (options.prepare or options.dry):
         raise UserError("--out is missing: a folder for the cells, for example studies/main.")
+    if options.together is not None and options.together < 1:
+        raise UserError(f"--together {options.together}: at least 1 run.")
     start.print_loading()
     from otter_jax.run import programs
     from otter_jax.study import conduct

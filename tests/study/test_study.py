@@ -196,6 +196,11 @@ def test_features_are_written_and_read_back(done, tmp_path):
     np.testing.assert_array_equal(after.parts["mine"].images, before.parts["mine"].images)
 
 
+def test_at_least_one_run_is_made_at_a_time(done, capsys):
+    assert again(done, "--together", "0") == 2
+    assert "at least 1 run" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("part", ["0/2", "3/2", "half"])
 def test_parts_are_numbers(done, part, capsys):
     assert again(done, "--only", part) == 2
