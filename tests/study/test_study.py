@@ -4,6 +4,8 @@ import csv
 import fcntl
 import json
 import shutil
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -194,6 +196,23 @@ def test_features_are_written_and_read_back(done, tmp_path):
     assert after.about == before.about
     assert after.parts["mine"].labels == before.parts["mine"].labels
     np.testing.assert_array_equal(after.parts["mine"].images, before.parts["mine"].images)
+
+
+ALONE = """
+import sys
+sys.modules |= dict.fromkeys(
+    ("grain", "tensorflow_datasets", "ml_collections", "transformers", "tokenizers", "safetensors")
+)
+from otter_jax.commands import study
+sys.exit(study.main(sys.argv[1:]))
+"""
+
+
+def test_kept_features_need_no_reader_of_pictures_weights_or_configs(done):
+    flags = ("--features", done / "features.npz", "--out", done / "out")
+    words = [sys.executable, "-c", ALONE, done / "study.toml", *flags]
+    found = subprocess.run(words, capture_output=True, text=True, check=False, timeout=120)
+    assert "0 runs took" in found.stdout, found.stderr
 
 
 def test_at_least_one_run_is_made_at_a_time(done, capsys):
