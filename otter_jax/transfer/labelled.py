@@ -2,12 +2,14 @@
 
 import dataclasses
 import pathlib
+import re
 
 import numpy as np
 from jaxtyping import Int
 from ml_collections import ConfigDict
 
 from otter_jax.data.ensure import ensure
+from otter_jax.data.formats import class_folders
 from otter_jax.data.repeats import trained_on
 from otter_jax.data.source import Source, in_both, open_dataset
 from otter_jax.errors import UserError
@@ -67,12 +69,8 @@ def open_splits(config: ConfigDict) -> tuple[Labelled, Labelled]:
             "data.name is missing: the name of a set, for a folder of your own a new one with "
             "--config.data.folder=DIR."
         )
-    is_new = not (pathlib.Path(data.dir).expanduser() / data.name).exists()
-    if is_new and data.folder and data.label != CLASSES:
-        raise UserError(
-            f"data.label={data.label!r} will not be a feature of {data.name}: a set that is made "
-            f"of a folder has its classes in {CLASSES!r}."
-        )
+    if data.folder and not (pathlib.Path(data.dir).expanduser() / data.name).exists():
+        _check_new(data)
     with cluster.first_before_others():
         ensure(data.name, data.dir, folder=data.folder, exif=data.exif)
     train, validation = Labelled.open(config, "train"), Labelled.open(config, "validation")
@@ -103,3 +101,20 @@ def open_splits(config: ConfigDict) -> tuple[Labelled, Labelled]:
             "byte. They count like any other."
         )
     return train, validation
+
+
+def _check_new(data: ConfigDict) -> None:
+    """Raises UserError if the set that will be made of a folder lacks the label or a split."""
+    if data.label != CLASSES:
+        raise UserError(
+            f"data.label={data.label!r} is not a feature of {data.name} that holds classes: as it "
+            f"is made of a folder, they are in {CLASSES!r}."
+        )
+    there = class_folders.find(data.folder)
+    for what, split in (("train", data.train), ("validation", data.validation)):
+        for name in re.findall(r"(?:^|\+)\s*([\w-]+)", split):
+            if name not in (*there, "all"):  # TFDS's word for all splits
+                raise UserError(
+                    f"data.{what}={split!r}: {data.folder} has no split {name!r}, it has "
+                    f"{', '.join(there)}. {REMEDY}"
+                )

@@ -332,7 +332,7 @@ MISTAKES = [
     ({"data.label": "species"}, "data.label='species' is not a feature"),
     (
         {"data.label": "key"},
-        "data.label='key' is not a feature of squares:train that holds classes",
+        "data.label='key' is not a feature of squares",
     ),
     ({"data.validation": "validation[:2]"}, "has no picture of "),
     ({"data.train": "train[:2]"}, "data.train='train[:2]' has no picture of "),
@@ -398,9 +398,20 @@ def test_a_start_that_makes_no_step_changes_nothing(finished, config, tmp_path):
 def test_a_label_that_a_folder_of_classes_has_not_is_refused_before_a_set_is_made(config, tmp_path):
     config.data.dir, config.data.folder = str(tmp_path / "sets"), str(tmp_path)
     config.data.label = "species"
-    with pytest.raises(UserError, match="'species' will not be a feature .* classes in 'label'"):
+    with pytest.raises(UserError, match="'species' is not a feature .* they are in 'label'"):
         run(config, tmp_path / "run")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_split_that_a_folder_of_classes_has_not_is_refused_before_a_set_is_made(config, tmp_path):
+    for species in ("owl", "tern"):
+        (tmp_path / "birds/train" / species).mkdir(parents=True)
+        (tmp_path / "birds/train" / species / "a.png").write_bytes(b"")
+    config.data.dir, config.data.folder = str(tmp_path / "sets"), str(tmp_path / "birds")
+    config.data.name, config.data.train = "birds", "tran[:80%]"
+    with pytest.raises(UserError, match=r"birds has no split 'tran', it has train\."):
+        run(config, tmp_path / "run")
+    assert [path.name for path in tmp_path.iterdir()] == ["birds"]
 
 
 def test_a_refused_start_leaves_no_empty_folder(config, tmp_path):
