@@ -19,7 +19,8 @@ ACROSS = {  # field of a setting, whose values are numbers: what the axis is cal
     "train.batch_size": "pairs in a batch",
     "train.epochs": "epochs",
 }
-# Told apart by colour-blind people, too (Okabe and Ito), with a marker for each.
+# Told apart by colour-blind people, too (Okabe and Ito), with a marker for each; then once more, by
+# dashed lines. Closed forms are dotted.
 COLOURS = ("#000000", "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8c6d31")
 MARKERS = "os^Dv<>P*Xhd"
 
@@ -93,11 +94,15 @@ def _lines(
                 at, [r.mean for r in own], [r.error for r in own],
                 color=COLOURS[number % len(COLOURS)], marker=MARKERS[number % len(MARKERS)],
                 markersize=4, linewidth=1.2, label=method,
-                linestyle="--" if finished.study.methods[method].is_linear else "-",
+                linestyle=_line_of(number, finished.study.methods[method].is_linear),
             )  # fmt: skip
     axes.set_xticks(list(places), [f"{value:g}" for value in values])
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(axis="y", alpha=0.3)
+
+
+def _line_of(number: int, is_linear: bool) -> str:
+    return ":" if is_linear else "-" if number < len(COLOURS) else "--"
 
 
 def _trusting(finished: Finished) -> dict[tuple[Setting | Keys, str], Any]:
