@@ -22,32 +22,8 @@ from jaxtyping import Array, Bool, Float, Int, PyTree
 from otter_jax import step
 from otter_jax.objective import Objective
 from otter_jax.optimizer import learning_rate, make_optimizer
+from otter_jax.study.plan import Train
 from otter_jax.study.towers import CachedTowers
-
-
-@dataclasses.dataclass(frozen=True)
-class Optim:
-    """How all runs of a program are optimised; the names are those of a config's `optim`."""
-
-    name: str = "adamw"
-    warmup_steps: int = 20
-    momentum: float = 0.9
-    weight_decay: float = 0.01
-    clip_norm: float = 0.0
-    ema_decay: float = 0.999
-
-    def transformation(
-        self, rate: float | Float[Array, ""], steps: int
-    ) -> optax.GradientTransformation:
-        """Returns the optimiser of a run of so many steps, whose rate may be traced."""
-        schedule = learning_rate(rate, total_steps=steps, warmup_steps=self.warmup_steps)
-        return make_optimizer(
-            self.name,
-            schedule,
-            momentum=self.momentum,
-            weight_decay=self.weight_decay,
-            clip_norm=self.clip_norm,
-        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,7 +37,7 @@ class Program:
 
     model: CachedTowers
     objective: Objective
-    optim: Optim
+    train: Train
     kept: int = 40
 
 
@@ -137,6 +113,19 @@ def traceable(objective: Objective) -> tuple[str, ...]:
     return tuple(filter(works, numbers))
 
 
+def optimizer(
+    train: Train, rate: float | Float[Array, ""], steps: int
+) -> optax.GradientTransformation:
+    """Returns the optimiser of a run of so many steps, whose rate may be traced."""
+    return make_optimizer(
+        train.name,
+        learning_rate(rate, total_steps=steps, warmup_steps=train.warmup_steps),
+        momentum=train.momentum,
+        weight_decay=train.weight_decay,
+        clip_norm=train.clip_norm,
+    )
+
+
 def first_state(program: Program, given: PyTree, like: PyTree, run: Run, steps: int):
     """Returns a run's state before step 1.
 
@@ -148,7 +137,7 @@ def first_state(program: Program, given: PyTree, like: PyTree, run: Run, steps: 
     params = drawn["params"] | given.get("params", {})
     params |= {"log_scale": {name: run.log_scale for name in params["log_scale"]}}
     stats = drawn.get("batch_stats", {}) | given.get("batch_stats", {})
-    tx = program.optim.transformation(run.learning_rate, steps)
+    tx = optimizer(program.train, run.learning_rate, steps)
     return step.create_state(params, stats, tx), tx
 
 
@@ -171,7 +160,7 @@ def train_one(
         objective=with_numbers(program.objective, run.numbers),
         mesh=mesh,
         key=jax.random.key(run.seed),
-        ema_decay=program.optim.ema_decay,
+        ema_decay=program.train.ema_decay,
     )
 
     def advance(state, row):

@@ -112,7 +112,7 @@ class Data:
 
 @dataclasses.dataclass(frozen=True)
 class Train:
-    """How long a run is and how it is optimised, by the keys of a config where it has them.
+    """Says how long a run is, and how it is optimised, by the keys of a config where it has them.
 
     Attributes:
       pairs: that a run is shown in all, over all epochs; its steps are these / batch.
@@ -131,7 +131,7 @@ class Train:
 
 @dataclasses.dataclass(frozen=True)
 class Choose:
-    """What is chosen for each method in each setting, by the mean of `by` over `seeds` seeds.
+    """Says what is chosen for a method in a setting, by the mean of `by` over `seeds` seeds.
 
     These seeds are no seeds of the main runs.
 

@@ -1,6 +1,5 @@
 """Runs the cells of a study on frozen features, as many runs side by side as the device takes."""
 
-import dataclasses
 import itertools
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -215,9 +214,8 @@ class Runner:
 
     def _program(self, cell: Cell) -> engine.Program:
         """Returns the program of a cell's runs, which cells with other numbers share."""
-        own = dataclasses.asdict(self._study.methods[cell.method].train)
-        optim = engine.Optim(**{k: v for k, v in own.items() if k not in ("pairs", "trained")})
-        return engine.Program(self._model, shared(cell.objective(self._study)), optim, KEPT)
+        train = self._study.methods[cell.method].train
+        return engine.Program(self._model, shared(cell.objective(self._study)), train, KEPT)
 
 
 def shared(objective: Objective) -> Objective:

@@ -17,12 +17,13 @@ from otter_jax.models.towers import Towers
 from otter_jax.objective import METHODS
 from otter_jax.optimizer import learning_rate, make_optimizer
 from otter_jax.study import engine, frozen
+from otter_jax.study.plan import Train
 from otter_jax.study.towers import CachedTowers, Frozen
 
 PAIRS, BATCH, STEPS = 20, 12, 4
 RATE, SCALE = 0.1, 2.0
 # Adam would divide by the gradient where it is rounding alone.
-OPTIM = engine.Optim(name="sgd", warmup_steps=1)
+TRAIN = Train(pairs=1, name="sgd", warmup_steps=1)
 TOWER = {"stages": ((1, 8, 1, 3, 2), (1, 16, 2, 3, 2)), "lite": True, "tensorflow": True}
 FREEZE = {  # by the block that training begins with; "" trains the head
     "": "txt/|img/",
@@ -49,9 +50,9 @@ def trained_on_pixels(method, freeze):
     model, variables, pairs = on_pixels()
     scales = {name: jnp.float32(SCALE) for name in ("pairs", "teacher")}
     params = variables["params"] | {"log_scale": scales}
-    schedule = learning_rate(RATE, total_steps=STEPS, warmup_steps=OPTIM.warmup_steps)
+    schedule = learning_rate(RATE, total_steps=STEPS, warmup_steps=TRAIN.warmup_steps)
     still = freezing.frozen_mask(params, freeze)
-    tx = make_optimizer("sgd", schedule, weight_decay=OPTIM.weight_decay, frozen=still)
+    tx = make_optimizer("sgd", schedule, weight_decay=TRAIN.weight_decay, frozen=still)
     state = step.create_state(params, variables["batch_stats"], tx)
     one = functools.partial(
         step.train_step, model=model, tx=tx, objective=METHODS[method], mesh=meshes.make_mesh(1),
@@ -98,7 +99,7 @@ def runs(seeds, objective):
 
 def trained_on_kept(objective, enter, stacked):
     own, given, images, texts = kept(enter)
-    program = engine.Program(own, objective, OPTIM, kept=STEPS)
+    program = engine.Program(own, objective, TRAIN, kept=STEPS)
     return jax.device_get(engine.train(program, meshes.make_mesh(1), given, images, texts, stacked))
 
 
@@ -150,7 +151,7 @@ def test_trust_is_judged_by_the_captions_that_are_known_to_be_wrong():
     metrics = trained_on_kept(method, "", stacked).metrics
     assert metrics.keys() >= {"weight_right", "weight_wrong", "precision", "recall"}
     model, given, images, texts = kept("")
-    program = engine.Program(model, method, OPTIM)
+    program = engine.Program(model, method, TRAIN)
     run = jax.tree.map(lambda x: jnp.asarray(x[0]), stacked)
     like = {"image": images[:1], "pooled": texts[:1]}
     state, _ = engine.first_state(program, given, like, run, STEPS)
