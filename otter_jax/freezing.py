@@ -47,19 +47,21 @@ def stop_frozen(params: PyTree, pattern: str) -> PyTree:
     return traverse_util.unflatten_dict(stopped, sep="/")
 
 
-def share_frozen(teacher: PyTree, student: PyTree, pattern: str) -> PyTree:
-    """Replaces the EMA teacher's frozen parameters by the student's, which are equal.
+def with_frozen(variables: PyTree, source: PyTree, pattern: str) -> PyTree:
+    """Returns variables with the frozen ones, and the statistics that belong to them, of `source`.
 
-    The compiler then sees that both compute the same with them, and computes it once.
+    An EMA teacher's are equal to its student's. If it looks with the student's, the compiler sees
+    that both compute the same with them, and computes it once; if it keeps its own when it follows,
+    the compiler sees that nothing moves, and does not even read them.
     """
 
-    def pick(path, own, students):
+    def pick(path, own, others):
         name = "/".join(key.key for key in path[1:])
         if path[0].key == "batch_stats":  # frozen together with the scale beside it
             name = name.rpartition("/")[0] + "/scale"
-        return students if frozen(name, pattern) else own
+        return others if frozen(name, pattern) else own
 
-    return jax.tree_util.tree_map_with_path(pick, teacher, student)
+    return jax.tree_util.tree_map_with_path(pick, variables, source)
 
 
 def stored_statistics(pattern: str):

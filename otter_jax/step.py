@@ -18,7 +18,7 @@ from jaxtyping import Array, Float, Int, Key, PyTree
 
 from otter_jax import gates, panels
 from otter_jax.embedding import embed
-from otter_jax.freezing import share_frozen, stop_frozen
+from otter_jax.freezing import stop_frozen, with_frozen
 from otter_jax.mesh import AXIS, ROWS, WHOLE
 from otter_jax.objective import (
     ByDirection,
@@ -85,7 +85,7 @@ def train_step(
     encode = functools.partial(embed, model, batch, **how)
     student_rng, teacher_rng = jax.random.split(jax.random.fold_in(key, state.step))
     student = {"params": state.params, "batch_stats": state.batch_stats}
-    teacher = state.teacher if ema_decay is None else share_frozen(state.teacher, student, freeze)
+    teacher = state.teacher if ema_decay is None else with_frozen(state.teacher, student, freeze)
     targets, numbers, teacher_stats = None, {}, None
     if objective.has_teacher:  # it looks first: its embeddings set the student's targets
         embeddings, updated = encode(teacher, teacher_rng, train=ema_decay is not None)
@@ -107,7 +107,8 @@ def train_step(
     params = moved(state.params, updates, clamp_scales=clamp_scales)
     if ema_decay is not None:  # the EMA takes in the updated student, for the next step's targets
         student = {"params": params, "batch_stats": batch_stats}
-        teacher = follow(teacher, student, teacher_stats, ema_decay_at(state.step, ema_decay))
+        followed = follow(teacher, student, teacher_stats, ema_decay_at(state.step, ema_decay))
+        teacher = with_frozen(followed, state.teacher, freeze)
     numbers |= {"grad_norm": optax.tree.norm(grads), "param_norm": optax.tree.norm(params)}
     numbers |= {f"scale_{name}": scale_of(x) for name, x in state.params["log_scale"].items()}
     new_state = TrainState(state.step + 1, params, batch_stats, opt_state, teacher)
