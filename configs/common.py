@@ -67,6 +67,7 @@ def get_config(method: str = "otter") -> ConfigDict:
                 epochs=10.0,
                 log_every=20,  # steps
                 microbatch=0,  # pairs that are embedded at once, a divisor of B; 0: all of them
+                remat="",  # "img", "txt", "both": whose blocks are computed twice, not kept
                 matching="auto",  # how B x B matrices are held: docs/scaling.md
             ),
             optim=dict(

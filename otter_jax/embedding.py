@@ -22,6 +22,7 @@ from jaxtyping import Array, Float, Key, PyTree
 from otter_jax import gates
 from otter_jax.freezing import stored_statistics
 from otter_jax.mesh import AXIS
+from otter_jax.models.remat import forgetful
 
 Embeddings = tuple[Float[Array, "B D"], Float[Array, "B D"]]
 
@@ -36,16 +37,19 @@ def embed(
     mesh: Mesh,
     freeze: str = "",
     microbatch: int = 0,
+    remat: str = "",
 ) -> tuple[Embeddings, PyTree]:
     """Returns the embeddings of a batch's images and captions, and the updated statistics.
 
     `microbatch` pairs, a divisor of the batch and a multiple of the devices, are embedded at a
-    time; 0 embeds all at once. The batch norms of what `freeze` matches use stored statistics.
+    time; 0 embeds all at once. The batch norms of what `freeze` matches use stored statistics. The
+    blocks of the towers `remat`, a key of `models.remat.TOWERS`, are computed again in the backward
+    pass.
     """
 
     def apply(part, rng):
         captions = {k: v for k, v in part.items() if k != "image"}
-        with stored_statistics(freeze):
+        with stored_statistics(freeze), forgetful(remat):
             return model.apply(
                 variables | {"params": gates.fold(variables["params"])}, part["image"], captions,
                 train=train, rngs={"dropout": rng}, mutable=["batch_stats"],

@@ -70,6 +70,7 @@ def train_step(
     clamp_scales: bool = True,
     form: str = "dense",
     microbatch: int = 0,
+    remat: str = "",
 ) -> tuple[TrainState, dict[str, Float[Array, ""]]]:
     """Returns the next state, and the step's metrics.
 
@@ -78,10 +79,10 @@ def train_step(
     `gates`), times `gate_strength`. `clamp_scales` keeps temperatures where they have a gradient.
     With `ema_decay=None` the teacher is fixed, and runs in evaluation mode; an EMA teacher runs in
     training mode (its own batch statistics and dropout masks), as released. `form` of the B x B
-    matrices: one of panels.FORMS. `microbatch` pairs are embedded at a time (see `embedding`).
+    matrices: one of panels.FORMS. `microbatch` and `remat` are those of `embedding.embed`.
     """
     where = {"mesh": mesh, "form": form}
-    how = {"mesh": mesh, "freeze": freeze, "microbatch": microbatch}
+    how = {"mesh": mesh, "freeze": freeze, "microbatch": microbatch, "remat": remat}
     encode = functools.partial(embed, model, batch, **how)
     student_rng, teacher_rng = jax.random.split(jax.random.fold_in(key, state.step))
     student = {"params": state.params, "batch_stats": state.batch_stats}

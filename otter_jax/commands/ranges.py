@@ -167,6 +167,7 @@ TRAIN = SHARED | {
     "data.packed": TRUTH,
     "train.epochs": number(above=True),
     "train.microbatch": whole(0),
+    "train.remat": one_of("", "img", "txt", "both"),
     "train.matching": one_of("auto", "dense", "cached", "streaming"),
     "optim.name": one_of("sgd", "adamw"),
     "optim.schedule": one_of("step", "epoch"),

@@ -17,12 +17,24 @@ from otter_jax.run.threads import in_thread
 
 THREAD = "compiler"  # `commands.start` does not wait for it when a stop was asked for
 TIGHT = 0.9  # of the memory; more may not be free in one piece
+# For rematerialisation, which jax 0.10's compiler for CPUs would undo as mere repetition.
+AS_WRITTEN = {"xla_disable_hlo_passes": "cse_barrier_expander"}
 
 
-def jit_step(step: Callable[..., Any], mesh: Mesh) -> Any:
-    """Jits a step (state, batch) -> (state, metrics) over the mesh; it takes the state over."""
+def jit_step(step: Callable[..., Any], mesh: Mesh, *, remat: bool = False) -> Any:
+    """Jits a step (state, batch) -> (state, metrics) over the mesh; it takes the state over.
+
+    With `remat` what the step says is computed again is so on CPUs, too.
+    """
     whole, rows = meshes.shardings(mesh)
-    return jax.jit(step, donate_argnums=0, in_shardings=(whole, rows), out_shardings=whole)
+    options = AS_WRITTEN if remat and mesh.devices.flat[0].platform == "cpu" else None
+    return jax.jit(
+        step,
+        donate_argnums=0,
+        in_shardings=(whole, rows),
+        out_shardings=whole,
+        compiler_options=options,
+    )
 
 
 def shapes_of(tree: PyTree) -> PyTree:

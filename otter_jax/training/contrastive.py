@@ -178,8 +178,9 @@ class Setup:
             clamp_scales=config.optim.clamp_scales,
             form=fitting.form_of(config, self.mesh),
             microbatch=config.train.microbatch,
+            remat=config.train.remat,
         )
-        return jit_step(one_step, self.mesh)
+        return jit_step(one_step, self.mesh, remat=bool(config.train.remat))
 
 
 class Contrastive:

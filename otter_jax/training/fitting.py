@@ -6,6 +6,7 @@ from ml_collections import ConfigDict
 from otter_jax import mesh as meshes
 from otter_jax import panels
 from otter_jax.errors import UserError
+from otter_jax.models.remat import TOWERS
 from otter_jax.objective import Objective
 from otter_jax.training.compiling import memory_of
 
@@ -95,6 +96,8 @@ def summary(config: ConfigDict, mesh: Mesh) -> dict[str, str]:
     said = {"batch": f"{B} over {meshes.count(mesh)}: {B - 1} negatives per row"}
     if m and m < B:
         said["batch"] += f"; embedded {m} at a time, and batch norm is over those"
+    if config.train.remat:
+        said["batch"] += "; blocks computed twice: " + " and ".join(TOWERS[config.train.remat])
     form = form_of(config, mesh)
     kept = matrices(form, B, mesh.size) / 2**20
     how = {

@@ -36,6 +36,7 @@ TRAIN = {
     "train.batch_size": (0, -8, 2**40),
     "train.epochs": (0.0, -1.0, NAN, INF),
     "train.log_every": (0, -1),
+    "train.remat": ("image", True),
     "optim.name": ("adam",),
     "optim.learning_rate": (0.0, -1e-3, NAN, INF),
     "optim.schedule": ("weekly",),

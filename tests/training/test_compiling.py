@@ -1,9 +1,14 @@
 """A step that cannot fit is refused before it is made, with the largest batch that could."""
 
+import functools
 from types import SimpleNamespace
 
+import jax
+import jax.numpy as jnp
+import numpy as np
 import pytest
 
+from otter_jax import mesh as meshes
 from otter_jax.commands import start
 from otter_jax.errors import UserError
 from otter_jax.run.threads import in_thread
@@ -39,3 +44,22 @@ def test_the_command_knows_the_thread_that_compiles():
     with pytest.raises(ZeroDivisionError):
         in_thread(lambda: 1 / 0, compiling.THREAD)
     assert in_thread(lambda: 7, compiling.THREAD) == 7
+
+
+def test_what_is_computed_again_is_not_kept():
+    """Without `remat` jax 0.10's compiler for CPUs keeps it all the same."""
+
+    @jax.checkpoint
+    def block(x, weight):
+        return x + jnp.tanh(jnp.tanh(x @ weight) @ weight.T)
+
+    def step(weights, x):
+        def loss(weights):
+            return jnp.square(functools.reduce(block, weights, x)).mean()
+
+        return jax.grad(loss)(weights), {}
+
+    shapes = [jax.ShapeDtypeStruct((8, 512), np.float32)] * 9, jax.ShapeDtypeStruct((64, 8), "f")
+    program = compiling.jit_step(step, meshes.make_mesh(1), remat=True).lower(*shapes).compile()
+    kept = 9 * 2 * 64 * 512 * 4  # bytes of the inner layers
+    assert program.memory_analysis().temp_size_in_bytes < kept / 2

@@ -68,9 +68,9 @@ def test_equal_parts_pass(microbatch):
 
 
 def test_a_run_says_how_its_batches_are_computed():
-    said = fitting.summary(config(4096, microbatch=512), meshes.make_mesh(8))
+    said = fitting.summary(config(4096, microbatch=512, remat="both"), meshes.make_mesh(8))
     assert said == {
         "batch": "4096 over 8 devices: 4095 negatives per row; embedded 512 at a time, and batch "
-        "norm is over those",
+        "norm is over those; blocks computed twice: img and txt",
         "matching": "cached: one matrix kept, 8 MiB per device",
     }
