@@ -8,6 +8,8 @@ of text-text and c of image-text similarity, the affinity of images with texts i
 and that of texts with images its transpose, so that one sweep over the rows of S does a row step
 and a column step of both problems. And a row of a target is softmax(S_i / epsilon + g): of a plan
 only the vector g has to be found.
+
+Trust in the given pairs is the diagonal of such targets, of an affinity with c = 1 alone.
 """
 
 import functools
@@ -21,7 +23,8 @@ from jaxtyping import Array, Float, PyTree
 
 from otter_jax.objective import REMOVED, Objective
 
-# What sets a teacher's targets: its embeddings, four vectors, the mean entropy, perhaps S.
+# What sets a teacher's targets: its embeddings, four vectors, the mean entropy, perhaps S. And with
+# trust, a number per given pair, which is all of it for a teacher that sets no targets.
 Matching = dict[str, Any]
 
 
@@ -47,7 +50,7 @@ class Affinity:
 
     def __init__(self, objective: Objective, matching: Matching, size: int, axis_name: str | None):
         img, txt = matching["img"], matching["txt"]
-        self.objective, self.axis_name = objective, axis_name
+        self.objective, self.matching, self.axis_name = objective, matching, axis_name
         self.B = len(img) * (lax.axis_size(axis_name) if axis_name else 1)
         self.dtype, self.plain = img.dtype, is_plain(objective, self.B, img.dtype)
         transport = objective.teacher == "transport"
@@ -58,18 +61,18 @@ class Affinity:
         else:
             self.panels |= split({"img": img, "txt": txt}, size)
             right = objective.image_weight * img + objective.cross_weight * txt
+            self._right, self._txt = gathered(right, axis_name), None
             if objective.text_weight:
-                right = jnp.concatenate([right, txt], 1)
-            self._right = gathered(right, axis_name)
+                self._txt = gathered(txt, axis_name)
 
     def open(self, panel: PyTree) -> Float[Array, "r B"]:
         """Returns the rows of a panel: as they are kept, or made anew."""
         if "kept" in panel:
             return panel["kept"]
-        left = panel["img"]
-        if self.objective.text_weight:
-            left = jnp.concatenate([left, self.objective.text_weight * panel["txt"]], 1)
-        logits = self._inverse * dot(left, self._right.T)
+        logits = dot(self._inverse * panel["img"], self._right.T)
+        if self._txt is not None:
+            weight = self._inverse * self.objective.text_weight
+            logits += dot(weight * panel["txt"], self._txt.T)
         if not self.plain:
             return logits
         return jnp.exp(self.without(logits, panel["rows"])[0])
@@ -101,26 +104,84 @@ def look(
 
     `img` and `txt` are what a device has; `size` is the number of rows of a panel.
     """
-    matching = {"img": img, "txt": txt}
-    affinity = Affinity(objective, matching, size, axis_name)
-    if form == "cached":
-        matching["kept"] = lax.map(affinity.open, affinity.panels)
-        affinity = Affinity(objective, matching, size, axis_name)
+    matching, numbers, kept = {}, {}, None
+    where = {"form": form, "size": size, "axis_name": axis_name}
+    total = functools.partial(summed, axis_name=axis_name)
+    B = total(len(img))
+    if objective.trust:
+        trust, kept = trust_in_pairs(objective, img, txt, **where)
+        matching["trust"] = trust
+        mean = total(trust.sum()) / B
+        below = (2 * trust < mean).sum(dtype=jnp.float32)
+        numbers |= {"trust": mean, "distrusted": total(below) / B}
+    if objective.teacher == "none":
+        return matching, numbers
+    if kept is not None:  # its place is for the next matrix: XLA sees by a sum that it is free
+        img += 0 * trust.sum()
+    affinity = _held(objective, img, txt, place=kept, **where)
     vectors, entropy, own, error = solve(affinity)
-    B, mean = affinity.B, functools.partial(summed, axis_name=axis_name)
-    numbers = {
+    numbers |= {
         "row_error": lax.pmax(error, axis_name) if axis_name else error,
-        "target_entropy": mean(entropy) / (2 * B),
-        "own_mass": mean(own.sum()) / (2 * B),
+        "target_entropy": total(entropy) / (2 * B),
+        "own_mass": total(sum(own).sum()) / (2 * B),
     }
-    return matching | vectors | {"entropy": numbers["target_entropy"]}, numbers
+    matching |= affinity.matching | vectors | {"entropy": numbers["target_entropy"]}
+    return matching, numbers
+
+
+def trust_in_pairs(
+    objective: Objective,
+    img: Float[Array, "b D"],
+    txt: Float[Array, "b D"],
+    *,
+    form: str,
+    size: int,
+    axis_name: str | None = None,
+) -> tuple[Float[Array, " b"], Float[Array, "panels r B"] | None]:
+    """Returns which part of its share each given pair keeps, as `Objective.teacher_plans` says.
+
+    And a matrix that was kept for it, if one was, which is no longer needed.
+    """
+    moved, epsilon = objective.trust == "transport", objective.trust_epsilon
+    match = Objective(
+        teacher="transport" if moved else "softmax",
+        epsilon=epsilon,
+        teacher_scale=1 / epsilon,
+        num_iters=objective.num_iters,
+        image_weight=0.0,
+        text_weight=0.0,
+        diagonal="keep",
+    )
+    form = form if moved else "streaming"  # a softmax sweeps once
+    affinity = _held(match, img, txt, form=form, size=size, axis_name=axis_name)
+    _, _, own, _ = solve(affinity)
+    images, texts = (x.reshape(-1) for x in own)
+    if moved:
+        return images, affinity.matching.get("kept")
+    both = jnp.sqrt(images * texts) if objective.trust == "small_loss" else (images + texts) / 2
+    return both, None
+
+
+def _held(objective, img, txt, *, form, size, axis_name, place=None):
+    """Returns an affinity that keeps its matrix, at `place`, if the form is "cached"."""
+    affinity = Affinity(objective, {"img": img, "txt": txt}, size, axis_name)
+    if form == "streaming":
+        return affinity
+    if place is None:
+        place = jnp.zeros((len(affinity.panels["rows"]), size, affinity.B), affinity.dtype)
+
+    def put(k, kept):
+        return kept.at[k].set(affinity.open(jax.tree.map(lambda x: x[k], affinity.panels)))
+
+    kept = lax.fori_loop(0, len(place), put, place)
+    return Affinity(objective, affinity.matching | {"kept": kept}, size, axis_name)
 
 
 def solve(affinity: Affinity):
     """Finds the vectors that make targets of an affinity, and what there is to say of these.
 
     Returns the vectors, this device's part of the summed entropies, the targets of its own pairs
-    summed over both directions, and the largest error of a row.
+    in either direction, and the largest error of a row.
     """
     return _scaled(affinity) if affinity.plain else _in_logarithms(affinity)
 
@@ -174,7 +235,7 @@ def _scaled(affinity):
         "text_columns": 1 / of_texts,
     }
     entropies = entropy.sum() + jnp.log(row_sums[numbers]).sum() - (sums[1] / row_sums).sum()
-    own = own * (by_image[numbers] / total + columns / of_texts[numbers])
+    own = own * by_image[numbers] / total, own * columns / of_texts[numbers]
     errors = jnp.abs(rows * total * largest - 1).max(), jnp.abs(row_sums - 1).max()
     return vectors, entropies, own, jnp.maximum(*errors)
 
@@ -226,7 +287,7 @@ def _in_logarithms(affinity):
     }
     share = jnp.exp(sums[0] - of_texts) * (sums[2] + sums[1] * (sums[0] - of_texts))
     entropies = entropy.sum() - share.sum()  # sum of target * log target, of this device's rows
-    own = jnp.exp(own[0] - total) + jnp.exp(own[1] - of_texts[numbers])
+    own = jnp.exp(own[0] - total), jnp.exp(own[1] - of_texts[numbers])
     if not transport:
         return vectors, entropies, own, jnp.zeros((), affinity.dtype)
     errors = jnp.abs(jnp.expm1(rows + total)).max(), jnp.abs(jnp.expm1(by_text + of_texts)).max()

@@ -47,12 +47,8 @@ HELD = {  # where the parts of a Matching are
     "image_columns": WHOLE,
     "text_columns": WHOLE,
     "entropy": WHOLE,
+    "trust": ROWS,
 }
-
-
-def covers(objective: Objective) -> bool:
-    """Tells whether the forms here know an objective: all but sigmoids, and trust in pairs."""
-    return objective.match == "softmax" and not objective.trust
 
 
 def rows_per_panel(batch_size: int, mesh: Mesh) -> int:
@@ -84,7 +80,9 @@ def teach(
     """
     size = rows_per_panel(img.shape[0], mesh)
     look_at = functools.partial(look, objective, form=form, size=size, axis_name=_axis(mesh))
-    held = {k: v for k, v in HELD.items() if k != "kept" or form == "cached"}
+    targets = objective.teacher != "none"
+    present = {"kept": targets and form == "cached", "trust": objective.trust != ""}
+    held = {k: v for k, v in HELD.items() if present.get(k, targets)}
     spread = jax.shard_map(
         look_at, mesh=mesh, in_specs=ROWS, out_specs=(held, WHOLE), check_vma=False
     )
@@ -105,7 +103,7 @@ def matching_loss(
     Does what `step.matching_loss` does in its dense form. Only the loss has gradients, with respect
     to `img`, `txt` and `log_scale`; the terms are numbers to look at.
     """
-    if objective.temperatures == 1:
+    if objective.temperatures == 1 and objective.teacher != "none":
         log_scale = log_scale | {"teacher": log_scale["pairs"]}
     return _matching_loss(objective, mesh, img, txt, matching, jax.tree.map(scale_of, log_scale))
 
@@ -155,66 +153,87 @@ def _loss_and_gradients(
     """
     all_txt = gathered(txt, axis_name)
     b, B = img.shape[0], all_txt.shape[0]
-    panels = {"rows": rows_of(b, axis_name), "img": img}
+    panels = split({"rows": rows_of(b, axis_name), "img": img}, size)
     affinity, names = None, ["pairs"]
-    if matching is not None:
+    if objective.trust:
+        counts = objective.weights(matching["trust"], axis_name=axis_name)
+        panels["counts"], counts = split(counts, size), gathered(counts, axis_name)
+    if objective.teacher != "none":
         affinity = Affinity(objective, matching, size, axis_name)
         names.append("teacher")
-    panels = split(panels, size)
-    if affinity:
-        by_row = {k: matching[k] for k in ("image_rows", "text_rows")}
-        panels |= {"teacher": affinity.panels | {"vectors": by_row}}
+        vectors = {k: matching[k] for k in ("image_rows", "text_rows")}
+        panels["teacher"] = affinity.panels | {"vectors": vectors}
 
     def columns(sums, each):  # of the students' matches: texts over images need all rows
         cosines = dot(each["img"], all_txt.T)
         return {k: add(sums[k], scales[k] * cosines) for k in names}, None
 
-    zeros = jnp.zeros(B, img.dtype)
-    sums, _ = lax.scan(columns, {k: nothing(zeros) for k in names}, panels)
-    totals = {k: total_of(sums[k], axis_name) for k in names}
+    zeros, totals = jnp.zeros(B, img.dtype), {}
+    if objective.match == "softmax":
+        sums, _ = lax.scan(columns, {k: nothing(zeros) for k in names}, panels)
+        totals = {k: total_of(sums[k], axis_name) for k in names}
 
     def panel(state, each):
         numbers, txt_gradient = state
         cosines = dot(each["img"], all_txt.T)
-        targets = {"pairs": (objective.pair_targets(each["rows"], B),) * 2}
+        given = objective.pair_targets(each["rows"], B)
+        by_row, by_column = (each["counts"][:, None], counts) if objective.trust else (1, 1)
+        targets = {"pairs": (given, given, by_row, by_column)}
         if affinity:
-            targets["teacher"] = targets_of(affinity, matching, each["teacher"])
+            targets["teacher"] = (*targets_of(affinity, matching, each["teacher"]), 1, 1)
         found, of_rows, of_columns = _panel_of_loss(objective, cosines, targets, totals, scales)
         if objective.negatives_gradient:
             of_rows = of_columns = of_rows + of_columns
         txt_gradient += dot(of_columns.T, each["img"])
         return (jax.tree.map(jnp.add, numbers, found), txt_gradient), dot(of_rows, all_txt)
 
-    zero = {k: (zeros[0], zeros[0]) for k in names}
+    zero = dict.fromkeys(names, zeros[0]), dict.fromkeys(scales, zeros[0])
     (numbers, txt_gradient), img_gradient = lax.scan(panel, (zero, jnp.zeros_like(all_txt)), panels)
-    numbers = summed(numbers, axis_name)
+    terms, of_scales = jax.tree.map(lambda x: x / B, summed(numbers, axis_name))
     if axis_name:
         txt_gradient = lax.psum_scatter(txt_gradient, axis_name, tiled=True)
-    terms = {k: numbers[k][0] / B for k in names}
-    weights = _weights(objective)
     if affinity:
         terms["teacher"] -= 2 * matching["entropy"]
-    loss = sum(weights[k] * terms[k] for k in names)
-    of_scales = {k: weights[k] * numbers[k][1] / B if k in names else 0 * scales[k] for k in scales}
+    loss = sum(_weights(objective)[k] * terms[k] for k in names)
     return (loss, terms), (img_gradient.reshape(img.shape), txt_gradient, of_scales)
 
 
 def _panel_of_loss(objective, cosines, targets, totals, scales):
-    """Returns a panel's part of (cross-entropy, slope by the scale), and the slopes by the cosines.
+    """Returns a panel's part of terms and slopes by the scales, and the slopes by the cosines.
 
-    Those of the mean over B, apart for images over texts and for texts over images.
+    The last are those of the mean over B, apart for images over texts and for texts over images.
+    A target is given for both, and how much its rows and columns count.
     """
-    B, weights, found, of_rows, of_columns = cosines.shape[1], _weights(objective), {}, 0.0, 0.0
-    for name, (images, texts) in targets.items():
-        scale, logits = scales[name], scales[name] * cosines
-        over_texts = logits - jax.nn.logsumexp(logits, axis=1, keepdims=True)
-        over_images = logits - totals[name]
-        term = -(images * over_texts + texts * over_images).sum()
-        over_texts, over_images = jnp.exp(over_texts) - images, jnp.exp(over_images) - texts
-        found[name] = term, ((over_texts + over_images) * cosines).sum()
-        of_rows += weights[name] / B * scale * over_texts
-        of_columns += weights[name] / B * scale * over_images
-    return found, of_rows, of_columns
+    B, weights, of_rows, of_columns = cosines.shape[1], _weights(objective), 0.0, 0.0
+    terms, slopes = {}, dict.fromkeys(scales, 0.0)
+    for name, target in targets.items():
+        logits = scales[name] * cosines
+        if objective.match == "sigmoid":
+            terms[name], *over = _sigmoids(logits - scales["teacher"], *target[1:])
+            slopes["teacher"] = -weights[name] * sum(over).sum()
+        else:
+            terms[name], *over = _softmaxes(logits, totals[name], *target)
+        slopes[name] = weights[name] * (sum(over) * cosines).sum()
+        of_rows += weights[name] / B * scales[name] * over[0]
+        of_columns += weights[name] / B * scales[name] * over[1]
+    return (terms, slopes), of_rows, of_columns
+
+
+def _softmaxes(logits, total, images, texts, by_row, by_column):
+    """Returns the sum of both cross-entropies, and their slopes by the logits."""
+    over_texts = logits - jax.nn.logsumexp(logits, axis=1, keepdims=True)
+    over_images = logits - total
+    term = -(by_row * images * over_texts + by_column * texts * over_images).sum()
+    over_texts, over_images = jnp.exp(over_texts) - images, jnp.exp(over_images) - texts
+    return term, by_row * over_texts, by_column * over_images
+
+
+def _sigmoids(logits, pairs, by_row, by_column):
+    """Returns the sum of `objective.sigmoid_loss` both ways, and its slopes by the logits."""
+    match, other = jax.nn.log_sigmoid(logits), jax.nn.log_sigmoid(-logits)
+    term = -((by_row + by_column) * pairs * match + 2 * (1 - pairs) * other).sum()
+    below, above = pairs * jnp.exp(other), (1 - pairs) * jnp.exp(match)
+    return term, above - by_row * below, above - by_column * below
 
 
 def _weights(objective):

@@ -4,10 +4,8 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from otter_jax import mesh as meshes
-from otter_jax import panels
 from otter_jax.errors import UserError
 from otter_jax.models.remat import TOWERS
-from otter_jax.objective import Objective
 from otter_jax.training.compiling import memory_of
 
 AUTO = "auto"
@@ -19,20 +17,10 @@ def form_of(config: ConfigDict, mesh: Mesh) -> str:
     """Returns which of panels.FORMS a run takes: what it asks for, else the fastest that fits.
 
     That follows from the batch and the size of a device's memory, not from what is free of it, so
-    that a run resumed on such a machine takes the same. Raises UserError for a form that the
-    objective does not have.
+    that a run resumed on such a machine takes the same.
     """
-    objective, asked = Objective(**config.objective), config.train.matching
-    if not panels.covers(objective):
-        if asked in (AUTO, "dense"):
-            return "dense"
-        what = f'trust="{objective.trust}"' if objective.trust else f'match="{objective.match}"'
-        raise UserError(
-            f'train.matching="{asked}" cannot be had with objective.{what}, which is computed in '
-            'the dense form alone: set train.matching="auto".'
-        )
-    if asked != AUTO:
-        return asked
+    if config.train.matching != AUTO:
+        return config.train.matching
     kept = matrices("cached", config.train.batch_size, mesh.size)
     return "cached" if kept <= SHARE * memory_of() else "streaming"
 
@@ -61,8 +49,7 @@ def check(config: ConfigDict, mesh: Mesh) -> None:
     while needed(form, 2 * fits) <= limit:
         fits *= 2
     other = "streaming"
-    helps = form != other and panels.covers(Objective(**config.objective))
-    helps = helps and needed(other, B) <= limit
+    helps = form != other and needed(other, B) <= limit
     raise UserError(
         f"train.batch_size={B} needs {needed(form, B) / 1e9:,.1f} GB of a device for matrices and "
         f"embeddings (train.matching: {form}), and there are {limit / 1e9:,.1f} GB. "

@@ -34,14 +34,6 @@ def test_a_form_can_be_asked_for():
     assert fitting.form_of(config(matching="dense"), meshes.make_mesh(1)) == "dense"
 
 
-@pytest.mark.parametrize(("method", "what"), [("siglip", "sigmoid"), ("trust", "transport")])
-def test_an_objective_of_the_dense_form_says_so(method, what):
-    mesh = meshes.make_mesh(1)
-    assert fitting.form_of(config(method=method), mesh) == "dense"
-    with pytest.raises(UserError, match=what):
-        fitting.form_of(config(method=method, matching="streaming"), mesh)
-
-
 def test_a_batch_that_no_memory_fits_is_told_what_does():
     mesh = meshes.make_mesh(1)
     fitting.check(config(131072, matching="streaming"), mesh)
