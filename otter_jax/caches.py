@@ -8,13 +8,14 @@ import contextlib
 import functools
 import hashlib
 import os
-import tempfile
 import zipfile
 from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
 
 import numpy as np
+
+from otter_jax.files import written_whole
 
 Arrays = dict[str, np.ndarray]
 DAMAGED = (OSError, ValueError, EOFError, zipfile.BadZipFile)  # what np.load raises for it
@@ -77,7 +78,8 @@ def kept(path: Path, make: Callable[[], Arrays], tell: Callable[[str], None] = q
     arrays = make()
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        _write(path, arrays)
+        with written_whole(path) as scratch, scratch.open("wb") as file:
+            np.savez(file, **arrays)
     except OSError as error:
         tell(f"The cache {path} cannot be written ({error.strerror}): it is made anew next time.")
     with contextlib.suppress(OSError):  # another process removes them, too
@@ -85,16 +87,3 @@ def kept(path: Path, make: Callable[[], Arrays], tell: Callable[[str], None] = q
         for old in files[:-KEPT]:
             old.unlink(missing_ok=True)
     return arrays
-
-
-def _write(path: Path, arrays: Arrays) -> None:
-    """Writes a file that appears whole."""
-    number, scratch = tempfile.mkstemp(prefix=".", suffix=".npz", dir=path.parent)
-    try:
-        with os.fdopen(number, "wb") as file:
-            np.savez(file, **arrays)
-        os.replace(scratch, path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            os.unlink(scratch)
-        raise

@@ -8,11 +8,13 @@ written to. All that opens a user's path goes through here.
 import contextlib
 import errno
 import fcntl
+import glob
 import io
 import json
 import os
 import pathlib
 import stat
+import uuid
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -101,14 +103,37 @@ def read_json(path: str | os.PathLike, most: int = TEXT) -> Any:
 def written_whole(path: pathlib.Path) -> Iterator[pathlib.Path]:
     """Yields a path to write a file to, which becomes `path` at the end of the context.
 
-    So neither a reader nor a kill ever meets half of it. After an error nothing is left.
+    So neither a reader nor a kill ever meets half of it; of several that write `path` at once, the
+    last stays. After an error nothing is left; what a kill leaves, the next that writes `path`
+    removes. The file there is to be written to, not replaced: it is locked while this lasts.
     """
-    scratch = path.with_name(f"{path.name}.tmp")
+    _remove_abandoned(path)
+    scratch = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
     try:
-        yield scratch
-        os.replace(scratch, path)
+        with _locked_if_possible(os.open(scratch, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)):
+            yield scratch
+            os.replace(scratch, path)
     finally:
         scratch.unlink(missing_ok=True)
+
+
+def _remove_abandoned(path: pathlib.Path) -> None:
+    """Removes what killed processes left of `path`: the system has taken their locks away."""
+    for scratch in path.parent.glob(f".{glob.escape(path.name)}.{'[0-9a-f]' * 32}.tmp"):
+        with contextlib.suppress(OSError), scratch.open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            scratch.unlink()
+
+
+@contextlib.contextmanager
+def _locked_if_possible(number: int) -> Iterator[None]:
+    """Holds the lock of an open file, which is closed at the end; none where there are no locks."""
+    try:
+        with contextlib.suppress(OSError):
+            fcntl.flock(number, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    finally:
+        os.close(number)
 
 
 @contextlib.contextmanager

@@ -3,6 +3,8 @@
 import errno
 import os
 import socket
+import subprocess
+import sys
 
 import pytest
 from making import counts, made, write_pictures
@@ -145,3 +147,37 @@ def test_a_file_is_there_once_it_is_whole_and_an_error_leaves_what_was(tmp_path)
         half()
     assert [each.name for each in tmp_path.iterdir()] == ["table.csv"]
     assert path.read_text() == "second"
+
+
+def test_of_two_that_write_a_file_at_once_either_is_whole(tmp_path):
+    path = tmp_path / "table.csv"
+    with files.written_whole(path) as first:
+        first.write_text("first")
+        with files.written_whole(path) as second:
+            second.write_text("second")
+        assert path.read_text() == "second"
+        assert first.read_text() == "first"
+    assert path.read_text() == "first"
+    before = os.umask(0o027)
+    os.umask(before)
+    assert path.stat().st_mode & 0o777 == 0o666 & ~before
+
+
+def test_what_a_killed_writer_left_the_next_one_of_the_file_removes(tmp_path):
+    path, other = tmp_path / "[a].csv", tmp_path / "b.csv"
+    script = """if True:
+        import os, pathlib, sys
+        from otter_jax import files
+        begun = [files.written_whole(pathlib.Path(name)) for name in sys.argv[1:]]
+        for each in begun:
+            each.__enter__().write_text("half")
+        os.kill(os.getpid(), 9)
+    """
+    subprocess.run([sys.executable, "-c", script, path, other])
+    mine = tmp_path / ".[a].csv.mine.tmp"
+    mine.touch()
+    assert len(list(tmp_path.iterdir())) == 3
+    with files.written_whole(path) as scratch:
+        scratch.write_text("whole")
+    left = set(tmp_path.iterdir()) - {path, mine}
+    assert [each.name.split(".")[1] for each in left] == ["b"], "of another file: its next writer's"
