@@ -29,7 +29,7 @@ _BUFFER = 2 << 30  # bytes of finished batches that may wait
 class Annotation(Protocol):
     """Makes what stands beside an image in a row: caption tokens or a label.
 
-    There are three: `captions.Tokenizer`, `packing.Packed` and `Labels`.
+    There are four: `captions.Tokenizer`, `packing.Packed`, `readings.Readings` and `Labels`.
 
     Attributes:
       feature: name of the feature of a record that it reads.
@@ -94,7 +94,7 @@ def train_batches(
 
     Args:
       source: the records; each needs an image and the feature that `annotation` reads.
-      annotation: a tokenizer, packed or not, or `Labels`.
+      annotation: a tokenizer, packed or not, `Readings` of captions, or `Labels`.
       seed: of the order and the crops.
       batch_size: over all processes.
       image_size: S, pixels.

@@ -40,10 +40,11 @@ class Towers(nn.Module):
     ) -> tuple[Float[Array, "B D"], Float[Array, "B D"]]:
         """Returns the embeddings of images and captions, of unit length, float32.
 
-        `captions` are the arguments of `embed_texts` (token_ids, mask), or those of `embed_packed`
-        (token_ids, segment_ids, positions).
+        `captions` are the arguments of `embed_texts` (token_ids, mask), those of `embed_packed`
+        (token_ids, segment_ids, positions), or that of `embed_pooled` (pooled).
         """
         embed = self.embed_packed if "segment_ids" in captions else self.embed_texts
+        embed = self.embed_pooled if "pooled" in captions else embed
         txt = embed(**captions, train=train)
         return self.embed_images(image, train=train), txt
 
@@ -58,8 +59,20 @@ class Towers(nn.Module):
         self, token_ids: Int[Array, "B L"], mask: Bool[Array, "B L"], *, train: bool = False
     ) -> Float[Array, "B D"]:
         """Returns the embeddings of padded captions, of unit length; 0 for one without a token."""
-        hidden = self.txt(token_ids, mask, train=train)
-        return self._project(self.txt.pool(hidden, token_ids, mask), mask.any(axis=1))
+        return self._project(self.pool_texts(token_ids, mask, train=train), mask.any(axis=1))
+
+    def pool_texts(
+        self, token_ids: Int[Array, "B L"], mask: Bool[Array, "B L"], *, train: bool = False
+    ) -> Float[Array, "B H"]:
+        """Returns what the text encoder alone makes of captions; 0 for one without a token."""
+        pooled = self.txt.pool(self.txt(token_ids, mask, train=train), token_ids, mask)
+        return pooled * mask.any(axis=1, keepdims=True)
+
+    def embed_pooled(
+        self, pooled: Float[Array, "B H"], *, train: bool = False
+    ) -> Float[Array, "B D"]:
+        """Returns the embeddings of captions from what `pool_texts` made of them; 0 for a 0."""
+        return self._project(pooled, (pooled != 0).any(axis=1))
 
     def embed_packed(
         self,

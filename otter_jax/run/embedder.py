@@ -19,6 +19,9 @@ class Embedder:
     """Embeds images and texts with any weights of one model, in batches of one size or of few.
 
     All processes make the same calls; each gets the embeddings of the whole batch.
+
+    Attributes:
+      batch_size: the largest batch, over all devices.
     """
 
     def __init__(
@@ -38,7 +41,7 @@ class Embedder:
         tokens to the next of the lengths `shorter` and max_tokens. With `kept`, programs are kept
         on disk.
         """
-        self._tokenizer, self._mesh, self._batch_size = tokenizer, mesh, batch_size
+        self._tokenizer, self._mesh, self.batch_size = tokenizer, mesh, batch_size
         self._sizes = [*sorted(size for size in smaller if size < batch_size), batch_size]
         most = tokenizer.max_tokens
         self._lengths = [*sorted(length for length in shorter if length < most), most]
@@ -50,8 +53,12 @@ class Embedder:
         def texts(variables, token_ids, mask):
             return model.apply(gates.folded(variables), token_ids, mask, method=model.embed_texts)
 
+        def pooled(variables, token_ids, mask):
+            return model.apply(variables, token_ids, mask, method=model.pool_texts)
+
         self._images = jax.jit(images, in_shardings=(whole, rows), out_shardings=rows)
         self._texts = jax.jit(texts, in_shardings=(whole, rows, rows), out_shardings=whole)
+        self._pooled = jax.jit(pooled, in_shardings=(whole, rows, rows), out_shardings=whole)
         self._whole = jax.jit(lambda x: x, in_shardings=rows, out_shardings=whole)
         if kept:
             self._images = Program(self._images, mesh, "images", model)
@@ -91,6 +98,19 @@ class Embedder:
         check_stop: Callable[[], None] = lambda: None,
     ) -> Float[np.ndarray, "N D"]:
         """Embeds any number of texts; `check_stop` is called once per batch, and may raise."""
+        return self._of_texts(self._texts, variables, texts, check_stop)
+
+    def pooled(
+        self,
+        variables: PyTree,
+        texts: Sequence[str],
+        check_stop: Callable[[], None] = lambda: None,
+    ) -> Float[np.ndarray, "N W"]:
+        """Returns what the text encoder makes of texts, before the common space, as `texts`."""
+        return self._of_texts(self._pooled, variables, texts, check_stop)
+
+    def _of_texts(self, program, variables, texts, check_stop):
+        """Joins what a program makes of texts."""
 
         def embed(start, rows, padding):
             part = [*texts[start : start + rows], *[""] * padding]
@@ -98,7 +118,7 @@ class Embedder:
             longest = int(mask.any(axis=0).nonzero()[0].max(initial=-1)) + 1
             length = self._lengths[bisect.bisect_left(self._lengths, longest)]
             rows = self._put(token_ids=token_ids[:, :length], mask=mask[:, :length])
-            return np.asarray(self._texts(variables, rows["token_ids"], rows["mask"]))
+            return np.asarray(program(variables, rows["token_ids"], rows["mask"]))
 
         return self._in_batches(embed, len(texts), check_stop)
 
@@ -115,7 +135,7 @@ class Embedder:
 
     def _fitting(self, rest: int) -> int:
         """Returns the size that holds `rest` rows, or the next below if most would be padding."""
-        place = bisect.bisect_left(self._sizes, min(rest, self._batch_size))
+        place = bisect.bisect_left(self._sizes, min(rest, self.batch_size))
         size = self._sizes[place]
         return self._sizes[place - 1] if place and 4 * rest < size else size
 

@@ -44,4 +44,4 @@ class CachedTowers(Towers):
         self, pooled: Float[Array, "B W"], *, train: bool = False
     ) -> Float[Array, "B D"]:
         """Returns the embeddings of texts from their pooled hidden states; 0 for a row of zeros."""
-        return self._project(pooled.astype(jnp.float32), (pooled != 0).any(axis=1))
+        return self.embed_pooled(pooled.astype(jnp.float32), train=train)

@@ -22,6 +22,7 @@ from otter_jax.data.captions import Tokenizer, visible
 from otter_jax.data.ensure import ensure
 from otter_jax.data.packing import Packed
 from otter_jax.data.pipeline import Annotation
+from otter_jax.data.readings import Readings
 from otter_jax.data.source import Source, open_dataset
 from otter_jax.errors import UserError
 from otter_jax.objective import Objective
@@ -29,7 +30,7 @@ from otter_jax.optimizer import Schedule, learning_rate, make_optimizer
 from otter_jax.run import batches, cluster, model, trained
 from otter_jax.run.console import in_columns, millions
 from otter_jax.run.watched import WatchedPairs
-from otter_jax.training import doubts, fitting, logline
+from otter_jax.training import doubts, fitting, logline, texts
 from otter_jax.training.compiling import check_memory, compiled, jit_step, shapes_of
 from otter_jax.training.loop import Step, is_multiple, train
 from otter_jax.training.meters import Metrics
@@ -89,7 +90,7 @@ class Setup:
       contents: number and fingerprint of the set's pairs.
       captions, lengths: a sample of the set, evenly over it, and how many tokens each has uncut.
       notes: sentences on weights, tokenizer and config that the user should see.
-      annotation: makes the captions of a batch, packed or not.
+      annotation: makes the captions of a batch: padded, packed or read once (`texts`).
       schedule: the learning rate over steps.
     """
 
@@ -139,14 +140,10 @@ class Setup:
                 "train.matching": fitting.form_of(config, mesh),
             }
         )
-        lengths, annotation = tokenizer.lengths(captions), tokenizer
-        if config.data.packed:
-            annotation = Packed.of(
-                tokenizer,
-                lengths,
-                per_group=fitting.pairs_per_group(config, mesh),
-                longest=module.txt.config.max_length,
-            )
+        lengths = tokenizer.lengths(captions)
+        annotation = texts.annotation_of(
+            config, mesh, module, variables["params"], tokenizer, lengths, len(source)
+        )
         schedule, tx = optimizer(config, variables["params"], length)
         notes += doubts.of(config, variables["params"], length.steps)
         return cls(
@@ -216,6 +213,10 @@ class Contrastive:
         fields = _summary(self._setup, state, start) | _seen(self._evaluator.sets, self.source)
         self._console.print(in_columns(fields))
         self._watched.begin(start, state.teacher)
+        setup, size = self._setup, self.config.eval.batch_size
+        if isinstance(setup.annotation, Readings):
+            embedder = texts.embedder(setup.model, setup.tokenizer, self.mesh, size)
+            texts.read(setup.annotation, self.source, embedder, state, self._console)
 
     def batches(self, start: int) -> Iterator[dict[str, np.ndarray]]:
         """Yields this process's rows of the batches from step `start` on."""
@@ -325,8 +326,10 @@ def _summary(setup: Setup, state: step.TrainState, start: int) -> dict[str, str]
         **_pictures(setup.source, B),
         "captions": _captions(setup),
     }
-    if config.data.packed:
+    if isinstance(setup.annotation, Packed):
         fields["packed"] = str(setup.annotation)
+    if isinstance(setup.annotation, Readings):
+        fields["texts"] += f"; {setup.annotation}"
     return fields | {
         **fitting.summary(config, mesh),
         **_chance(objective, B),

@@ -23,6 +23,8 @@ from ml_collections import ConfigDict
 from otter_jax import mesh as meshes
 from otter_jax.data import headers, images, pipeline, repeats
 from otter_jax.data.captions import Tokenizer
+from otter_jax.data.packing import Packed
+from otter_jax.data.readings import Readings
 from otter_jax.data.source import Source
 from otter_jax.errors import UserError
 from otter_jax.models.bert import Bert
@@ -136,7 +138,9 @@ def look_at_captions(setup: Setup) -> Iterator[Finding]:
             f"{setup.captions[unknown[0]][:40]!r} ({key})"
         )
         yield Finding("warning", "captions", text)
-    if setup.config.data.packed:
+    if isinstance(setup.annotation, Readings):
+        yield Finding("ok", "captions", str(setup.annotation))
+    elif isinstance(setup.annotation, Packed):
         yield Finding("ok", "captions", f"packed, {setup.annotation}")
     elif isinstance(setup.model.txt, Bert) and limit > 1.5 * mean:
         text = f"padding is {1 - mean / limit:.0%} of the tokens; data.packed=True spares most"

@@ -113,16 +113,19 @@ def test_an_export_brings_a_card_with_the_numbers_and_a_set_for_clip_benchmark(w
 def test_a_transfer_starts_from_the_image_tower_of_a_run_with_its_gates_folded_in(world):
     workdir = world / "gated"
     options = ("--config.gates.shape=filter", "--config.optim.freeze=img/|txt/")
-    result = call(world, "--workdir", workdir, "--config.train.epochs=1.6", *options)
+    options += ("--config.model.txt.dropout=0.0", "--config.train.epochs=2")
+    result = call(world, "--workdir", workdir, *options)
     assert result.returncode == 0, result.stderr[-3000:]
     assert "frozen      img/|txt/" in result.stdout
+    assert "frozen: each caption is read once, before the first step" in result.stdout
+    assert "Reading 4 captions once for the run" in result.stdout
 
     arch, mean, std = "tiny", CLIP_MEAN, CLIP_STD
     towers = []
     for ema in (False, True):
         made = image_encoder(str(workdir), arch=arch, dtype="float32", mean=mean, std=std, ema=ema)
         towers.append(made[1])
-    saved = state_of(workdir, 4)
+    saved = state_of(workdir, 5)
     for tower, who in zip(towers, ("", "['teacher']"), strict=True):
         stem = saved[f"{who}['params']['img']['conv1']['kernel']"]
         gate = saved[f"{who}['params']['gates']['img']['conv1']['kernel']"]
