@@ -43,3 +43,35 @@ def collectives(text: str) -> list[Collective]:
             )
             found.append(Collective(kind, shapes, size, int(trips.get(name, 1))))
     return found
+
+
+ARRAY = re.compile(r"\b(pred|bf16|[a-z]+\d+)\[([\d,]*)\]")
+INSTRUCTION = re.compile(r"^\s*(?:ROOT )?%([\w.-]+) = (.*?) ([a-z][a-z-]*)\((.*?)\)(?:,|$)")
+FREE = {"parameter", "constant", "tuple", "get-tuple-element", "bitcast"}
+
+
+def bytes_moved(text: str) -> int:
+    """Bytes that a program's kernels read and write, if each does so once with all it is given.
+
+    Counted are those of the entry; what loops and branches do inside is not.
+    """
+    entry = text[text.index("\nENTRY") :].partition("\n}")[0]
+    sizes: dict[str, int] = {}
+    moved = 0
+    for line in entry.splitlines():
+        if found := INSTRUCTION.match(line):
+            name, result, kind, arguments = found.groups()
+            sizes[name] = _size(result)
+            if kind not in FREE and not kind.endswith("-done"):
+                read = re.findall(r"%([\w.-]+)", arguments)
+                moved += sizes[name] + sum(sizes.get(argument, 0) for argument in read)
+    return moved
+
+
+def _size(shapes: str) -> int:
+    """Bytes of all arrays in the text of a type."""
+    return sum(
+        (1 if kind == "pred" else int(re.sub(r"\D", "", kind)) // 8 or 1)
+        * math.prod(int(n) for n in axes.split(",") if n)
+        for kind, axes in ARRAY.findall(shapes)
+    )

@@ -47,3 +47,21 @@ def test_gathering_both_matrices_is_7_5_gigabytes():
 )
 def test_an_amount_has_three_digits(number, text):
     assert scaling.amount(number) == text
+
+
+def test_bytes_are_those_that_kernels_read_and_write():
+    text = """
+HloModule small
+%inner (x: f32[8]) -> f32[8] {
+  ROOT %twice = f32[8]{0} add(%x, %x)
+}
+ENTRY %main (p: bf16[4,8], q: pred[4]) -> (f32[8], u8[2]) {
+  %p = bf16[4,8]{1,0} parameter(0), metadata={op_name="f32[1000]"}
+  %q = pred[4]{0} parameter(1)
+  %sum = (f32[8]{0}, u8[2]{0}) fusion(%p, %q), kind=kLoop, calls=%inner
+  %first = f32[8]{0} get-tuple-element(%sum), index=0
+  %copy.1 = f32[8]{0} copy(%first), metadata={op_name="copy"}
+  ROOT %out = (f32[8]{0}) tuple(%copy.1)
+}
+"""
+    assert hlo.bytes_moved(text) == (64 + 4 + 32 + 2) + (32 + 32)
