@@ -27,6 +27,7 @@ from otter_jax.models.remat import forgetful
 Embeddings = tuple[Float[Array, "B D"], Float[Array, "B D"]]
 
 
+@jax.named_scope("embedding")
 def embed(
     model: nn.Module,
     batch: dict[str, Array],

@@ -29,6 +29,7 @@ def parser() -> start.Parser:
     flags.add_config(made, saved=True)
     flags.add_workdir(made)
     flags.add_resuming(made)
+    flags.add_profile(made)
     flags.add_step(made)
     flags.add_beside(made)
     flags.add_processes(made)

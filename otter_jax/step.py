@@ -89,7 +89,8 @@ def train_step(
     teacher = state.teacher if ema_decay is None else with_frozen(state.teacher, student, freeze)
     targets, numbers, teacher_stats = None, {}, None
     if objective.has_teacher:  # it looks first: its embeddings set the student's targets
-        embeddings, updated = encode(teacher, teacher_rng, train=ema_decay is not None)
+        with jax.named_scope("teacher"):
+            embeddings, updated = encode(teacher, teacher_rng, train=ema_decay is not None)
         teacher_stats = updated.get("batch_stats", {})
         targets, numbers = teach(objective, *embeddings, **where)
 
@@ -104,26 +105,39 @@ def train_step(
         return loss, (terms, updated.get("batch_stats", {}))
 
     (loss, (terms, batch_stats)), grads = jax.value_and_grad(loss_fn, has_aux=True)(state.params)
-    updates, opt_state = tx.update(grads, state.opt_state, state.params)
-    params = moved(state.params, updates, clamp_scales=clamp_scales)
+    params, opt_state = moved(state, grads, tx, clamp_scales=clamp_scales)
     if ema_decay is not None:  # the EMA takes in the updated student, for the next step's targets
         student = {"params": params, "batch_stats": batch_stats}
         followed = follow(teacher, student, teacher_stats, ema_decay_at(state.step, ema_decay))
         teacher = with_frozen(followed, state.teacher, freeze)
-    numbers |= {"grad_norm": optax.tree.norm(grads), "param_norm": optax.tree.norm(params)}
+    numbers |= {"grad_norm": norm(grads), "param_norm": norm(params)}
     numbers |= {f"scale_{name}": scale_of(x) for name, x in state.params["log_scale"].items()}
     new_state = TrainState(state.step + 1, params, batch_stats, opt_state, teacher)
     return new_state, {"loss": loss, **terms, **numbers}
 
 
-def moved(params: PyTree, updates: PyTree, *, clamp_scales: bool) -> PyTree:
-    """Adds the updates; with `clamp_scales` both temperatures stay where they have a gradient."""
-    params = optax.apply_updates(params, updates)
+@jax.named_scope("update")
+def moved(
+    state: TrainState, grads: PyTree, tx: optax.GradientTransformation, *, clamp_scales: bool
+) -> tuple[PyTree, PyTree]:
+    """Returns the updated parameters, and the optimiser's state.
+
+    With `clamp_scales` both temperatures stay where they have a gradient.
+    """
+    updates, opt_state = tx.update(grads, state.opt_state, state.params)
+    params = optax.apply_updates(state.params, updates)
     if clamp_scales:
         params |= {"log_scale": jax.tree.map(clamp_log_scale, params["log_scale"])}
-    return params
+    return params, opt_state
 
 
+@jax.named_scope("update")
+def norm(tree: PyTree) -> Float[Array, ""]:
+    """Returns the root of the sum of all squares in a tree."""
+    return optax.tree.norm(tree)
+
+
+@jax.named_scope("update")
 def follow(
     teacher: PyTree, student: PyTree, batch_stats: PyTree | None, decay: Float[Array, ""]
 ) -> PyTree:
@@ -135,6 +149,7 @@ def follow(
     return moved if batch_stats is None else moved | {"batch_stats": batch_stats}
 
 
+@jax.named_scope("targets")
 def teach(
     objective: Objective,
     img: Float[Array, "B D"],
@@ -156,6 +171,7 @@ def teach(
     return targets_of(plans), health(plans)
 
 
+@jax.named_scope("loss")
 def matching_loss(
     objective: Objective,
     img: Float[Array, "B D"],

@@ -17,6 +17,7 @@ from otter_jax import freezing, objective, optimizer, step
 from otter_jax import mesh as meshes
 from otter_jax.errors import UserError
 from otter_jax.objective import METHODS, PUBLISHED, Objective
+from otter_jax.training import profiling
 
 B = tiny.B
 # Whose whole step is compiled here: trust alone does part of what it does beside OTTER.
@@ -63,6 +64,13 @@ def test_a_step_sends_embeddings_once_short_vectors_and_gradients(method):
     assert summed.count((1, 1, B)) == (vectors if method.trust == "transport" else 0)
     # The rest are gradients and sums of batch norm: no axis of the model is as long as B.
     assert {shape for shape in summed if B in shape} <= {(2, 1, B), (1, 1, B)}
+
+
+def test_every_part_of_a_step_is_known_by_its_name():
+    parts = profiling.parts_of(tiny.compiled("otter", 8).step.as_text())
+    assert {*parts.values()} == {*profiling.ROWS} - {"input wait"}
+    named = collections.Counter(parts.values())
+    assert named["rest"] < sum(named.values()) / 2  # parameters, the insides of sums
 
 
 @pytest.mark.parametrize("method", WHOLE)

@@ -89,6 +89,16 @@ def add_resuming(parser: Parser) -> None:
     )
 
 
+def add_profile(parser: Parser) -> None:
+    """Adds --profile."""
+    parser.flag(
+        "--profile",
+        type=_span,
+        metavar="FIRST:LAST",
+        help="traces these steps, and says where their time goes, for example 10:15",
+    )
+
+
 def add_step(parser: Parser) -> None:
     """Adds --step."""
     parser.flag(
@@ -204,6 +214,16 @@ def load_model(options: argparse.Namespace, **instead: Any) -> "Model":
         batch_size=asked["batch_size"],
         tell=lambda note: print(f"Note: {note}", file=sys.stderr),
     )
+
+
+def _span(text: str) -> tuple[int, int]:
+    found = re.fullmatch(r"(\d+):(\d+)", text)
+    first, last = map(int, found.groups()) if found else (0, 0)
+    if not 1 <= first <= last:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is not FIRST:LAST, the first and the last step to trace, such as 10:15"
+        )
+    return first, last
 
 
 def _path(text: str) -> pathlib.Path | None:

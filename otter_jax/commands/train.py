@@ -21,6 +21,7 @@ def parser() -> start.Parser:
     flags.add_config(made)
     flags.add_workdir(made)
     flags.add_resuming(made)
+    flags.add_profile(made)
     flags.add_processes(made)
     return made
 
@@ -33,14 +34,14 @@ def run(options: argparse.Namespace) -> None:
     from otter_jax.report import run as report
     from otter_jax.run import directory, programs
     from otter_jax.run.console import make_console
-    from otter_jax.training import contrastive
+    from otter_jax.training import contrastive, profiling
 
     console, workdir = make_console(), options.workdir
     directory.check_run(workdir, config, anyway=options.anyway, console=console)
-    with programs.keep_compiled():
-        contrastive.run(
-            config, workdir, from_step=options.from_step, anyway=options.anyway, console=console
-        )
+    how = {"from_step": options.from_step, "anyway": options.anyway}
+    with programs.keep_compiled(named=options.profile is not None):
+        span = profiling.Span(*options.profile) if options.profile else None
+        contrastive.run(config, workdir, profile=span, console=console, **how)
     report.write_at_end(workdir, console)
     console.print(f"Results are in {workdir / 'results'}, the log is {workdir / 'metrics.jsonl'}.")
     console.print(start.following(("eval", "--workdir", workdir), start.exported(workdir)))

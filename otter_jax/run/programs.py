@@ -28,14 +28,18 @@ _home: Path | None = None  # where JAX writes, if this process may and `keep_com
 
 
 @contextlib.contextmanager
-def keep_compiled() -> Iterator[None]:
+def keep_compiled(*, named: bool = False) -> Iterator[None]:
     """Makes JAX keep what it compiles from here on, in the user's cache, and read it next time.
+
+    With `named` a kept program is only read if its operations have the names of this one's, too.
 
     Does nothing where JAX was told another place (JAX_COMPILATION_CACHE_DIR), or the cache cannot
     be written. JAX tells programs apart by their text, its version, options and kind of device; the
     folder by the rest that they depend on, as a home may be shared by several computers.
     """
     global _home
+    before = jax.config.jax_compilation_cache_include_metadata_in_key
+    jax.config.update("jax_compilation_cache_include_metadata_in_key", named or before)
     about = hashlib.sha256(repr(_machine(jax.local_devices())).encode()).hexdigest()[:16]
     home = caches.users() / f"compiled_{about}"
     if not jax.config.jax_compilation_cache_dir and _can_hold(home / FOLDER):
@@ -49,6 +53,7 @@ def keep_compiled() -> Iterator[None]:
     finally:
         note_compiled()
         _home = None
+        jax.config.update("jax_compilation_cache_include_metadata_in_key", before)
 
 
 def note_compiled() -> None:

@@ -34,6 +34,7 @@ from otter_jax.training import doubts, fitting, logline, texts
 from otter_jax.training.compiling import check_memory, compiled, jit_step, shapes_of
 from otter_jax.training.loop import Step, is_multiple, train
 from otter_jax.training.meters import Metrics
+from otter_jax.training.profiling import Span
 from otter_jax.zeroshot.evaluator import Evaluator
 from otter_jax.zeroshot.sets import EvalSet
 
@@ -48,13 +49,14 @@ def run(
     *,
     from_step: int | None = None,
     anyway: bool = False,
+    profile: Span | None = None,
     console: Console,
 ) -> None:
     """Trains to the last step of `config`, from the newest checkpoint in `workdir` if there is one.
 
-    `from_step` and `anyway` are those of `loop.train`. SIGTERM or Ctrl-C saves after the current
-    step, and raises Stopped. Raises UserError for a mistake in config or data, before anything is
-    compiled, and when a number is no longer finite.
+    `from_step`, `anyway` and `profile` are those of `loop.train`. SIGTERM or Ctrl-C saves after the
+    current step, and raises Stopped. Raises UserError for a mistake in config or data, before
+    anything is compiled, and when a number is no longer finite.
     """
     console.print(f"Opening the data set {config.data.name} and both encoders")
     setup = Setup.of(config)
@@ -62,7 +64,8 @@ def run(
     evaluator = Evaluator(config, setup.model, setup.tokenizer, setup.mesh, workdir, console)
     watched = WatchedPairs(config, setup.source, evaluator.embedder, workdir, console)
     task = Contrastive(setup, evaluator, watched, console)
-    train(task, workdir, from_step=from_step, anyway=anyway, console=console)
+    how = {"from_step": from_step, "anyway": anyway, "profile": profile}
+    train(task, workdir, console=console, **how)
 
 
 @dataclasses.dataclass(frozen=True)

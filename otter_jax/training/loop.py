@@ -26,6 +26,7 @@ from otter_jax.errors import Diverged, Stopped, UserError
 from otter_jax.run import cluster, directory, lock, stops, watched
 from otter_jax.run.checkpoint import Checkpoints
 from otter_jax.run.console import duration, progress_bar
+from otter_jax.training import profiling
 from otter_jax.training.meters import EVENTS, LINES, Clock, Metrics, Mishaps, Scalars
 
 Step = Callable[[Any, Any], tuple[Any, Any]]  # (state, batch) -> (state, metrics)
@@ -92,11 +93,13 @@ def train(
     *,
     from_step: int | None = None,
     anyway: bool = False,
+    profile: profiling.Span | None = None,
     console: rich.console.Console,
 ) -> None:
     """Trains `task` to its last step, from the newest checkpoint in `workdir` if there is one.
 
-    With `from_step` it goes on from that checkpoint, and sets later ones aside. SIGTERM or Ctrl-C
+    With `from_step` it goes on from that checkpoint, and sets later ones aside. The steps of
+    `profile` are traced. SIGTERM or Ctrl-C
     saves after the current step, and raises Stopped. Raises UserError if the checkpoint is of
     another task or (without `anyway`) of another data set, if the run is being trained by another
     start, and when a number is no longer finite.
@@ -114,6 +117,8 @@ def train(
         )
         start = checkpoints.latest or 0 if from_step is None else checkpoints.find(from_step)
         cluster.agree(lambda: {"checkpoint": start})
+        if profile is not None:
+            profile = profiling.check(profile, task.steps, start, console)
         if start and not anyway:
             _check_same_data(checkpoints.about(start), about, start)
         state = task.initial_state(start)
@@ -139,7 +144,7 @@ def train(
             console.print(f"Done already: {start} of {task.steps} steps are in {workdir}.")
             return
         task.begin(state, start)
-        loop.run(start, state, batches)
+        loop.run(start, state, batches, profiling.Profile(profile, workdir, console))
 
 
 def _owes_evaluation(
@@ -201,7 +206,13 @@ class Loop:
         self._task, self._workdir, self._checkpoints = task, workdir, checkpoints
         self._scalars, self._stop, self._console = scalars, stop, console
 
-    def run(self, start: int, state: Any, batches: Iterator[dict[str, np.ndarray]]) -> None:
+    def run(
+        self,
+        start: int,
+        state: Any,
+        batches: Iterator[dict[str, np.ndarray]],
+        profile: profiling.Profile,
+    ) -> None:
         """Makes all steps after `start`.
 
         Raises Stopped after a stop was asked for and the state is saved, and UserError when a
@@ -215,9 +226,10 @@ class Loop:
                 self._print_stop(start)
                 raise
             stops.settle()
-            self._make_steps(start, state, batches)
+            with profile:
+                self._make_steps(start, state, batches, profile)
 
-    def _make_steps(self, start: int, state: Any, batches: Iterator[dict[str, np.ndarray]]) -> None:
+    def _make_steps(self, start, state, batches, profile) -> None:
         task, last, batch_size = self._task, self._task.steps, self._task.config.train.batch_size
         now, stopped = start, False
         mishaps, clock = Mishaps(task.source, self._console), Clock(batch_size, task.unit)
@@ -225,6 +237,7 @@ class Loop:
         with progress_bar(self._console) as bar:
             shown = bar.add_task("training", total=last, completed=start)
             while now < last and not stopped:
+                profile.before(now + 1, state)
                 try:
                     with clock.waiting(), self._stop.interrupting():
                         batch = next(batches)
@@ -258,6 +271,7 @@ class Loop:
                     with clock.paused():
                         stopped = self._milestone(now, state)
                     bar.update(shown, description="training")
+                profile.after(now, state, make_step)
         for step in pending:
             self._finite(*step)
         self._end(start, now, state, stopped)

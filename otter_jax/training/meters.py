@@ -8,6 +8,7 @@ import pathlib
 import time
 from collections.abc import Iterator, Mapping
 
+import jax
 import numpy as np
 import rich.console
 import tensorboardX
@@ -20,6 +21,7 @@ from otter_jax.run.directory import evaluations, write_text
 LINES, EVENTS = "metrics.jsonl", "tensorboard"  # in a run's directory
 LARGEST = 1 << 30  # bytes of metrics.jsonl: five million lines
 NAMED = 10  # unreadable images
+WAITING, PAUSED = "waiting for a batch", "between steps"  # in traces (training.profiling)
 
 Metrics = dict[str, float]
 
@@ -92,14 +94,16 @@ class Clock:
     def waiting(self) -> Iterator[None]:
         """Counts the time in this context as waiting for data."""
         began = time.monotonic()
-        yield
+        with jax.profiler.TraceAnnotation(WAITING):
+            yield
         self._waited += time.monotonic() - began
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
         """Excludes the time in this context from all speeds."""
         began = time.monotonic()
-        yield
+        with jax.profiler.TraceAnnotation(PAUSED):
+            yield
         self._paused += time.monotonic() - began
 
     def add(self, values: Metrics) -> None:

@@ -240,11 +240,13 @@ def test_a_machine_without_git_trains_too(world, monkeypatch, tmp_path):
 
 def test_eight_devices_go_on_where_one_stopped(world, whole):
     workdir = shutil.copytree(whole[0], world / "eight")
-    more = ("--config.train.epochs=8", "--config.train.log_every=1")
+    more = ("--config.train.epochs=8", "--config.train.log_every=1", "--profile=15:18")
     result = call(world, "--workdir", workdir, *more, devices=8)
     assert result.returncode == 0, result.stderr[-3000:]
     assert "Changed since the last start: train.epochs: 6.4 -> 8.0" in result.stdout
     assert "over 8 devices" in result.stdout
+    assert "after step 16, so steps 17 to 18 are traced" in result.stdout
+    assert (workdir / "profile" / "where_time_goes.txt").read_text() in result.stdout
     for step in (17, 20):  # a log is due at the first step of a start, too
         assert f"step {step}/20" in result.stdout
 
