@@ -7,16 +7,15 @@ trained in TensorFlow ("tf_") keep its padding and constants; the others have Py
 import math
 from collections.abc import Callable
 from functools import partial
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float
 
+from otter_jax.models.convolution import INIT, Convolution, Depthwise, Padding, Pointwise
 from otter_jax.models.norm import BatchNorm
-
-Padding = Literal["SAME"] | tuple[tuple[int, int], tuple[int, int]]
 
 SIZES = {  # width and depth factor, and the image size it was designed for
     "b0": (1.0, 1.0),  # 224 px
@@ -40,7 +39,6 @@ EFFICIENTNETS = {
     for prefix in ("", "tf_")
     for size, (width, depth) in SIZES.items()
 }
-INIT = nn.initializers.variance_scaling(2.0, "fan_in", "normal")
 STEM, HEAD = 32, 1280  # channels
 Stage = tuple[int, int, int, int, int]
 STAGES = (  # (repeats, channels, expansion, kernel size, stride of the first block)
@@ -200,87 +198,6 @@ class SqueezeExcite(nn.Module):
         return x * self.gate(Pointwise(x.shape[-1], self.dtype, True, name="conv_expand")(y))
 
 
-class Depthwise(nn.Module):
-    """Convolves each channel with its own filter; the kernel is [K, K, 1, C]."""
-
-    size: int
-    stride: int
-    padding: Padding
-    dtype: Any
-
-    @nn.compact
-    def __call__(self, x: Float[Array, "B H W C"]) -> Float[Array, "B H2 W2 C"]:
-        shape = (self.size, self.size, 1, x.shape[-1])
-        kernel = self.param("kernel", INIT, shape).astype(self.dtype)
-        return depthwise(x, kernel, self.stride, self.padding)
-
-
-def depthwise(
-    x: Float[Array, "B H W C"], kernel: Float[Array, "K K 1 C"], stride: int, padding: Padding
-) -> Float[Array, "B H2 W2 C"]:
-    """Convolves each channel with its own filter, by the algorithm that is fast on the device."""
-    strides = (stride, stride)
-
-    def grouped(x, kernel):
-        return jax.lax.conv_general_dilated(
-            x, kernel, strides, padding,
-            dimension_numbers=("NHWC", "HWIO", "NHWC"), feature_group_count=x.shape[-1],
-        )  # fmt: skip
-
-    def shifted(x, kernel):
-        pads = padding
-        if pads == "SAME":
-            pads = jax.lax.padtype_to_pads(x.shape[1:3], kernel.shape[:2], strides, pads)
-        return tap_by_tap(jnp.pad(x, ((0, 0), *pads, (0, 0))), kernel, stride)
-
-    # XLA's grouped convolution takes 7 to 40 times as long on CPUs, its gradient 3 to 30 times.
-    return jax.lax.platform_dependent(x, kernel, cpu=shifted, default=grouped)
-
-
-@partial(jax.custom_vjp, nondiff_argnums=(2,))
-def tap_by_tap(
-    x: Float[Array, "B H W C"], kernel: Float[Array, "K K 1 C"], stride: int
-) -> Float[Array, "B H2 W2 C"]:
-    """Computes a depthwise convolution without padding as a sum of shifted images.
-
-    Its gradient is written out, as the same kind of sum: that is 3 to 7 times as fast as automatic
-    differentiation of the forward pass.
-    """
-    size = kernel.shape[0]
-    x = jax.lax.optimization_barrier(x)  # otherwise every tap would compute it again
-    h, w = x.shape[1] - size + 1, x.shape[2] - size + 1
-    return sum(
-        x[:, i : i + h : stride, j : j + w : stride] * kernel[i, j, 0]
-        for i in range(size)
-        for j in range(size)
-    )
-
-
-def _forward(x, kernel, stride):
-    return tap_by_tap(x, kernel, stride), (x, kernel)
-
-
-def _backward(stride, residuals, grad):
-    x, kernel = residuals
-    size, gap = kernel.shape[0], stride - 1
-    # Zeros between the gradient's pixels where the stride left some out, and all around.
-    ends = [n - (m - 1) * stride - 1 for n, m in zip(x.shape[1:3], grad.shape[1:3], strict=True)]
-    around = [(0, 0, 0), *((size - 1, end, gap) for end in ends), (0, 0, 0)]
-    spread = jax.lax.pad(grad, jnp.zeros((), grad.dtype), around)
-    seen = (len(x), *((m - 1) * stride + 1 for m in grad.shape[1:3]), x.shape[3])
-
-    def of_tap(number):  # one tap after the other, since all at once take too much memory
-        part = jax.lax.dynamic_slice(x, (0, number // size, number % size, 0), seen)
-        part = part[:, ::stride, ::stride].astype(jnp.promote_types(grad.dtype, jnp.float32))
-        return (part * grad).sum((0, 1, 2))
-
-    grad_kernel = jax.lax.map(of_tap, jnp.arange(size**2)).reshape(kernel.shape)
-    return tap_by_tap(spread, kernel[::-1, ::-1], 1), grad_kernel.astype(kernel.dtype)
-
-
-tap_by_tap.defvjp(_forward, _backward)
-
-
 def padding_of(size: int, tensorflow: bool) -> Padding:
     """Returns the padding of a convolution: TensorFlow's or PyTorch's.
 
@@ -297,37 +214,9 @@ def convolution(
     padding: Padding,
     dtype: Any,
     name: str,
-) -> nn.Conv:
+) -> Convolution:
     """Makes a convolution over all channels, without bias."""
-    return nn.Conv(
-        channels,
-        (kernel, kernel),
-        strides=(stride, stride),
-        padding=padding,
-        use_bias=False,
-        kernel_init=INIT,
-        dtype=dtype,
-        name=name,
-    )
-
-
-class Pointwise(nn.Module):
-    """Computes a 1x1 convolution as a matrix product at each position.
-
-    On CPUs the product takes half the time of XLA's convolution, and its kernel's gradient a third.
-    """
-
-    channels: int
-    dtype: Any
-    use_bias: bool = False
-
-    @nn.compact
-    def __call__(self, x: Float[Array, "B H W C"]) -> Float[Array, "B H W C2"]:
-        kernel = self.param("kernel", INIT, (1, 1, x.shape[-1], self.channels))
-        y = x.astype(self.dtype) @ kernel[0, 0].astype(self.dtype)
-        if not self.use_bias:
-            return y
-        return y + self.param("bias", nn.initializers.zeros, (self.channels,)).astype(self.dtype)
+    return Convolution(channels, kernel, stride, padding, dtype, initializer=INIT, name=name)
 
 
 def batch_norm(tensorflow: bool, dtype: Any) -> Callable[..., BatchNorm]:

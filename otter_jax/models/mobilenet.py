@@ -11,9 +11,9 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float
 
+from otter_jax.models.convolution import Pointwise
 from otter_jax.models.efficientnet import (
     Block,
-    Pointwise,
     batch_norm,
     convolution,
     padding_of,

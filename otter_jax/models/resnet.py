@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float
 
+from otter_jax.models.convolution import Convolution, max_pool
 from otter_jax.models.norm import BatchNorm
 
 # The arguments of `ResNet` that make each architecture.
@@ -101,7 +102,7 @@ class ResNet(nn.Module):
         else:
             x = convolution(64, 7, 2, self.dtype, "conv1")(x)
         x = jax.nn.relu(BatchNorm(dtype=self.dtype, name="bn1")(x, use_running_average=not train))
-        x = nn.max_pool(x, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))
+        x = max_pool(x, 3, 2, ((1, 1), (1, 1)))
         for stage, (size, channels) in enumerate(zip(self.stage_sizes, self.channels, strict=True)):
             for i in range(size):
                 stride = 2 if stage > 0 and i == 0 else 1
@@ -120,19 +121,12 @@ class ResNet(nn.Module):
         return self.channels[-1] * EXPANSION[self.block]
 
 
-def convolution(channels: int, kernel: int, stride: int, dtype: Any, name: str) -> nn.Conv:
+def convolution(channels: int, kernel: int, stride: int, dtype: Any, name: str) -> Convolution:
     """Makes a convolution without bias, padded as in PyTorch: the same on both sides."""
     pad = kernel // 2
-    return nn.Conv(
-        channels,
-        (kernel, kernel),
-        strides=(stride, stride),
-        padding=((pad, pad), (pad, pad)),
-        use_bias=False,
-        kernel_init=nn.initializers.variance_scaling(2.0, "fan_out", "normal"),
-        dtype=dtype,
-        name=name,
-    )
+    init = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
+    padding = ((pad, pad), (pad, pad))
+    return Convolution(channels, kernel, stride, padding, dtype, initializer=init, name=name)
 
 
 def average_pool(x: Float[Array, "B H W C"], size: int) -> Float[Array, "B H2 W2 C"]:

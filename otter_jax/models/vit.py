@@ -10,6 +10,7 @@ from flax import linen as nn
 from jaxtyping import Array, Bool, Float
 
 from otter_jax.models import bert
+from otter_jax.models.convolution import Convolution
 
 ACTIVATIONS = bert.ACTIVATIONS | {"quick_gelu": lambda x: x * jax.nn.sigmoid(1.702 * x)}
 # Not E[x²] - E[x]², which is 100 times less exact where a mean is ten times the deviation.
@@ -78,13 +79,13 @@ class ViT(nn.Module):
                 f"images of {height}x{width} pixels do not divide into patches of {p}x{p}; "
                 f"both sides must be multiples of {p}"
             )
-        x = nn.Conv(
+        x = Convolution(
             self.width,
-            (p, p),
-            strides=(p, p),
-            padding="VALID",
-            use_bias=not self.pre_norm,
+            size=p,
+            stride=p,
+            padding=((0, 0), (0, 0)),
             dtype=self.dtype,
+            use_bias=not self.pre_norm,
             name="patch_embed",
         )(image)
         side = self.image_size // p

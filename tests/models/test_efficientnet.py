@@ -16,7 +16,8 @@ from golden.small_convnets import PIXELS
 from PIL import Image
 
 from otter_jax.errors import UserError
-from otter_jax.models.efficientnet import EFFICIENTNETS, EfficientNet, depthwise, padding_of
+from otter_jax.models.convolution import depthwise
+from otter_jax.models.efficientnet import EFFICIENTNETS, EfficientNet, padding_of
 from otter_jax.weights import encoders, naming
 
 
