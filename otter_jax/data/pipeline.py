@@ -118,7 +118,7 @@ def train_batches(
     if batch_size > len(source):
         raise UserError(
             f"batch_size={batch_size} is more than {source.name} has records, {len(source)}: a "
-            "batch would hold an image twice. Make it smaller."
+            f"batch would hold an image twice. Make it {len(source)} at most."
         )
     if not (0 <= min_area <= 1 and 0 <= jitter <= 1):
         raise UserError(f"min_area={min_area}, jitter={jitter}: each from 0 to 1.")

@@ -11,7 +11,6 @@ from jax.sharding import Mesh
 from jaxtyping import PyTree
 
 from otter_jax import mesh as meshes
-from otter_jax.errors import UserError
 from otter_jax.run import cluster, programs
 from otter_jax.run.threads import in_thread
 
@@ -60,23 +59,8 @@ def compiled(jitted: Any, *shapes: Any, name: str, console: rich.console.Console
     return program
 
 
-def check_memory(program: Any, batch_size: int, multiple: int) -> None:
-    """Raises UserError if a step's program cannot fit into a device's memory.
-
-    It names the largest batch, a multiple of `multiple`, that would.
-    """
-    needed, limit = bytes_needed(program), memory_of()
-    if needed is not None and needed > limit:
-        fits = largest_batch(program, batch_size, multiple)
-        raise UserError(
-            f"The step needs {memory(program)}, and there are {limit / 2**20:,.0f} MiB. "
-            + (f"About train.batch_size={fits} would fit; " if fits else "No batch would fit; ")
-            + "more devices or a smaller model help, too."
-        )
-
-
 def largest_batch(program: Any, batch_size: int, multiple: int) -> int:
-    """Returns about the largest batch that fits, 0 if none does.
+    """Returns about the largest batch, a multiple of `multiple`, that fits; 0 if none does.
 
     What is there once (parameters, optimiser, teacher) stays, and the rest grows with the batch, or
     faster: so it is an estimate from above.

@@ -31,7 +31,7 @@ from otter_jax.run import batches, cluster, model, trained
 from otter_jax.run.console import in_columns, millions
 from otter_jax.run.watched import WatchedPairs
 from otter_jax.training import doubts, fitting, logline, texts
-from otter_jax.training.compiling import check_memory, compiled, jit_step, shapes_of
+from otter_jax.training.compiling import compiled, jit_step, shapes_of
 from otter_jax.training.loop import Step, is_multiple, train
 from otter_jax.training.meters import Metrics
 from otter_jax.training.profiling import Span
@@ -232,7 +232,7 @@ class Contrastive:
             self._compiled = compiled(
                 self._setup.train_step(), self._like, shapes, name="the step", console=self._console
             )
-            check_memory(self._compiled, self.config.train.batch_size, self.mesh.size)
+            fitting.check_program(self._compiled, self.config, self.mesh)
         return self._compiled
 
     def is_evaluated(self, now: int) -> bool:

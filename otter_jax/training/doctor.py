@@ -30,7 +30,7 @@ from otter_jax.errors import UserError
 from otter_jax.models.bert import Bert
 from otter_jax.run import batches
 from otter_jax.run.console import duration
-from otter_jax.training import compiling
+from otter_jax.training import compiling, fitting
 from otter_jax.training.contrastive import Setup
 from otter_jax.zeroshot.prompts import look_at
 from otter_jax.zeroshot.sets import EvalSet
@@ -217,10 +217,7 @@ def look_at_step(setup: Setup, supply: float) -> Iterator[Finding]:
     needed, limit = compiling.bytes_needed(program), compiling.memory_of()
     text = f"compiled in {compiled}; it needs {compiling.memory(program)} of {limit / 2**20:,.0f}"
     if needed is not None and needed > compiling.TIGHT * limit:
-        fits = compiling.largest_batch(program, setup.config.train.batch_size, setup.mesh.size)
-        half = ", model.dtype=bfloat16" if setup.config.model.dtype == "float32" else ""
-        most = f"at most about {fits}" if fits else "none fits"
-        text += f"; a smaller train.batch_size ({most}), more devices{half} help"
+        text += f". {fitting.remedies(program, setup.config, setup.mesh)}"
         yield Finding("error" if needed > limit else "warning", "step", text)
         if needed > limit:
             return

@@ -1,16 +1,21 @@
 """How a batch fits into memory: the form of its B x B matrices, the pairs embedded at once."""
 
+import bisect
+from typing import Any
+
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from otter_jax import mesh as meshes
+from otter_jax import panels
 from otter_jax.errors import UserError
 from otter_jax.models.remat import TOWERS
-from otter_jax.training.compiling import memory_of
+from otter_jax.training.compiling import bytes_needed, largest_batch, memory, memory_of
 
 AUTO = "auto"
 SHARE = 1 / 8  # of a device's memory that a kept matrix may take
 MATRICES = {"dense": 6, "cached": 1, "streaming": 0}  # of B / devices rows by B, held at once
+PANELS = 3  # held at once, but in the dense form
 
 
 def form_of(config: ConfigDict, mesh: Mesh) -> str:
@@ -34,20 +39,19 @@ def check(config: ConfigDict, mesh: Mesh) -> None:
     """Raises UserError for a batch that no memory fits, or parts that do not divide it.
 
     Looks at matrices and embeddings alone, before anything is compiled; what encoders need,
-    `compiling.check_memory` knows later.
+    `check_program` knows later.
     """
     B, D, P = config.train.batch_size, config.model.dim, mesh.size
-    check_microbatch(config.train.microbatch, B, P)
     form, limit = form_of(config, mesh), memory_of()
 
     def needed(form, B):
         return matrices(form, B, P) + 4 * 6 * B * D
 
     if needed(form, B) <= limit:
+        check_panels(form, B, mesh)
+        check_microbatch(config.train.microbatch, B, P)
         return
-    fits = P
-    while needed(form, 2 * fits) <= limit:
-        fits *= 2
+    fits = bisect.bisect_right(range(P, B, P), limit, key=lambda n: needed(form, n)) * P
     other = "streaming"
     helps = form != other and needed(other, B) <= limit
     raise UserError(
@@ -58,11 +62,26 @@ def check(config: ConfigDict, mesh: Mesh) -> None:
     )
 
 
+def check_panels(form: str, B: int, mesh: Mesh) -> None:
+    """Raises UserError for a batch whose rows have no divisor that makes panels small enough."""
+    rows = panels.rows_per_panel(B, mesh)
+    held, limit = 4 * PANELS * rows * B, memory_of()
+    if form == "dense" or held <= limit:
+        return
+    each = 64 * mesh.size
+    below = B // each * each
+    raise UserError(
+        f"train.batch_size={B} does not divide into small panels: one would have {rows} rows, and "
+        f"{PANELS} of them need {held / 1e9:,.1f} GB of the {limit / 1e9:,.1f} GB that there are. "
+        f"Nearest that does: {below} or {below + each}."
+    )
+
+
 def check_microbatch(microbatch: int, B: int, devices: int) -> None:
     """Raises UserError, naming the nearest that work, unless it cuts a batch into equal parts."""
     if not microbatch or (B % microbatch == 0 and microbatch % devices == 0):
         return
-    work = [m for m in range(devices, B + 1, devices) if B % m == 0]
+    work = _microbatches(B, devices)
     below = [m for m in work if m < microbatch][-1:]
     above = [m for m in work if m > microbatch][:1]
     nearest = " or ".join(map(str, below + above))
@@ -70,6 +89,37 @@ def check_microbatch(microbatch: int, B: int, devices: int) -> None:
         f"train.microbatch={microbatch} does not cut train.batch_size={B} into equal parts that "
         f"divide over {devices} device{'s' * (devices > 1)}; nearest: {nearest} (0: all at once)."
     )
+
+
+def _microbatches(B, devices):
+    return [m for m in range(devices, B + 1, devices) if B % m == 0]
+
+
+def check_program(program: Any, config: ConfigDict, mesh: Mesh) -> None:
+    """Raises UserError if a step's program cannot fit into a device's memory, with what would."""
+    needed, limit = bytes_needed(program), memory_of()
+    if needed is not None and needed > limit:
+        raise UserError(
+            f"The step needs {memory(program)}, and there are {limit / 2**20:,.0f} MiB. "
+            + remedies(program, config, mesh)
+        )
+
+
+def remedies(program: Any, config: ConfigDict, mesh: Mesh) -> str:
+    """Returns a sentence on what makes a step's program smaller, by about how much."""
+    B, P = config.train.batch_size, mesh.size
+    at_once = config.train.microbatch or B
+    parts = [m for m in _microbatches(B, P) if m <= largest_batch(program, at_once, P)]
+    fits = largest_batch(program, B, P)
+    found = [f"train.microbatch={m} (the loss is still the batch's)" for m in parts[-1:]]
+    found += [f"train.batch_size={fits}"] * (fits > 0)
+    about = f"About {' or '.join(found)} would fit" if found else "No batch would fit"
+    others = ["more devices"]
+    if config.train.remat != "both":
+        others.append("train.remat=both")
+    if config.model.dtype == "float32":
+        others.append("model.dtype=bfloat16")
+    return f"{about}; {', '.join(others)} or a smaller model help, too."
 
 
 def pairs_per_group(config: ConfigDict, mesh: Mesh) -> int:
@@ -90,6 +140,6 @@ def summary(config: ConfigDict, mesh: Mesh) -> dict[str, str]:
     how = {
         "dense": f"{kept:,.0f} MiB of matrices per device",
         "cached": f"one matrix kept, {kept:,.0f} MiB per device",
-        "streaming": "in panels, made anew in each sweep",
+        "streaming": f"panels of {panels.rows_per_panel(B, mesh)} rows, made anew in each sweep",
     }
     return said | {"matching": f"{form}: {how[form]}"}

@@ -1,7 +1,6 @@
-"""A step that cannot fit is refused before it is made, with the largest batch that could."""
+"""Programs are compiled in a thread of their own, and keep what they must."""
 
 import functools
-from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -10,33 +9,8 @@ import pytest
 
 from otter_jax import mesh as meshes
 from otter_jax.commands import start
-from otter_jax.errors import UserError
 from otter_jax.run.threads import in_thread
 from otter_jax.training import compiling
-
-MIB = 2**20
-
-
-def program(once, grows):
-    memory = SimpleNamespace(
-        argument_size_in_bytes=once * MIB, temp_size_in_bytes=grows * MIB,
-        output_size_in_bytes=once * MIB, alias_size_in_bytes=once * MIB,
-    )  # fmt: skip
-    return SimpleNamespace(memory_analysis=lambda: memory)
-
-
-def test_a_step_that_fits_passes(monkeypatch):
-    monkeypatch.setattr(compiling, "memory_of", lambda: 1000 * MIB)
-    compiling.check_memory(program(100, 800), 64, 8)
-    assert compiling.largest_batch(program(100, 800), 64, 8) == 64
-
-
-def test_the_largest_batch_leaves_what_is_there_once_and_some_room(monkeypatch):
-    monkeypatch.setattr(compiling, "memory_of", lambda: 1000 * MIB)
-    with pytest.raises(UserError, match=r"needs 1,700 MiB .*1,000 MiB. About train.batch_size=32"):
-        compiling.check_memory(program(100, 1600), 64, 8)  # 64 * (900 - 100) / 1600
-    with pytest.raises(UserError, match="No batch would fit"):
-        compiling.check_memory(program(1100, 10), 64, 8)
 
 
 def test_the_command_knows_the_thread_that_compiles():

@@ -1,13 +1,15 @@
 """How a batch fits into memory, and what is said where it does not."""
 
+from types import SimpleNamespace
+
 import pytest
 
 from configs import common
 from otter_jax import mesh as meshes
 from otter_jax.errors import UserError
-from otter_jax.training import fitting
+from otter_jax.training import compiling, fitting
 
-GB = 1e9
+GB, MIB = 1e9, 2**20
 
 
 def config(B=512, method="otter", **train):
@@ -38,11 +40,13 @@ def test_a_batch_that_no_memory_fits_is_told_what_does():
     mesh = meshes.make_mesh(1)
     fitting.check(config(131072, matching="streaming"), mesh)
     with pytest.raises(
-        UserError, match=r'"streaming" would fit; about train.batch_size=32768 fits'
+        UserError, match=r'"streaming" would fit; about train.batch_size=57352 fits'
     ):
         fitting.check(config(131072, matching="dense"), mesh)
-    with pytest.raises(UserError, match=r"about train.batch_size=4194304 fits"):
+    with pytest.raises(UserError, match=r"about train.batch_size=4340277 fits"):
         fitting.check(config(2**25), mesh)
+    with pytest.raises(UserError, match=r"one would have 100003 rows.*Nearest.* 99968 or 100032\."):
+        fitting.check(config(100_003), mesh)
 
 
 @pytest.mark.parametrize(
@@ -57,6 +61,31 @@ def test_parts_that_do_not_divide_are_told_the_nearest_that_do(microbatch, devic
 @pytest.mark.parametrize("microbatch", [0, 8, 64, 512])
 def test_equal_parts_pass(microbatch):
     fitting.check(config(microbatch=microbatch), meshes.make_mesh(8))
+
+
+def program(once, grows):
+    memory = SimpleNamespace(
+        argument_size_in_bytes=once * MIB, temp_size_in_bytes=grows * MIB,
+        output_size_in_bytes=once * MIB, alias_size_in_bytes=once * MIB,
+    )  # fmt: skip
+    return SimpleNamespace(memory_analysis=lambda: memory)
+
+
+@pytest.mark.parametrize(
+    ("once", "grows", "said"),
+    [  # 64 * (900 - 100) / 1600
+        (100, 1600, r"needs 1,700 MiB .*1,000 MiB. About train.microbatch=32 .* or train.batch_siz"
+        r"e=32 would fit; more devices, train.remat=both, model.dtype=bfloat16 or a smaller"),
+        (1100, 10, "No batch would fit"),
+    ],
+)  # fmt: skip
+def test_a_step_that_cannot_fit_is_refused_with_what_could(once, grows, said, monkeypatch):
+    for module in (compiling, fitting):
+        monkeypatch.setattr(module, "memory_of", lambda: 1000 * MIB)
+    mesh = meshes.make_mesh(8)
+    fitting.check_program(program(100, 800), config(64), mesh)
+    with pytest.raises(UserError, match=said):
+        fitting.check_program(program(once, grows), config(64), mesh)
 
 
 def test_a_run_says_how_its_batches_are_computed():
