@@ -17,7 +17,7 @@ from otter_jax import freezing, objective, optimizer, step
 from otter_jax import mesh as meshes
 from otter_jax.errors import UserError
 from otter_jax.objective import METHODS, PUBLISHED, Objective
-from otter_jax.training import profiling
+from otter_jax.training import compiling, profiling
 
 B = tiny.B
 # Whose whole step is compiled here: trust alone does part of what it does beside OTTER.
@@ -131,6 +131,30 @@ def test_its_halves_over_eight_devices_are_the_objective_on_one(name, options):
     with jax.enable_x64(True):
         found = [jax.device_get(jax.jit(f)(*inputs)) for f in (one, eight)]
     jax.tree.map(near, *found)
+
+
+@pytest.mark.parametrize(("name", "arrays"), [("sgd", 3), ("adamw", 4)])
+def test_an_update_writes_each_array_of_the_state_once_and_in_place(name, arrays):
+    """Parameters, EMA, and the optimiser's one or two: a loop for each, no copies beside."""
+    tx = optimizer.make_optimizer(name, lambda _: 0.1, weight_decay=0.01)
+
+    def update(state, grads):
+        grads |= {"log_scale": state.params["log_scale"]}
+        params, opt_state = step.moved(state, grads, tx, clamp_scales=True)
+        student = {"params": params, "batch_stats": {}}
+        teacher = step.follow(state.teacher, student, None, step.ema_decay_at(state.step, 0.999))
+        return state.replace(params=params, opt_state=opt_state, teacher=teacher), {}
+
+    shape = jax.ShapeDtypeStruct((512, 512), np.float32)
+    params = {"kernel": shape, "log_scale": {"pairs": jax.ShapeDtypeStruct((), np.float32)}}
+    state = jax.eval_shape(lambda params: step.create_state(params, {}, tx), params)
+    jitted = compiling.jit_step(update, meshes.make_mesh(1))
+    program = jitted.lower(state, {"kernel": shape}).compile()
+    memory, size = program.memory_analysis(), 4 * 512 * 512
+    assert memory.alias_size_in_bytes >= arrays * size
+    assert memory.temp_size_in_bytes < size
+    entry = program.as_text().partition("\nENTRY")[2]
+    assert len(re.findall(r"= f32\[512,512\]\S* (?!parameter)", entry)) == arrays
 
 
 def test_a_teacher_follows_but_keeps_statistics_of_its_own():
@@ -294,13 +318,18 @@ def test_clipping_can_be_switched_on_in_the_middle_of_a_run(name):
         np.testing.assert_allclose(optax.tree.norm(moved), 0.1 * 1e-3, rtol=1e-5)
 
 
-def test_bfloat16_encoders_leave_the_loss_in_float32():
+def test_bfloat16_encoders_leave_state_similarities_and_loss_in_float32():
+    """Parameters, optimiser, EMA and statistics; no B x B matrix is made of bfloat16."""
     model = tiny.towers()
     model = model.clone(
         img=model.img.clone(dtype=jnp.bfloat16), txt=model.txt.clone(dtype=jnp.bfloat16)
     )
-    state, metrics = tiny.compiled("otter", model=model).first_step()
-    assert {x.dtype for x in jax.tree.leaves(state.params)} == {np.dtype("float32")}
+    program = tiny.compiled("otter", model=model)
+    state, metrics = program.first_step()
+    assert {x.dtype.name for x in jax.tree.leaves((state, metrics))} == {"float32", "int32"}
+    text = program.step.as_text()
+    assert "bf16[" in text
+    assert f"bf16[{B},{B}]" not in text
     _, exact = tiny.compiled("otter", double=True).first_step()
     np.testing.assert_allclose(metrics["loss"], exact["loss"], rtol=0.05)
 
