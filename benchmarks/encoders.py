@@ -120,15 +120,15 @@ def step_here():
     model = Towers(img, txt, D, D, mean=(127.0,) * 3, std=(64.0,) * 3)
     padded = captions()
     whole = {k: np.pad(v, ((0, 0), (0, LIMIT - v.shape[1]))) for k, v in padded.items()}
-    limit = SimpleNamespace(max_tokens=LIMIT)
+    limit = SimpleNamespace(max_tokens=LIMIT, pad_id=0)  # all that packing asks a tokenizer for
     packing = Packed.of(limit, lengths(10_000), per_group=PAIRS, longest=512)
     packed = packing.collate(whole)
     packed.pop("cut")
     tx = optimizer.make_optimizer("sgd", lambda _: 3e-3)
-    picture = images(PAIRS)
+    picture = jnp.array(images(PAIRS))
 
     def create(key):
-        short = {k: v[:1] for k, v in padded.items()}
+        short = {k: jnp.array(v[:1]) for k, v in padded.items()}
         variables = model.init(key, picture[:1], short, train=False)
         return step.create_state(variables["params"], variables["batch_stats"], tx)
 
