@@ -44,17 +44,18 @@ NOISE = (0.0, 0.2, 0.5)
 USUAL = 0.2, 0.5  # noise of the sweeps
 FLOOR = 0.01  # of a target is spread evenly before its logarithm is taken: it may be 0 on a truth
 
-OTTER, TRUST = METHODS["otter"], METHODS["trust"]
+BY_TRANSPORT = {"trust": "transport", "trust_epsilon": 0.05}
+OTTER, TRUST = METHODS["otter"], Objective(**BY_TRANSPORT)
 RUNS = {
     "InfoNCE": METHODS["infonce"],
     "LS": METHODS["ls"],
     "KD": METHODS["kd"],
     "OTTER": OTTER,
     "SoftCLIP-like": METHODS["softclip"],
-    "small loss": Objective(trust="small_loss"),
-    "trust, softmax": Objective(trust="softmax"),
+    "small loss": Objective(trust="small_loss", trust_epsilon=0.05),
+    "trust, softmax": Objective(trust="softmax", trust_epsilon=0.05),
     "trust": TRUST,
-    "trust + OTTER": METHODS["trust_otter"],
+    "trust + OTTER": dataclasses.replace(METHODS["trust_otter"], **BY_TRANSPORT),
 }
 NAMES = [*RUNS, "small loss, share known", "right pairs alone"]
 SWEEPS = {  # what is varied, and its values

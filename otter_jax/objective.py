@@ -55,7 +55,7 @@ class Objective:
     negatives_gradient: bool = True  # whether gradients also flow through the gathered embeddings
     num_processes: int = 1  # for diagonal="per_process": how many the release was run with
     trust: str = ""  # one of TRUSTS: by what the teacher weighs the given pairs; "": all alike
-    trust_epsilon: float = 0.05  # temperature of the teacher's match, or regularisation, for trust
+    trust_epsilon: float = 0.1  # temperature of the teacher's match, or regularisation, for trust
     trust_limit: float = 2.0  # largest weight of a pair; the mean is 1 before it is applied
     trust_share: float = 0.7  # for trust="small_loss": share of a batch's pairs that count
     match: str = "softmax"  # or "sigmoid": every image with every text by itself, as SigLIP
@@ -86,7 +86,7 @@ class Objective:
         ):
             if not low <= getattr(self, name) <= high:
                 raise UserError(f"objective.{name}={getattr(self, name)}: from {low} to {high}.")
-        for name, usual in (("epsilon", 0.15), ("trust_epsilon", 0.05), ("trust_share", 0.7)):
+        for name, usual in (("epsilon", 0.15), ("trust_epsilon", 0.1), ("trust_share", 0.7)):
             if getattr(self, name) <= 0:
                 value = getattr(self, name)
                 raise UserError(f"objective.{name}={value}: must be positive, for example {usual}")
@@ -235,8 +235,8 @@ PUBLISHED = {
 METHODS = PUBLISHED | {
     "siglip": Objective(match="sigmoid", log_scale=math.log(10)),
     "softclip": Objective(alpha=0.5, teacher="softmax", teacher_scale=10.0, cross_weight=0.0),
-    "trust": Objective(trust="transport"),
-    "trust_otter": Objective(alpha=0.8, teacher="transport", trust="transport"),
+    "trust": Objective(trust="softmax"),
+    "trust_otter": Objective(alpha=0.8, teacher="transport", trust="softmax"),
 }
 
 

@@ -16,6 +16,7 @@ from otter_jax.objective import METHODS, Objective
 
 OTTER, B = METHODS["otter"], 24
 change = functools.partial(dataclasses.replace, OTTER)
+MOVED = dataclasses.replace(METHODS["trust_otter"], trust="transport")  # two transports in a step
 VARIANTS = METHODS | {
     "per_process": change(diagonal="per_process", num_processes=4),
     "whole_columns_removed": change(diagonal="per_process", num_processes=B),
@@ -27,7 +28,7 @@ VARIANTS = METHODS | {
     "kd_per_process": Objective(
         alpha=0.5, teacher="softmax", teacher_scale=10.0, diagonal="per_process", num_processes=3
     ),
-    "trust_by_softmax": Objective(trust="softmax", smoothing=0.2, negatives_gradient=False),
+    "trust_by_transport": dataclasses.replace(MOVED, smoothing=0.2, negatives_gradient=False),
     "small_losses_of_sigmoids": Objective(
         trust="small_loss", trust_epsilon=0.5, match="sigmoid", temperatures=1, smoothing=0.1
     ),
@@ -80,7 +81,7 @@ def test_both_forms_are_the_dense_one_with_every_option(variant, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "variant", ["trust_otter", "kd", "per_process", "small_losses_of_sigmoids"]
+    "variant", ["trust_by_transport", "kd", "per_process", "small_losses_of_sigmoids"]
 )
 def test_eight_devices_are_one(variant, monkeypatch):
     monkeypatch.setattr(panels, "PANEL", B)
@@ -107,7 +108,7 @@ def test_hard_batches_are_right_in_single_precision(name, epsilon, monkeypatch):
     x = HARD[name](embeddings())
     norms = np.linalg.norm(x, axis=-1, keepdims=True)
     x = np.ascontiguousarray(x / np.maximum(norms, 1e-9))
-    method = dataclasses.replace(METHODS["trust_otter"], epsilon=epsilon, trust_epsilon=epsilon)
+    method = dataclasses.replace(MOVED, epsilon=epsilon, trust_epsilon=epsilon)
     with jax.enable_x64(True):
         exact = everything(method, "dense", x)
     for form in ("cached", "streaming"):
@@ -127,7 +128,7 @@ def test_streaming_holds_no_matrix_of_the_batch_and_cached_one(monkeypatch):
     monkeypatch.setattr(panels, "PANEL", 1024 * 16)
     matrices = {}
     for form in ("dense", "cached", "streaming"):
-        program = _compiled(METHODS["trust_otter"], form, 1024, 32, devices=1)
+        program = _compiled(MOVED, form, 1024, 32, devices=1)
         matrices[form] = program.memory_analysis().temp_size_in_bytes / 4 / 1024**2
     assert matrices["streaming"] < 0.5
     assert 1 < matrices["cached"] < 1.5

@@ -61,9 +61,8 @@ def test_a_step_sends_embeddings_once_short_vectors_and_gradients(method):
     assert not found
     vectors = method.num_iters + 1 if method.teacher == "transport" else 0
     assert summed.count((2, 1, B)) == vectors
-    assert summed.count((1, 1, B)) == (vectors if method.trust == "transport" else 0)
     # The rest are gradients and sums of batch norm: no axis of the model is as long as B.
-    assert {shape for shape in summed if B in shape} <= {(2, 1, B), (1, 1, B)}
+    assert {shape for shape in summed if B in shape} <= {(2, 1, B)}
 
 
 def test_every_part_of_a_step_is_known_by_its_name():
@@ -95,7 +94,7 @@ def test_it_learns_one_batch_by_heart(method):
 
 
 HALVES = [(name, {}) for name in METHODS]
-HALVES += [("trust", {"trust": trust}) for trust in ("softmax", "small_loss")]
+HALVES += [("trust", {"trust": trust}) for trust in ("transport", "small_loss")]
 HALVES += [("siglip", {"trust": "transport"}), ("otter", {"temperatures": 1})]
 HALVES += [(name, {"diagonal": "per_process", "num_processes": 4}) for name in ("kd", "otter")]
 
@@ -228,7 +227,8 @@ def test_what_is_frozen_is_computed_once_for_student_and_teacher():
         for program in [tiny.compiled(name, freeze=EVERYTHING, double=True)]
     }
     kernels = flat(tiny.variables()["params"]["img"]).values()
-    forward = sum(kernel.ndim == 4 for kernel in kernels)  # no gradient goes through them
+    # No gradient goes through them; those of 1x1 are matrix products on CPUs.
+    forward = sum(kernel.ndim == 4 and kernel.shape[0] > 1 for kernel in kernels)
     assert convolutions == {"infonce": forward, "otter": forward}
 
 

@@ -85,7 +85,7 @@ class Judged(NamedTuple):
       own: which part of the picture's and the caption's share stays within the pair, in the
         transport of cosines between pictures and captions at the model's temperature, the pair
         included; captions of the same words count as one.
-      trust: what stays of its share in training by `trust` (`Objective.teacher_plans`).
+      trust: which part of its share it keeps in training by `trust` (`Objective.teacher_plans`).
       caption, caption_share: the pair whose caption, of other words, gets most of the picture's
         share there, and how much.
       picture, picture_share: the pair whose picture gets most of the caption's, and how much.

@@ -144,7 +144,7 @@ def _objective(run: History) -> tuple[Objective, str]:
 
 def _looked(objective: Objective, each: Watched) -> tuple[Target, Float[np.ndarray, " N"]]:
     """Returns a teacher's target for the pictures, and its trust in the pairs."""
-    trusting = dataclasses.replace(objective, trust=objective.trust or "transport")
+    trusting = dataclasses.replace(objective, trust=objective.trust or METHODS["trust"].trust)
     targets = trusting.teacher_targets(jnp.asarray(each.image), jnp.asarray(each.text))
     found = jax.device_get(targets)
     return np.asarray(found["image"]), np.asarray(found["trust"])
@@ -176,7 +176,7 @@ def _text(run: History, seen: Sequence[Seen], note: str) -> str:
         f"batch, evenly over the set, as evaluation sees pictures; drawn are the "
         f"{min(ROWS, N)} with the strongest matches, and lines of {LEAST:g} or more. What is "
         f"missing to 1 is on pairs that are not drawn. Before a caption stands the trust in its "
-        f"given pair: how much of it stays there when the teacher matches all {N} pairs. {note}"
+        f"given pair: what the teacher, matching all {N} pairs, leaves on it. {note}"
         f"{alone}{fixed if run.config.teacher.checkpoint else ''}"
     ).strip()
 
