@@ -365,13 +365,13 @@ def thinned(tensors, names):
 def check_float32(run, golden, first_target):
     """As near to the reference as the released code's own float32 runs stay.
 
-    Before any ReLU changes sides, so for two steps, to 1e-5. Then within 3 times the farthest of 20
-    such runs: whose rounding meets such a ReLU first, and when, is chance.
+    Before any ReLU changes sides, so for two steps, to 1.5e-5. Then within 3 times the farthest of
+    20 such runs: whose rounding meets such a ReLU first, and when, is chance.
     """
     noise = load("traj_noise")
     for kind, apart in distances(run, golden).items():
         limit = 3 * noise[kind][: len(apart)]
-        limit[: 1 if kind == "gradient" else 2] = first_target if kind == "target" else 1e-5
+        limit[: 1 if kind == "gradient" else 2] = first_target if kind == "target" else 1.5e-5
         assert (apart <= limit).all(), (kind, apart, limit)
     apart = final_distances(run, golden)
     assert np.median(list(apart.values())) < 3e-3

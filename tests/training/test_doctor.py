@@ -121,10 +121,10 @@ def test_labels_that_are_no_names_are_told(config, tmp_path):
 
 def test_a_step_that_does_not_fit_or_waits_is_told(config, monkeypatch):
     setup = Setup.of(config)
-    monkeypatch.setattr(compiling, "memory_of", lambda: 2**20)
+    monkeypatch.setattr(compiling, "memory_of", lambda: 940_000)
     findings = list(doctor.look_at_step(setup, supply=1e9))
     assert [f.level for f in findings] == ["error"]
-    assert "smaller train.batch_size" in findings[0].text
+    assert "train.batch_size=8 would fit" in findings[0].text
     monkeypatch.setattr(compiling, "memory_of", lambda: 2**40)
     findings = list(doctor.look_at_step(Setup.of(config), supply=1e-3))
     assert [f.level for f in findings] == ["ok", "warning"]

@@ -33,6 +33,6 @@ def test_a_run_says_what_its_teacher_does():
         "otter": "optimal transport",
         "siglip": "none",
         "softclip": "softmax",
-        "trust": "trust in pairs by optimal transport",
-        "trust_otter": "optimal transport, trust in pairs by optimal transport",
+        "trust": "trust in pairs by softmax",
+        "trust_otter": "optimal transport, trust in pairs by softmax",
     }
