@@ -20,7 +20,6 @@ import argparse
 import json
 import os
 import platform
-import resource
 import statistics
 import subprocess
 import sys
@@ -247,12 +246,6 @@ def step_torch():
 # Measuring ---------------------------------------------------------------------------------------
 
 
-def cpu_seconds() -> float:
-    """User and system time of this process so far."""
-    used = resource.getrusage(resource.RUSAGE_SELF)
-    return used.ru_utime + used.ru_stime
-
-
 def measure(side: str, row: str, B: int, calls: int) -> dict:
     """CPU and wall seconds of everything that one side can do in a row, in this process."""
     if side == "torch":
@@ -267,9 +260,9 @@ def measure(side: str, row: str, B: int, calls: int) -> dict:
         work()
         taken = []
         for _ in range(calls):
-            cpu, wall = cpu_seconds(), time.perf_counter()
+            cpu, wall = time.process_time(), time.perf_counter()
             work()
-            taken.append((cpu_seconds() - cpu, time.perf_counter() - wall))
+            taken.append((time.process_time() - cpu, time.perf_counter() - wall))
         found[name] = [min(each) for each in zip(*taken, strict=True)]
     return found
 

@@ -16,34 +16,25 @@ import pathlib
 
 import jax
 import jax.numpy as jnp
-from jax.experimental import topologies
 from jax.sharding import AxisType
 
 from benchmarks.hlo import bytes_moved, collectives
+from benchmarks.scaling import devices_of, towers
 from otter_jax import mesh as meshes
 from otter_jax import optimizer, step
-from otter_jax.models.bert import Bert, BertConfig
-from otter_jax.models.resnet import RESNETS, ResNet
-from otter_jax.models.towers import Towers
 from otter_jax.objective import METHODS
+from otter_jax.run.model import initialise
 from otter_jax.training import compiling
 
-D, PIXELS, VOCABULARY, TOKENS = 768, 224, 31_090, 128
+PIXELS, TOKENS = 224, 128
 ROWS_OF = 9 / 64  # packed rows of 128 tokens a pair (docs/data.md)
 
 
 def program(B: int, devices, form: str):
     """The step for a batch of B, lowered for these devices."""
-    mesh = jax.make_mesh((len(devices),), (meshes.AXIS,), (AxisType.Auto,), devices=devices)
-    model = Towers(
-        img=ResNet(**RESNETS["resnet50"], dtype=jnp.bfloat16),
-        txt=Bert(BertConfig(vocab_size=VOCABULARY), dtype=jnp.bfloat16),
-        dim=D,
-        txt_width=D,
-        mean=(127.0,) * 3,
-        std=(64.0,) * 3,
-    )
     P = len(devices)
+    mesh = jax.make_mesh((P,), (meshes.AXIS,), (AxisType.Auto,), devices=devices)
+    model, tx = towers(jnp.bfloat16), optimizer.make_optimizer("sgd", lambda _: 3e-3)
     whole, pieces = meshes.shardings(mesh)
 
     def of(shape, dtype, sharding):
@@ -56,16 +47,9 @@ def program(B: int, devices, form: str):
         "segment_ids": of(rows, jnp.int32, pieces),
         "positions": of((P, B // P), jnp.int32, pieces),
     }
-    tx = optimizer.make_optimizer("sgd", lambda _: 3e-3)
-    one = {
-        "image": jnp.zeros((1, PIXELS, PIXELS, 3), jnp.uint8),
-        "token_ids": jnp.ones((1, 8), jnp.int32),
-        "mask": jnp.ones((1, 8), bool),
-    }
 
     def create(key):
-        captions = {k: v for k, v in one.items() if k != "image"}
-        variables = model.init(key, one["image"], captions, train=False)
+        variables = initialise(model, key)
         return step.create_state(variables["params"], variables["batch_stats"], tx)
 
     like = jax.eval_shape(create, jax.random.key(0))
@@ -94,14 +78,8 @@ def main() -> None:
     parser.add_argument("--target", type=pathlib.Path, help="a GPU to compile for")
     options = parser.parse_args()
     P = options.devices
-    if options.target:
-        target = options.target.read_text()
-        devices = topologies.get_topology_desc(
-            "", "cuda", topology=f"1x1x{P}", target_config=target
-        ).devices
-    else:
-        jax.config.update("jax_num_cpu_devices", P)
-        devices = jax.devices("cpu")[:P]
+    jax.config.update("jax_num_cpu_devices", P)
+    devices = devices_of(P, options.target.read_text() if options.target else "")
     arithmetic = program(64, jax.devices("cpu")[:1], options.form).cost_analysis()["flops"] / 64
     print(f"{arithmetic / 1e9:.1f}e9 operations a pair")
     print("| B | a device holds | reads and writes | sends | at least, a step | all epochs |")

@@ -131,17 +131,21 @@ def devices_of(P: int, target: str) -> Sequence[jax.Device]:
     return topologies.get_topology_desc("", "cuda", topology=shape, target_config=target).devices
 
 
-def sizes() -> tuple[int, int]:
-    """Parameters of ResNet-50 with BERT-base, and channels that batch norm normalises."""
-    model = Towers(
-        img=ResNet(**RESNETS["resnet50"]),
-        txt=Bert(BertConfig(vocab_size=VOCABULARY)),
+def towers(dtype: Any = jnp.float32) -> Towers:
+    """ResNet-50 with BERT-base, CC3M's."""
+    return Towers(
+        img=ResNet(**RESNETS["resnet50"], dtype=dtype),
+        txt=Bert(BertConfig(vocab_size=VOCABULARY), dtype=dtype),
         dim=D,
         txt_width=D,
-        mean=(0.0,) * 3,
-        std=(1.0,) * 3,
+        mean=(127.0,) * 3,
+        std=(64.0,) * 3,
     )
-    like = jax.eval_shape(lambda: initialise(model, jax.random.key(0)))
+
+
+def sizes() -> tuple[int, int]:
+    """Parameters of these towers, and channels that batch norm normalises."""
+    like = jax.eval_shape(lambda: initialise(towers(), jax.random.key(0)))
     count = {name: sum(x.size for x in jax.tree.leaves(tree)) for name, tree in like.items()}
     return count["params"], count["batch_stats"] // 2  # a mean and a variance each
 

@@ -13,7 +13,6 @@ import argparse
 import json
 import os
 import platform
-import resource
 import statistics
 import subprocess
 import sys
@@ -205,12 +204,6 @@ def whole_released(B):
 # Measuring --------------------------------------------------------------------------------------
 
 
-def cpu_seconds() -> float:
-    """User and system time of this process so far."""
-    used = resource.getrusage(resource.RUSAGE_SELF)
-    return used.ru_utime + used.ru_stime
-
-
 def resident(what: str) -> float:
     """Megabytes of this process: "VmRSS" now, "VmHWM" at most."""
     with open("/proc/self/status") as file:
@@ -236,10 +229,10 @@ def measure(part: str, who: str, B: int) -> dict:
             prepare()
         with open("/proc/self/clear_refs", "w") as file:
             file.write("5")  # the largest begins anew
-        before, cpu, wall = resident("VmRSS"), cpu_seconds(), time.perf_counter()
+        before, cpu, wall = resident("VmRSS"), time.process_time(), time.perf_counter()
         work()
         now = {
-            "cpu": cpu_seconds() - cpu,
+            "cpu": time.process_time() - cpu,
             "wall": time.perf_counter() - wall,
             "MB": resident("VmHWM") - before,
         }

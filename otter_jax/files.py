@@ -117,6 +117,17 @@ def written_whole(path: pathlib.Path) -> Iterator[pathlib.Path]:
         scratch.unlink(missing_ok=True)
 
 
+def write_text(path: pathlib.Path, text: str) -> None:
+    """Writes a file, so that neither a reader nor a kill ever meets half of it."""
+    write_bytes(path, text.encode())
+
+
+def write_bytes(path: pathlib.Path, content: bytes) -> None:
+    """Writes a file as `write_text` does."""
+    with written_whole(path) as scratch:
+        scratch.write_bytes(content)
+
+
 def _remove_abandoned(path: pathlib.Path) -> None:
     """Removes what killed processes left of `path`: the system has taken their locks away."""
     for scratch in path.parent.glob(f".{glob.escape(path.name)}.{'[0-9a-f]' * 32}.tmp"):

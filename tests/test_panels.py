@@ -9,14 +9,14 @@ import numpy as np
 import pytest
 import tiny
 
-from benchmarks import hlo
+from benchmarks import hard, hlo
 from otter_jax import affinity, panels, step
 from otter_jax import mesh as meshes
 from otter_jax.objective import METHODS, Objective
 
 OTTER, B = METHODS["otter"], 24
 change = functools.partial(dataclasses.replace, OTTER)
-MOVED = dataclasses.replace(METHODS["trust_otter"], trust="transport")  # two transports in a step
+MOVED = hard.METHOD  # two transports in a step
 VARIANTS = METHODS | {
     "per_process": change(diagonal="per_process", num_processes=4),
     "whole_columns_removed": change(diagonal="per_process", num_processes=B),
@@ -91,23 +91,12 @@ def test_eight_devices_are_one(variant, monkeypatch):
             close(everything(VARIANTS[variant], form, embeddings(), devices=8), expected, 1e-12)
 
 
-HARD = {
-    "random": lambda x: x,
-    "duplicates": lambda x: np.repeat(x[:, : B // 4], 4, axis=1),
-    "an outlier": lambda x: np.where(np.arange(B)[:, None] == 3, -x.mean((0, 1)) * 9, x),
-    "all equal": lambda x: np.broadcast_to(x[:, :1], x.shape),
-    "a caption without tokens": lambda x: x * (np.arange(4 * B).reshape(4, B, 1) != 3 * B + 5),
-}
-
-
-@pytest.mark.parametrize("epsilon", [0.005, 0.05, 0.15, 5.0])
-@pytest.mark.parametrize("name", HARD)
+@pytest.mark.parametrize("epsilon", hard.EPSILONS)
+@pytest.mark.parametrize("name", hard.CASES)
 def test_hard_batches_are_right_in_single_precision(name, epsilon, monkeypatch):
     """As float64 has it: to what a rounded cosine, some 1e-7, is over epsilon; trust, too."""
     monkeypatch.setattr(panels, "PANEL", 8 * B)
-    x = HARD[name](embeddings())
-    norms = np.linalg.norm(x, axis=-1, keepdims=True)
-    x = np.ascontiguousarray(x / np.maximum(norms, 1e-9))
+    x = hard.batch(name, B, 12)
     method = dataclasses.replace(MOVED, epsilon=epsilon, trust_epsilon=epsilon)
     with jax.enable_x64(True):
         exact = everything(method, "dense", x)

@@ -23,6 +23,7 @@ import rich.box
 import rich.console
 import rich.table
 
+from otter_jax import files
 from otter_jax.data.captions import clean
 from otter_jax.errors import UserError
 from otter_jax.predict.outputs import (
@@ -34,7 +35,6 @@ from otter_jax.predict.outputs import (
     rows_of,
 )
 from otter_jax.predict.paths import restored, written
-from otter_jax.run import directory
 
 FORMATS = ("table", "csv", "jsonl", "parquet")
 PATH = "path"  # the column by which the rows of a picture are known
@@ -247,7 +247,7 @@ class _File(_Stream):
 
     def _say(self, *, finished: bool) -> None:
         said = json.dumps({**self._about, "finished": finished}, indent=1, ensure_ascii=False)
-        directory.write_text(self._beside, said + "\n")
+        files.write_text(self._beside, said + "\n")
 
     def _whole(self, finished: bool) -> tuple[frozenset[str], int]:
         """Returns the pictures whose rows are all there, and where in the file the last ends.

@@ -11,6 +11,7 @@ import rich.console
 from jaxtyping import Int32
 from matplotlib.figure import Figure
 
+from otter_jax import files
 from otter_jax.data.build.builder import check_options
 from otter_jax.data.build.plan import Plan
 from otter_jax.data.build.report import NAMED, read_report, table, write_report
@@ -19,7 +20,6 @@ from otter_jax.data.ensure import make
 from otter_jax.data.source import Source, open_dataset
 from otter_jax.report import page
 from otter_jax.report.pictures import SIDE, small
-from otter_jax.run import directory
 from otter_jax.run.console import duration
 
 EVERY = 10.0  # seconds between lines of progress
@@ -122,7 +122,7 @@ def write_page(home: pathlib.Path, data_dir: str, name: str, tokenizer: Tokenize
             parts.append(("Captions by their tokens", plot_lengths(lengths, tokenizer.max_tokens)))
         parts.append((f"{about['records'].capitalize()} of the set", some_of(source)))
     write_report(home, report)
-    directory.write_text(home / "report.html", page.page(f"The data set {name}", parts))
+    files.write_text(home / "report.html", page.page(f"The data set {name}", parts))
 
 
 def token_counts(

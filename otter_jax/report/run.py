@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 import rich.console
 
+from otter_jax import files
 from otter_jax.errors import UserError
 from otter_jax.report import (
     classes,
@@ -22,7 +23,7 @@ from otter_jax.report import (
 )
 from otter_jax.report.history import History
 from otter_jax.report.thumbnails import Thumbnails
-from otter_jax.run import cluster, directory
+from otter_jax.run import cluster
 from otter_jax.run.console import duration
 
 NAME = "report.html"
@@ -73,7 +74,7 @@ def write(workdirs: Sequence[pathlib.Path], out: pathlib.Path | None = None) -> 
         out = home / NAME
     text = of_one(runs[0]) if len(runs) == 1 else of_several(runs)
     try:
-        directory.write_text(out, text)
+        files.write_text(out, text)
     except OSError as error:
         raise UserError(
             f"The report cannot be written to {out}: {error.strerror}. Give another --out FILE."

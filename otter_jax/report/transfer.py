@@ -12,6 +12,7 @@ from jaxtyping import Float, PyTree
 from matplotlib.figure import Figure
 from ml_collections import ConfigDict
 
+from otter_jax import files
 from otter_jax import mesh as meshes
 from otter_jax.report import page
 from otter_jax.run import cluster, directory
@@ -199,7 +200,7 @@ def _write_page(
     for number, (heading, figure) in enumerate(figures.items()):
         figure.savefig(folder / f"{number}.png", dpi=150)
         drawn.append((heading, pathlib.Path("report") / f"{number}.png"))
-    directory.write_text(workdir / "report.html", page.page(title, [*parts, *drawn]))
+    files.write_text(workdir / "report.html", page.page(title, [*parts, *drawn]))
 
 
 def prune_points(

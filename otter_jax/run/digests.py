@@ -6,7 +6,7 @@ import pathlib
 import zlib
 from collections.abc import Iterable
 
-from otter_jax.files import open_regular, read_json, written_whole
+from otter_jax.files import open_regular, read_json, write_text
 
 FILE = "digests.json"
 _BLOCK = 1 << 20  # bytes read at once
@@ -22,9 +22,7 @@ def write(folder: pathlib.Path, *parts: str) -> None:
     path = folder / FILE
     known = json.loads(path.read_text("utf-8")) if path.exists() else {}
     known = {name: digest for name, digest in known.items() if name.split("/")[0] not in parts}
-    found = json.dumps(known | _digests(folder, _files(folder, parts)), indent=0)
-    with written_whole(path) as scratch:
-        scratch.write_text(found, "utf-8")
+    write_text(path, json.dumps(known | _digests(folder, _files(folder, parts)), indent=0))
 
 
 def damaged(folder: pathlib.Path, part: str) -> list[str]:

@@ -19,7 +19,7 @@ import rich.console
 from ml_collections import ConfigDict
 
 from otter_jax.errors import UserError
-from otter_jax.files import Refused, read_json, written_whole
+from otter_jax.files import Refused, read_json, write_text
 from otter_jax.run import lock
 
 COMMANDS = {"objective": "train", "phases": "transfer"}  # key of a config: the command it is for
@@ -218,17 +218,6 @@ def evaluations(workdir: pathlib.Path) -> list[Evaluation]:
 def digest(facts: Mapping[str, Any]) -> str:
     """Returns eight digits that change whenever a value does."""
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:8]
-
-
-def write_text(path: pathlib.Path, text: str) -> None:
-    """Writes a file, so that neither a reader nor a kill ever meets half of it."""
-    write_bytes(path, text.encode())
-
-
-def write_bytes(path: pathlib.Path, content: bytes) -> None:
-    """Writes a file as `write_text` does."""
-    with written_whole(path) as scratch:
-        scratch.write_bytes(content)
 
 
 def check_run(

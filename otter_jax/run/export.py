@@ -26,6 +26,7 @@ import numpy as np
 from flax import traverse_util
 from ml_collections import ConfigDict
 
+from otter_jax import files
 from otter_jax import mesh as meshes
 from otter_jax.data.captions import Tokenizer
 from otter_jax.files import read_json
@@ -92,7 +93,7 @@ def write(
     about = description(config, found, which) | results(workdir, found.step, which)
     directory.write_json(folder / "otter_jax.json", about)
     text = card.text(config, about, name=home.absolute().name, left_out=left_out)
-    directory.write_text(folder / "README.md", text)
+    files.write_text(folder / "README.md", text)
     np.savez(folder / "check.npz", **examples(model, variables, tokenizer, config.data.image_size))
     return found.taken
 

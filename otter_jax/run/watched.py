@@ -14,12 +14,12 @@ import rich.console
 from jaxtyping import Float, Int, PyTree, UInt8
 from ml_collections import ConfigDict
 
-from otter_jax import caches
+from otter_jax import caches, files
 from otter_jax.data import images
 from otter_jax.data.captions import Tokenizer
 from otter_jax.data.source import Source
 from otter_jax.errors import Stopped
-from otter_jax.run import cluster, directory
+from otter_jax.run import cluster
 from otter_jax.run.embedder import Embedder
 
 MOST = 256  # pairs: at 384 dimensions a file of 0.4 MB
@@ -105,7 +105,7 @@ class WatchedPairs:
         file = io.BytesIO()
         captions = np.frombuffer(json.dumps(self._captions).encode(), np.uint8)
         np.savez(file, numbers=self._numbers, captions=captions, image=image, text=text)
-        directory.write_bytes(self._folder / f"step_{step:08d}.npz", file.getvalue())
+        files.write_bytes(self._folder / f"step_{step:08d}.npz", file.getvalue())
 
 
 def kept(workdir: pathlib.Path) -> list[pathlib.Path]:

@@ -84,8 +84,7 @@ def main_cell(study: Study, chosen: Cell) -> Cell:
 def save(path: pathlib.Path, content: Mapping[str, Any]) -> None:
     """Writes a file of JSON that appears whole."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with files.written_whole(path) as scratch:
-        scratch.write_text(json.dumps(content), "utf-8")
+    files.write_text(path, json.dumps(content))
 
 
 def load(cell: Cell, study: Study, out: pathlib.Path) -> dict[str, Any] | None:

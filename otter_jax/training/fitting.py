@@ -108,8 +108,8 @@ def check_program(program: Any, config: ConfigDict, mesh: Mesh) -> None:
 def remedies(program: Any, config: ConfigDict, mesh: Mesh) -> str:
     """Returns a sentence on what makes a step's program smaller, by about how much."""
     B, P = config.train.batch_size, mesh.size
-    at_once = config.train.microbatch or B
-    parts = [m for m in _microbatches(B, P) if m <= largest_batch(program, at_once, P)]
+    most = largest_batch(program, config.train.microbatch or B, P)
+    parts = [m for m in _microbatches(B, P) if m <= most]
     fits = largest_batch(program, B, P)
     found = [f"train.microbatch={m} (the loss is still the batch's)" for m in parts[-1:]]
     found += [f"train.batch_size={fits}"] * (fits > 0)

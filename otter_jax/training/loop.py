@@ -99,10 +99,9 @@ def train(
     """Trains `task` to its last step, from the newest checkpoint in `workdir` if there is one.
 
     With `from_step` it goes on from that checkpoint, and sets later ones aside. The steps of
-    `profile` are traced. SIGTERM or Ctrl-C
-    saves after the current step, and raises Stopped. Raises UserError if the checkpoint is of
-    another task or (without `anyway`) of another data set, if the run is being trained by another
-    start, and when a number is no longer finite.
+    `profile` are traced. SIGTERM or Ctrl-C saves after the current step, and raises Stopped. Raises
+    UserError if the checkpoint is of another task or (without `anyway`) of another data set, if the
+    run is being trained by another start, and when a number is no longer finite.
     """
     config = task.config
     whole, _ = meshes.shardings(task.mesh)

@@ -14,9 +14,9 @@ import rich.console
 import tensorboardX
 
 from otter_jax.data.source import Source
-from otter_jax.files import read_text
+from otter_jax.files import read_text, write_text
 from otter_jax.run import cluster
-from otter_jax.run.directory import evaluations, write_text
+from otter_jax.run.directory import evaluations
 
 LINES, EVENTS = "metrics.jsonl", "tensorboard"  # in a run's directory
 LARGEST = 1 << 30  # bytes of metrics.jsonl: five million lines

@@ -15,8 +15,8 @@ import jax
 import rich.console
 
 from otter_jax.errors import UserError
+from otter_jax.files import write_text
 from otter_jax.run import cluster
-from otter_jax.run.directory import write_text
 from otter_jax.training.meters import PAUSED, WAITING
 
 FOLDER, TABLE = "profile", "where_time_goes.txt"  # in a run's directory

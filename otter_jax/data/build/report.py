@@ -8,7 +8,7 @@ from typing import Any
 
 from otter_jax.data.captions import clean
 from otter_jax.errors import UserError
-from otter_jax.files import written_whole
+from otter_jax.files import write_text
 
 NAMED = 5  # examples of each defect in the report
 PICTURES = "pictures-{}.npy"  # beside a set, per split: a digest of each record's image
@@ -51,17 +51,12 @@ class Tally:
 def write_report(folder: str | os.PathLike, report: Mapping[str, Any]) -> None:
     """Writes report.json of a set: per split the records kept and dropped, and the files read."""
     text = json.dumps(report, indent=2, ensure_ascii=False)
-    _write(pathlib.Path(folder) / "report.json", text)
+    write_text(pathlib.Path(folder) / "report.json", text)
 
 
 def write_json(path: pathlib.Path, value: Any) -> None:
     """Writes a value as JSON."""
-    _write(path, json.dumps(value))
-
-
-def _write(path: pathlib.Path, text: str) -> None:
-    with written_whole(path) as scratch:
-        scratch.write_text(text, encoding="utf-8")
+    write_text(path, json.dumps(value))
 
 
 def read_report(folder: pathlib.Path) -> dict[str, Any]:
