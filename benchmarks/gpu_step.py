@@ -5,7 +5,8 @@
 prints a table, and writes gpu_step.json into $OUT (or the current directory). Beside every part
 stands the same in PyTorch on the same GPU: the released algorithm, and a training step with
 autocast to bfloat16, channels_last, fused optimiser and torch.compile. Needs jax, flax, optax,
-torch, torchvision and transformers, and no network: weights and inputs are random.
+torch, torchvision and transformers, and no network: weights and inputs are random. `--only ROW ...`
+runs some rows, such as step_here_512; `--trace FOLDER` says where the time of our steps goes.
 
 Every row is a process of its own. First all compile at once and fill the caches of compiled
 programs; then one after the other is timed alone. A row that fails says so, and the others go on.
@@ -188,6 +189,28 @@ def step_here(sizes, warm, B):
     yield {"part": "step", "batch": B, "how": "here", "ms": ms, "rate": rate, "MB": megabytes} | {
         "note": note
     }
+    if folder := os.environ["ROW_TRACE"]:
+        trace(work, program, pathlib.Path(folder) / str(B))
+
+
+def trace(work, program, folder):
+    """Traces three calls of the work; writes the program, and where the calls' time went."""
+    import jax
+
+    from otter_jax.training import profiling
+
+    with jax.profiler.trace(folder), jax.profiler.TraceAnnotation(profiling.STEPS):
+        for _ in range(3):
+            last = work()
+        jax.block_until_ready(last)
+    text = program.as_text()
+    (folder / "program.txt").write_text(text)
+    found = next(folder.rglob("*.xplane.pb"))
+    lines, window = profiling.lines_of(
+        jax.profiler.ProfileData.from_file(str(found)), profiling.parts_of(text)
+    )
+    table = profiling.table(profiling.shares(lines, window or (0, 0)), profiling.Span(1, 3))
+    (folder / profiling.TABLE).write_text(f"{table}\n")
 
 
 # PyTorch ----------------------------------------------------------------------------------------
@@ -364,6 +387,7 @@ def start(name: str, options, cache: str, *more: str) -> subprocess.Popen:
     command += ["--tiny"] if options.tiny else []
     environment = os.environ | {
         "ROW_CACHE": cache,
+        "ROW_TRACE": options.trace,
         "TORCHINDUCTOR_CACHE_DIR": f"{cache}/inductor",
         "XLA_PYTHON_CLIENT_PREALLOCATE": "false",
         "TF_CPP_MIN_LOG_LEVEL": "3",
@@ -403,6 +427,10 @@ def main() -> None:
     parser.add_argument("--tiny", action="store_true", help="sizes that a CPU does in a minute")
     parser.add_argument("--torch-python", default=sys.executable, help="interpreter with PyTorch")
     parser.add_argument("--seconds", type=float, default=400, help="stop starting rows after that")
+    parser.add_argument("--only", nargs="+", help="rows, by their names")
+    parser.add_argument(
+        "--trace", default="", help="folder for traces of our steps, and where time goes"
+    )
     parser.add_argument("--row", help=argparse.SUPPRESS)
     parser.add_argument("--warm", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -415,7 +443,7 @@ def main() -> None:
     title = machine(options.torch_python)
     print(title, flush=True)
     with tempfile.TemporaryDirectory() as cache:
-        rows = rows_of(sizes)
+        rows = options.only or list(rows_of(sizes))
         if not options.tiny:  # compiling: all at once
             processes = {name: start(name, options, cache, "--warm") for name in rows}
             for name, process in processes.items():
