@@ -128,8 +128,12 @@ def _judged(finished: Finished, lines: Mapping[tuple[Setting | Keys, str], Any])
                     runs = [run for run in results["seeds"] if "diverged_at" not in run]
                     if runs:
                         values = np.array([run["metrics"][name] for run in runs], float)
-                        colour = COLOURS[methods.index(method) % len(COLOURS)]
-                        axes.plot(runs[0]["steps"], values.mean(axis=0), color=colour, label=method)
+                        number = methods.index(method)
+                        axes.plot(
+                            runs[0]["steps"], values.mean(axis=0), label=method,
+                            color=COLOURS[number % len(COLOURS)],
+                            linestyle=_line_of(number, False),
+                        )  # fmt: skip
             axes.set_title(f"{setting.described()}: {name}", fontsize=9)
             axes.spines[["top", "right"]].set_visible(False)
             axes.grid(axis="y", alpha=0.3)

@@ -1,0 +1,203 @@
+"""Prints the tables of docs/results.md, and draws its pictures, from the studies' committed runs.
+
+    python -m benchmarks.results --out docs
+
+reads benchmarks/studies/STUDY/runs.csv, which `otter-jax study` has written.
+"""
+
+import argparse
+import csv
+import pathlib
+from collections.abc import Iterable
+
+import numpy as np
+from matplotlib.figure import Figure
+from scipy import stats
+
+STUDIES = pathlib.Path(__file__).parent / "studies"
+NAMES = {
+    "ridge": "ridge (closed form)",
+    "infonce": "InfoNCE",
+    "ls": "LS",
+    "kd": "KD",
+    "siglip": "SigLIP",
+    "softclip": "SoftCLIP-like",
+    "small_loss": "small loss",
+    "otter": "OTTER",
+    "trust": "**trust**",
+    "trust_siglip": "**trust + SigLIP**",
+    "small_loss_otter": "**small loss + OTTER**",
+    "trust_otter": "**trust + OTTER**",
+}
+BASELINES = [name for name, shown in NAMES.items() if "**" not in shown]
+MEASURES = ("val/name@5", "val/name@10", "seen/name@1", "seen/name@5", "seen/name@10",
+            "unseen/name@5", "unseen/name@10", "unseen/tags@5")  # fmt: skip
+HEADINGS = ("val @5", "@10", "seen @1", "@5", "@10", "unseen @5", "@10", "tags @5")
+HEADS = tuple(
+    f"{kind}_noise{n}_share1_batch512" for kind in ("emoji", "both") for n in (0, 0.2, 0.5)
+)
+
+MINUS = "\N{MINUS SIGN}"
+
+Runs = dict[tuple[str, str], dict[str, np.ndarray]]  # {(setting, method): {measure: by seed}}
+
+
+def read(study: str, weights: str = "ema") -> Runs:
+    """Returns the main runs of a study in the order of their seeds."""
+    found: dict[tuple[str, str], dict[str, list[float]]] = {}
+    with (STUDIES / study / "runs.csv").open(newline="") as file:
+        for row in csv.DictReader(file):
+            if row["weights"] == weights:
+                own = found.setdefault((row["setting"], row["method"]), {})
+                for name in row:
+                    if "@" in name:
+                        own.setdefault(name, []).append(float(row[name] or "nan"))
+    return {key: {k: np.array(v) for k, v in own.items()} for key, own in found.items()}
+
+
+def paired(a: np.ndarray, b: np.ndarray) -> tuple[float, float]:
+    """Returns the mean difference of runs paired by seed, and half its 95 % interval."""
+    difference = a - b
+    half = stats.t.ppf(0.975, len(difference) - 1) * stats.sem(difference)
+    return float(difference.mean()), float(half)
+
+
+def short(value: float) -> str:
+    """Writes a share of 1 with three digits."""
+    return f"{value:.3f}".replace("0.", ".", 1).replace("-", MINUS)
+
+
+def table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
+    """Writes a table of Markdown."""
+    head = list(head)
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines).replace("| --- ", "|---")
+
+
+def compared(runs: Runs, columns: list[tuple[str, str]], base: str) -> list[list[str]]:
+    """Returns a row for each method: its means in the columns, which are settings and measures.
+
+    Bold is the largest of a column; + and − are above and below `base` by the interval.
+    """
+    there = dict.fromkeys(method for _, method in runs)
+    methods = sorted(there, key=[*NAMES, *(m for m in there if m not in NAMES)].index)
+    means = {
+        (m, c): runs[c[0], m][c[1]].mean() for m in methods for c in columns if (c[0], m) in runs
+    }
+    rows = []
+    for m in methods:
+        cells = []
+        for c in columns:
+            if (m, c) not in means:
+                cells.append("")
+                continue
+            best = round(means[m, c], 3) == round(
+                max(v for (_, k), v in means.items() if k == c), 3
+            )
+            text = f"**{short(means[m, c])}**" if best else short(means[m, c])
+            if m != base:
+                mean, half = paired(runs[c[0], m][c[1]], runs[c[0], base][c[1]])
+                text += "+" if mean > half else MINUS if mean < -half else ""
+            cells.append(text)
+        rows.append([NAMES.get(m, m.replace("_", " ")), *cells])
+    return rows
+
+
+def against_best(runs: Runs, setting: str, method: str) -> list[str]:
+    """Returns how far a method is from the best baseline of each measure, with its interval."""
+    there = [name for name in BASELINES if (setting, name) in runs]
+    cells = []
+    for name in MEASURES:
+        best = max(there, key=lambda b, name=name: runs[setting, b][name].mean())
+        mean, half = paired(runs[setting, method][name], runs[setting, best][name])
+        text = f"{mean:+.3f} ± {half:.3f}".replace("0.", ".").replace("-", MINUS)
+        cells.append(f"**{text}**" if mean > half else text)
+    return cells
+
+
+def told(setting: str) -> str:
+    """Says a setting in a few words."""
+    kind, noise, share, batch = setting.split("_")
+    words = [kind, f"{float(noise[5:]):.0%}".replace("%", " %")]
+    words += [f"{share[5:]} of the pairs"] if share != "share1" else []
+    words += [f"batch {batch[5:]}"] if batch != "batch512" else []
+    return ", ".join(words)
+
+
+def picture(heads: Runs, blocks: Runs, path: pathlib.Path) -> None:
+    """Draws hits over wrong captions: heads on both sets, and trained blocks."""
+    rows = [("heads, emoji", heads, HEADS[:3]), ("heads, both sets", heads, HEADS[3:])]
+    rows.append(("last block, emoji", blocks, HEADS[:3]))
+    measures = ("val/name@10", "seen/name@1", "unseen/name@10")
+    styles = {
+        "infonce": ("#000000", "o", "InfoNCE"),
+        "otter": ("#0072b2", "s", "OTTER"),
+        "small_loss": ("#e69f00", "D", "small loss"),
+        "trust_otter": ("#d55e00", "^", "trust + OTTER"),
+    }
+    figure = Figure((9.6, 8.2), layout="constrained")
+    for panels, (title, runs, settings) in zip(
+        figure.subplots(3, 3, sharex=True), rows, strict=True
+    ):
+        for axes, measure in zip(panels, measures, strict=True):
+            for name in [*[b for b in BASELINES if b not in styles], *styles]:
+                colour, marker, label = styles.get(name, ("#b0b0b0", "", "other baselines"))
+                own = [runs[s, name][measure] for s in settings if (s, name) in runs]
+                at = [float(s.split("_")[1][5:]) for s in settings if (s, name) in runs]
+                if own:
+                    axes.errorbar(
+                        at, [x.mean() for x in own], [stats.sem(x) for x in own], color=colour,
+                        marker=marker, markersize=5, linewidth=1.8 if marker else 0.9, label=label,
+                    )  # fmt: skip
+            axes.set_title(f"{title}: {measure.replace('/name', ' name')}", fontsize=9.5)
+            axes.set_xticks([0, 0.2, 0.5], ["0", "20 %", "50 %"])
+            axes.spines[["top", "right"]].set_visible(False)
+            axes.grid(axis="y", alpha=0.3)
+            if title == rows[-1][0]:
+                axes.set_xlabel("captions exchanged")
+    handles, names = figure.axes[0].get_legend_handles_labels()
+    once = dict(zip(names, handles, strict=True))
+    figure.legend(once.values(), once, loc="outside lower center", frameon=False, ncols=len(once))
+    figure.savefig(path, dpi=130)
+
+
+def main() -> None:
+    """Prints all tables, draws the picture."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("--out", type=pathlib.Path, default="docs", help="folder for the picture")
+    options = parser.parse_args()
+    heads, blocks, sizes = read("heads"), read("blocks"), read("sizes")
+    for name in ("seen/name@1", "seen/name@10", "unseen/name@10", "val/name@10"):
+        print(f"\n**{name}**\n")
+        rows = compared(heads, [(setting, name) for setting in HEADS], "infonce")
+        print(table(["method", *map(told, HEADS)], rows))
+    print("\n**trust + OTTER against the best baseline of each column**\n")
+    rows = [[told(s), *against_best(heads, s, "trust_otter")] for s in HEADS]
+    rows += [[f"blocks, {told(s)}", *against_best(blocks, s, "trust_otter")] for s in HEADS[:3]]
+    print(table(["", *HEADINGS], rows))
+    for setting in HEADS[:3]:
+        print(f"\n**last block trained, {told(setting)}**\n")
+        rows = compared(blocks, [(setting, name) for name in MEASURES], "infonce")
+        print(table(["method", *HEADINGS], rows))
+    settings = list(dict.fromkeys(setting for setting, _ in sizes))
+    for name in ("seen/name@1", "unseen/name@10"):
+        print(f"\n**{name}, batches and shares**\n")
+        for noise in ("0", "0.2", "0.5"):
+            own = [s for s in settings if s.split("_")[1] == f"noise{noise}"]
+            print(
+                table(["", *map(told, own)], compared(sizes, [(s, name) for s in own], "infonce"))
+            )
+            print()
+    ablations = read("ablations")
+    settings = list(dict.fromkeys(setting for setting, _ in ablations))
+    columns = [(s, name) for s in settings for name in ("seen/name@1", "unseen/name@10")]
+    head = [f"{told(s)}: {name.replace('/name', ' ')}" for s, name in columns]
+    print("\n**what each choice is worth**, against OTTER\n")
+    print(table(["", *head], compared(ablations, columns, "otter")))
+    picture(heads, blocks, options.out / "results_noise.png")
+
+
+if __name__ == "__main__":
+    main()
