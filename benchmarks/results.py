@@ -29,7 +29,47 @@ NAMES = {
     "small_loss_otter": "**small loss + OTTER**",
     "trust_otter": "**trust + OTTER**",
 }
+ALPHA = "\N{GREEK SMALL LETTER ALPHA}"
 BASELINES = [name for name, shown in NAMES.items() if "**" not in shown]
+CHANGES = {  # the rows of ablations.toml
+    "lambda_0_03": "OTTER, λ = .03",
+    "lambda_0_05": "λ = .05",
+    "lambda_0_08": "λ = .08",
+    "lambda_0_3": "λ = .3",
+    "iterations_1": "1 iteration",
+    "iterations_20": "20 iterations",
+    "iterations_100": "100 iterations",
+    "alpha_0_2": f"{ALPHA} = .2",
+    "alpha_0_8": f"{ALPHA} = .8",
+    "alpha_0_95": f"{ALPHA} = .95",
+    "no_images": "no image-image similarity",
+    "no_texts": "no text-text similarity",
+    "cross_alone": "image-text similarity alone",
+    "within_alone": "no image-text similarity",
+    "ema_0_9": "EMA .9",
+    "ema_0_99": "EMA .99",
+    "fixed_negatives": "no gradient through negatives",
+    "trust_temperature_0_05": "trust, temperature .05",
+    "trust_temperature_0_2": "trust, temperature .2",
+    "trust_temperature_0_3": "trust, temperature .3",
+    "trust_limit_1": "trust, weights up to 1",
+    "trust_limit_4": "trust, weights up to 4",
+    "trust_limit_8": "trust, weights up to 8",
+    "trust_transport": "trust by transport",
+    "trust_otter_lambda_0_05": "trust + OTTER, λ = .05",
+    "trust_otter_diagonal_kept": "trust + OTTER, diagonal kept",
+    "trust_otter_cross_alone": "trust + OTTER, image-text similarity alone",
+    "trust_otter_no_texts": "trust + OTTER, no text-text similarity",
+    "trust_otter_limit_1": "trust + OTTER, weights up to 1",
+    "trust_otter_limit_4": "trust + OTTER, weights up to 4",
+    "trust_ls": "trust + LS",
+    "trust_kd": "trust + KD",
+    "trust_softclip": "trust + SoftCLIP-like",
+    "trust_otter_alpha_0_5": f"trust + OTTER, {ALPHA} = .5",
+    "trust_otter_alpha_0_95": f"trust + OTTER, {ALPHA} = .95",
+    "trust_ema_0_99": "trust, EMA .99",
+}
+HITS = tuple(f"{kind}/name@{k}" for kind in ("val", "seen", "unseen") for k in (1, 5, 10))
 MEASURES = ("val/name@5", "val/name@10", "seen/name@1", "seen/name@5", "seen/name@10",
             "unseen/name@5", "unseen/name@10", "unseen/tags@5")  # fmt: skip
 HEADINGS = ("val @5", "@10", "seen @1", "@5", "@10", "unseen @5", "@10", "tags @5")
@@ -99,7 +139,7 @@ def compared(runs: Runs, columns: list[tuple[str, str]], base: str) -> list[list
                 mean, half = paired(runs[c[0], m][c[1]], runs[c[0], base][c[1]])
                 text += "+" if mean > half else MINUS if mean < -half else ""
             cells.append(text)
-        rows.append([NAMES.get(m, m.replace("_", " ")), *cells])
+        rows.append([(NAMES | CHANGES).get(m, m.replace("_", " ")), *cells])
     return rows
 
 
@@ -115,11 +155,23 @@ def against_best(runs: Runs, setting: str, method: str) -> list[str]:
     return cells
 
 
+def counts(runs: Runs, settings: tuple[str, ...], method: str, other: str) -> str:
+    """Says in how many columns of names a method is above, level with and below another.
+
+    In brackets: in how many of them it is above with Bonferroni's correction for all of them.
+    """
+    cells = [(runs[s, method][name], runs[s, other][name]) for s in settings for name in HITS]
+    above = [(a, b) for a, b in cells if np.greater(*paired(a, b))]
+    below = [(a, b) for a, b in cells if np.greater(*paired(b, a))]
+    sure = sum(stats.ttest_rel(a, b).pvalue < 0.05 / len(cells) for a, b in above)
+    return f"{len(above)} ({sure}), {len(cells) - len(above) - len(below)}, {len(below)}"
+
+
 def told(setting: str) -> str:
     """Says a setting in a few words."""
     kind, noise, share, batch = setting.split("_")
     words = [kind, f"{float(noise[5:]):.0%}".replace("%", " %")]
-    words += [f"{share[5:]} of the pairs"] if share != "share1" else []
+    words += [{"share0.5": "half", "share0.125": "an eighth"}[share]] if share != "share1" else []
     words += [f"batch {batch[5:]}"] if batch != "batch512" else []
     return ", ".join(words)
 
@@ -176,7 +228,14 @@ def main() -> None:
     print("\n**trust + OTTER against the best baseline of each column**\n")
     rows = [[told(s), *against_best(heads, s, "trust_otter")] for s in HEADS]
     rows += [[f"blocks, {told(s)}", *against_best(blocks, s, "trust_otter")] for s in HEADS[:3]]
-    print(table(["", *HEADINGS], rows))
+    print(table(["setting", *HEADINGS], rows))
+    print("\n**in how many columns of names it is above, level and below**\n")
+    others = [name for name in NAMES if name != "trust_otter"]
+    rows = [
+        [title, *(counts(heads, settings, "trust_otter", name) for name in others)]
+        for title, settings in (("wrong captions", HEADS[1:]), ("clean emoji", HEADS[:1]))
+    ]
+    print(table(["trust + OTTER against", *(NAMES[name] for name in others)], rows))
     for setting in HEADS[:3]:
         print(f"\n**last block trained, {told(setting)}**\n")
         rows = compared(blocks, [(setting, name) for name in MEASURES], "infonce")
@@ -186,16 +245,14 @@ def main() -> None:
         print(f"\n**{name}, batches and shares**\n")
         for noise in ("0", "0.2", "0.5"):
             own = [s for s in settings if s.split("_")[1] == f"noise{noise}"]
-            print(
-                table(["", *map(told, own)], compared(sizes, [(s, name) for s in own], "infonce"))
-            )
-            print()
+            rows = compared(sizes, [(s, name) for s in own], "infonce")
+            print(table(["method", *map(told, own)], rows), end="\n\n")
     ablations = read("ablations")
     settings = list(dict.fromkeys(setting for setting, _ in ablations))
     columns = [(s, name) for s in settings for name in ("seen/name@1", "unseen/name@10")]
     head = [f"{told(s)}: {name.replace('/name', ' ')}" for s, name in columns]
     print("\n**what each choice is worth**, against OTTER\n")
-    print(table(["", *head], compared(ablations, columns, "otter")))
+    print(table(["changed", *head], compared(ablations, columns, "otter")))
     picture(heads, blocks, options.out / "results_noise.png")
 
 
