@@ -8,6 +8,8 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Bool, Float, Int
 
+from otter_jax.models.linear import contract
+from otter_jax.models.norm import LayerNorm
 from otter_jax.models.pooling import Pooling, pool, pool_packed
 
 ACTIVATIONS = {
@@ -329,9 +331,10 @@ class Output(nn.Module):
 
 def dense(width: int, dtype: Any, name: str) -> nn.Dense:
     """Makes a linear layer with BERT's initialisation."""
-    return nn.Dense(width, dtype=dtype, kernel_init=nn.initializers.normal(0.02), name=name)
+    init = nn.initializers.normal(0.02)
+    return nn.Dense(width, dtype=dtype, kernel_init=init, dot_general=contract, name=name)
 
 
-def layer_norm(config: BertConfig, dtype: Any) -> nn.LayerNorm:
+def layer_norm(config: BertConfig, dtype: Any) -> LayerNorm:
     """Makes the norm that ends embeddings, attention and perceptron."""
-    return nn.LayerNorm(config.layer_norm_eps, dtype=dtype, name="LayerNorm")
+    return LayerNorm(config.layer_norm_eps, dtype, name="LayerNorm")

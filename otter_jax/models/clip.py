@@ -8,7 +8,8 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Bool, Float, Int
 
-from otter_jax.models.vit import ACTIVATIONS, Block, layer_norm
+from otter_jax.models.norm import LayerNorm
+from otter_jax.models.vit import ACTIVATIONS, Block
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,7 +97,7 @@ class ClipText(nn.Module):
         )
         for i in range(c.num_hidden_layers):
             x = block(name=f"blocks_{i}")(x, sees, train=train)
-        return layer_norm(c.layer_norm_eps, dtype=self.dtype, name="final_layer_norm")(x)
+        return LayerNorm(c.layer_norm_eps, self.dtype, name="final_layer_norm")(x)
 
     @property
     def width(self) -> int:

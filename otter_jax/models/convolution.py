@@ -14,6 +14,8 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float
 
+from otter_jax.models.linear import product
+
 Padding = Literal["SAME"] | tuple[tuple[int, int], tuple[int, int]]
 INIT = nn.initializers.variance_scaling(2.0, "fan_in", "normal")
 
@@ -128,30 +130,6 @@ def convolve_by_xla(x, kernel, *, stride, padding, groups=1):
         x, kernel, (stride, stride), padding,
         dimension_numbers=("NHWC", "HWIO", "NHWC"), feature_group_count=groups,
     )  # fmt: skip
-
-
-@jax.custom_vjp
-def product(x: Float[Array, "B H W C"], kernel: Float[Array, "C C2"]) -> Float[Array, "B H W C2"]:
-    """Multiplies the vector at each position by a matrix.
-
-    The kernel's gradient is written out as a product of two matrices, contracted over their rows.
-    That of automatic differentiation has XLA write out a transposed copy of `grad`, which takes
-    longer than the product.
-    """
-    return x @ kernel
-
-
-def _product(x, kernel):
-    return product(x, kernel), (x, kernel)
-
-
-def _product_back(residuals, grad):
-    x, kernel = residuals
-    rows, grads = x.reshape(-1, x.shape[-1]), grad.reshape(-1, grad.shape[-1])
-    return grad @ kernel.T, jax.lax.dot_general(rows, grads, (((0,), (0,)), ((), ())))
-
-
-product.defvjp(_product, _product_back)
 
 
 def depthwise(

@@ -1,4 +1,4 @@
-"""Batch normalisation with running statistics computed as in PyTorch."""
+"""Normalisation of channels (with running statistics as in PyTorch) and of vectors."""
 
 from functools import partial
 from typing import Any
@@ -95,3 +95,57 @@ def _normalise_back(epsilon, residuals, grad):
 
 
 normalise.defvjp(_normalise, _normalise_back)
+
+
+class LayerNorm(nn.Module):
+    """Normalises each vector (the last axis) by its own mean and variance.
+
+    Attributes:
+      dtype: of the output; the arithmetic is in float32 or better.
+    """
+
+    epsilon: float
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "*batch C"]) -> Float[Array, "*batch C"]:
+        scale = self.param("scale", nn.initializers.ones, x.shape[-1:])
+        bias = self.param("bias", nn.initializers.zeros, x.shape[-1:])
+        x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+        affine = jnp.asarray(scale), jnp.asarray(bias)
+        return normalise_vectors(x, *affine, self.epsilon).astype(self.dtype)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(3,))
+def normalise_vectors(
+    x: Float[Array, "*batch C"], scale: Float[Array, " C"], bias: Float[Array, " C"], epsilon: float
+) -> Float[Array, "*batch C"]:
+    """Normalises each vector, and scales its entries.
+
+    The variance is not E[x²] - E[x]², which is 100 times less exact where a mean is ten times the
+    deviation. The gradient is written out. After that of automatic differentiation XLA for CPUs
+    adds up the gradients of all later blocks again at each block of a vision transformer.
+    """
+    return _normalise_vectors(x, scale, bias, epsilon)[0]
+
+
+def _normalise_vectors(x, scale, bias, epsilon):
+    mean = x.mean(-1, keepdims=True)
+    gain = jax.lax.rsqrt(jnp.square(x - mean).mean(-1, keepdims=True) + epsilon)
+    return (x - mean) * (gain * scale) + bias, (x, scale, mean, gain)
+
+
+def _normalise_vectors_back(epsilon, residuals, grad):
+    x, scale, mean, gain = residuals
+    axes = tuple(range(x.ndim - 1))
+    unit, scaled = (x - mean) * gain, grad * scale
+    # Both means before anything else, as in `_normalise_back`.
+    offset, slope = jax.lax.optimization_barrier(
+        (scaled.mean(-1, keepdims=True), (scaled * unit).mean(-1, keepdims=True))
+    )
+    grad_x = gain * (scaled - offset - slope * unit)
+    grad_scale, grad_bias = (grad * unit).sum(axes), grad.sum(axes)
+    return grad_x, grad_scale.astype(scale.dtype), grad_bias.astype(scale.dtype)
+
+
+normalise_vectors.defvjp(_normalise_vectors, _normalise_vectors_back)

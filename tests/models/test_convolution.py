@@ -1,4 +1,4 @@
-"""Convolutions that are written out here are XLA's own, with their gradients."""
+"""What is written out of convolutions, norms and linear layers is XLA's own, with gradients."""
 
 from functools import partial
 
@@ -9,7 +9,8 @@ import pytest
 from flax import linen as nn
 
 from otter_jax.models import convolution
-from otter_jax.models.norm import BatchNorm
+from otter_jax.models.linear import contract
+from otter_jax.models.norm import BatchNorm, LayerNorm
 
 NONE, ONE, THREE = (((n, n), (n, n)) for n in (0, 1, 3))
 
@@ -77,7 +78,7 @@ def test_a_maximum_is_that_of_xla_and_its_gradient_goes_to_the_first_of_equals(s
     np.testing.assert_array_equal(ours(x), theirs(x))
 
 
-def test_the_gradient_of_batch_norm_is_that_of_automatic_differentiation():
+def test_gradients_of_both_norms_are_those_of_automatic_differentiation():
     with jax.enable_x64(True):
         x, scale, bias = 3 + 2 * drawn(4, 3, 5, 2), drawn(2), drawn(2)
         norm = BatchNorm(dtype=jnp.float64)
@@ -91,3 +92,24 @@ def test_the_gradient_of_batch_norm_is_that_of_automatic_differentiation():
             return (x - x.mean((0, 1, 2))) / jnp.sqrt(x.var((0, 1, 2)) + 1e-5) * scale + bias
 
         same_with_gradients(ours, plain, x, scale, bias)
+
+        def ours(x, scale, bias):
+            variables = {"params": {"scale": scale, "bias": bias}}
+            return LayerNorm(1e-5, jnp.float64).apply(variables, x)
+
+        def plain(x, scale, bias):
+            mean, var = x.mean(-1, keepdims=True), x.var(-1, keepdims=True)
+            return (x - mean) / jnp.sqrt(var + 1e-5) * scale + bias
+
+        same_with_gradients(ours, plain, x, scale, bias)
+
+
+def test_a_linear_layer_is_that_of_flax_with_its_gradients():
+    with jax.enable_x64(True):
+        x, kernel, bias = drawn(2, 3, 5), drawn(5, 4), drawn(4)
+
+        def layer(dot_general, x, kernel, bias):
+            layer = nn.Dense(4, dot_general=dot_general)
+            return layer.apply({"params": {"kernel": kernel, "bias": bias}}, x)
+
+        same_with_gradients(partial(layer, contract), partial(layer, None), x, kernel, bias)
