@@ -11,7 +11,8 @@ dropout. Its captions have lengths like CC3M's, which PyTorch pads to the longes
 they are packed, or padded the same ("same tokens").
 
 All in float32 at full precision, on all cores that the process may use (`taskset -c 1` for one).
-PyTorch's convolutional networks are in channels_last, its faster format here. Every measurement is
+PyTorch's convolutional networks are in channels_last, its faster format here. Gradients and steps
+keep freed memory here, as training does (`run/heap.py`), "forward" does not. Every measurement is
 a process of its own, and both sides take turns. Seconds are those of the process on all cores and
 those of the clock, of the calls after the first the least; ratios are PyTorch's over ours.
 """
@@ -27,6 +28,8 @@ import time
 from types import SimpleNamespace
 
 import numpy as np
+
+from otter_jax.run import heap
 
 PIXELS, TEXTS = 224, (32, 64)  # texts: rows, tokens of each
 VOCABULARY, D = 30522, 768
@@ -114,6 +117,7 @@ def step_here():
     from otter_jax.models.resnet import RESNETS, ResNet
     from otter_jax.models.towers import Towers
     from otter_jax.objective import METHODS
+    from otter_jax.training.compiling import jit_step, shapes_of
 
     img, txt = ResNet(**RESNETS["resnet50"]), Bert(BertConfig())
     model = Towers(img, txt, D, D, mean=(127.0,) * 3, std=(64.0,) * 3)
@@ -124,7 +128,7 @@ def step_here():
     packed = packing.collate(whole)
     packed.pop("cut")
     tx = optimizer.make_optimizer("sgd", lambda _: 3e-3)
-    picture = jnp.array(images(PAIRS))
+    picture, mesh = images(PAIRS), meshes.make_mesh(1)
 
     def create(key):
         short = {k: jnp.array(v[:1]) for k, v in padded.items()}
@@ -133,14 +137,15 @@ def step_here():
 
     def one(state, batch):
         options = {"model": model, "tx": tx, "objective": METHODS["otter"], "form": "cached"}
-        key, mesh = jax.random.key(1), meshes.make_mesh(1)
-        return step.train_step(state, batch, key=key, mesh=mesh, **options)
+        return step.train_step(state, batch, key=jax.random.key(1), mesh=mesh, **options)
 
-    program = jax.jit(one, donate_argnums=0)
     held = [jax.jit(create)(jax.random.key(0))]
 
     def call(texts):
-        batch = jax.tree.map(jnp.asarray, {"image": picture, **texts})
+        batch = meshes.put_batch({"image": picture, **texts}, mesh)
+        # Ahead of its use, as in training: the first call would compile for the state as created,
+        # and the second again, for the state that a step returns.
+        program = jit_step(one, mesh).lower(*shapes_of((held[0], batch))).compile()
 
         def work():
             held[0], metrics = program(held[0], batch)
@@ -254,9 +259,12 @@ def measure(side: str, row: str, B: int, calls: int) -> dict:
         torch.set_num_threads(len(os.sched_getaffinity(0)))
         called, note = step_torch() if row == "step" else encoder_torch(row, B)
     else:
+        heap.share()
         called, note = step_here() if row == "step" else encoder_here(row, B)
     found = {"note": note}
     for name, work in called.items():
+        if side == "here" and name != "forward":
+            heap.keep()
         work()
         taken = []
         for _ in range(calls):

@@ -11,11 +11,12 @@ from jax.sharding import Mesh
 from jaxtyping import PyTree
 
 from otter_jax import mesh as meshes
-from otter_jax.run import cluster, programs
+from otter_jax.run import cluster, heap, programs
 from otter_jax.run.threads import in_thread
 
 THREAD = "compiler"  # `commands.start` does not wait for it when a stop was asked for
 TIGHT = 0.9  # of the memory; more may not be free in one piece
+AMPLE = 0.33  # of the memory: a program that needs less may leave as much again unused
 # For rematerialisation, which jax 0.10's compiler for CPUs would undo as mere repetition.
 AS_WRITTEN = {"xla_disable_hlo_passes": "cse_barrier_expander"}
 
@@ -53,6 +54,8 @@ def compiled(jitted: Any, *shapes: Any, name: str, console: rich.console.Console
         program = in_thread(jitted.lower(*shapes).compile, THREAD)
         seconds = time.monotonic() - began
         programs.note_compiled()
+        if jax.default_backend() == "cpu" and (bytes_needed(program) or 0) < AMPLE * memory_of():
+            heap.keep()
         cluster.meet("compiled")  # on CPUs, a collective waits only half a minute for the others
     kept = ", as an earlier start compiled it" if programs.count_read() > read else ""
     console.print(f"compiled    {name} in {seconds:.0f} s{kept}; it needs {memory(program)}")

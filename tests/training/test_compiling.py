@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import rich.console
 
 from otter_jax import mesh as meshes
 from otter_jax.commands import start
@@ -37,3 +38,13 @@ def test_what_is_computed_again_is_not_kept():
     program = compiling.jit_step(step, meshes.make_mesh(1), remat=True).lower(*shapes).compile()
     kept = 9 * 2 * 64 * 512 * 4  # bytes of the inner layers
     assert program.memory_analysis().temp_size_in_bytes < kept / 2
+
+
+def test_memory_is_kept_from_step_to_step_where_there_is_room_for_it_three_times(monkeypatch):
+    kept, console = [], rich.console.Console(quiet=True)
+    monkeypatch.setattr(compiling.heap, "keep", lambda: kept.append(True))
+    for room, expected in ((2.9, []), (3.1, [True])):
+        monkeypatch.setattr(compiling, "memory_of", lambda room=room: room * 3 * 4096)
+        x = jax.ShapeDtypeStruct((1024,), np.float32)
+        compiling.compiled(jax.jit(lambda x, y: x + y), x, x, name="a sum", console=console)
+        assert kept == expected
