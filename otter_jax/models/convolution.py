@@ -17,6 +17,7 @@ from jaxtyping import Array, Float
 from otter_jax.models.linear import product
 
 Padding = Literal["SAME"] | tuple[tuple[int, int], tuple[int, int]]
+CACHE = 8 * 2**20  # bytes of a processor's last cache to work in
 INIT = nn.initializers.variance_scaling(2.0, "fan_in", "normal")
 
 
@@ -177,18 +178,35 @@ def _tap_by_tap_back(stride, residuals, grad):
     ends = [n - (m - 1) * stride - 1 for n, m in zip(x.shape[1:3], grad.shape[1:3], strict=True)]
     around = [(0, 0, 0), *((size - 1, end, gap) for end in ends), (0, 0, 0)]
     spread = jax.lax.pad(grad, jnp.zeros((), grad.dtype), around)
-    seen = (len(x), *((m - 1) * stride + 1 for m in grad.shape[1:3]), x.shape[3])
+    # Some images at a time, whose taps are then read from the processor's cache. They are not
+    # neighbours, so that the pieces of a batch that is spread over devices are so, too.
+    count = pieces(len(x), x.nbytes + grad.nbytes)
+    xs, grads = (each.reshape(-1, count, *each.shape[1:]) for each in (x, grad))
+    seen = (len(xs), *((m - 1) * stride + 1 for m in grad.shape[1:3]), x.shape[3])
 
-    def of_tap(number):  # one tap after the other, since all at once take too much memory
-        part = jax.lax.dynamic_slice(x, (0, number // size, number % size, 0), seen)
-        part = part[:, ::stride, ::stride].astype(jnp.promote_types(grad.dtype, jnp.float32))
-        return (part * grad).sum((0, 1, 2))
+    def add_piece(number, total):
+        some, of_some = xs[:, number], grads[:, number]
 
-    grad_kernel = jax.lax.map(of_tap, jnp.arange(size**2)).reshape(kernel.shape)
+        def of_tap(tap):  # one tap after the other, since all at once take too much memory
+            part = jax.lax.dynamic_slice(some, (0, tap // size, tap % size, 0), seen)
+            part = part[:, ::stride, ::stride].astype(total.dtype)
+            return (part * of_some).sum((0, 1, 2))
+
+        return total + jax.lax.map(of_tap, jnp.arange(size**2))
+
+    exact = jnp.promote_types(grad.dtype, jnp.float32)
+    grad_kernel = jax.lax.fori_loop(0, count, add_piece, jnp.zeros((size**2, x.shape[3]), exact))
+    grad_kernel = grad_kernel.reshape(kernel.shape)
     return tap_by_tap(spread, kernel[::-1, ::-1], 1), grad_kernel.astype(kernel.dtype)
 
 
 tap_by_tap.defvjp(_tap_by_tap, _tap_by_tap_back)
+
+
+def pieces(images: int, size: int) -> int:
+    """Returns the fewest equal pieces of a batch, `size` bytes, that a cache holds; or one each."""
+    fitting = (n for n in range(1, images) if images % n == 0 and size <= n * CACHE)
+    return next(fitting, images)
 
 
 def max_pool(
