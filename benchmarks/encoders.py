@@ -11,9 +11,9 @@ dropout. Its captions have lengths like CC3M's, which PyTorch pads to the longes
 they are packed, or padded the same ("same tokens").
 
 All in float32 at full precision, on all cores that the process may use (`taskset -c 1` for one).
-PyTorch's convolutional networks are in channels_last, its faster format here. Gradients and steps
-keep freed memory here, as training does (`run/heap.py`), "forward" does not. Every measurement is
-a process of its own, and both sides take turns. Seconds are those of the process on all cores and
+PyTorch's convolutional networks are in channels_last, its faster format here; ours keep the memory
+that they free, as training and evaluation do (`otter_jax/run/heap.py`). Every measurement is a
+process of its own, and both sides take turns. Seconds are those of the process on all cores and
 those of the clock, of the calls after the first the least; ratios are PyTorch's over ours.
 """
 
@@ -260,11 +260,10 @@ def measure(side: str, row: str, B: int, calls: int) -> dict:
         called, note = step_torch() if row == "step" else encoder_torch(row, B)
     else:
         heap.share()
+        heap.keep()
         called, note = step_here() if row == "step" else encoder_here(row, B)
     found = {"note": note}
     for name, work in called.items():
-        if side == "here" and name != "forward":
-            heap.keep()
         work()
         taken = []
         for _ in range(calls):

@@ -331,10 +331,14 @@ def join(options: argparse.Namespace, config: ConfigDict) -> None:
     Raises UserError as `cluster.join` does, if the processes were not started alike, or do not see
     the same --workdir.
     """
+    import jax
+
     from otter_jax.run import cluster, heap, stops
 
     heap.share()
     cluster.join(options.coordinator, options.num_processes, options.process_id)
+    if jax.default_backend() == "cpu":
+        heap.keep()
     if not cluster.is_first():
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # silences C++ libraries, too
     stops.listen()

@@ -54,8 +54,8 @@ def compiled(jitted: Any, *shapes: Any, name: str, console: rich.console.Console
         program = in_thread(jitted.lower(*shapes).compile, THREAD)
         seconds = time.monotonic() - began
         programs.note_compiled()
-        if jax.default_backend() == "cpu" and (bytes_needed(program) or 0) < AMPLE * memory_of():
-            heap.keep()
+        if (bytes_needed(program) or 0) > AMPLE * memory_of():
+            heap.give_back()
         cluster.meet("compiled")  # on CPUs, a collective waits only half a minute for the others
     kept = ", as an earlier start compiled it" if programs.count_read() > read else ""
     console.print(f"compiled    {name} in {seconds:.0f} s{kept}; it needs {memory(program)}")

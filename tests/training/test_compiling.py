@@ -40,11 +40,11 @@ def test_what_is_computed_again_is_not_kept():
     assert program.memory_analysis().temp_size_in_bytes < kept / 2
 
 
-def test_memory_is_kept_from_step_to_step_where_there_is_room_for_it_three_times(monkeypatch):
-    kept, console = [], rich.console.Console(quiet=True)
-    monkeypatch.setattr(compiling.heap, "keep", lambda: kept.append(True))
-    for room, expected in ((2.9, []), (3.1, [True])):
+def test_freed_memory_is_given_back_where_there_is_no_room_for_a_step_three_times(monkeypatch):
+    given, console = [], rich.console.Console(quiet=True)
+    monkeypatch.setattr(compiling.heap, "give_back", lambda: given.append(True))
+    for room, expected in ((3.1, []), (2.9, [True])):
         monkeypatch.setattr(compiling, "memory_of", lambda room=room: room * 3 * 4096)
         x = jax.ShapeDtypeStruct((1024,), np.float32)
         compiling.compiled(jax.jit(lambda x, y: x + y), x, x, name="a sum", console=console)
-        assert kept == expected
+        assert given == expected
