@@ -4,10 +4,11 @@ XLA takes the memory of a program's temporaries anew at each call. glibc asks th
 as large as these and gives them back at once, so that each of their pages costs a fault at every
 call: an eighth of a training step's time, a fifth of a vision transformer's forward pass.
 
-All here is for this process, and does nothing where another C library is.
+All here is for this process, and does nothing where there is another C library.
 """
 
 import ctypes
+import importlib.metadata
 import platform
 
 M_TRIM_THRESHOLD, M_MMAP_MAX, M_ARENA_MAX = -1, -4, -8  # of malloc.h
@@ -16,9 +17,12 @@ M_TRIM_THRESHOLD, M_MMAP_MAX, M_ARENA_MAX = -1, -4, -8  # of malloc.h
 def share() -> None:
     """Makes threads that start from here on take memory from one heap.
 
-    It must come before JAX starts its own: a thread's own heap cannot hold a large piece.
+    It must come before JAX starts its own: a thread's own heap cannot hold a large piece. Where JAX
+    has a plugin for other devices nothing is done: steps do not run here, and the many threads that
+    compile would wait for each other.
     """
-    _set(M_ARENA_MAX, 1)
+    if not importlib.metadata.entry_points(group="jax_plugins"):
+        _set(M_ARENA_MAX, 1)
 
 
 def keep() -> None:
