@@ -438,12 +438,15 @@ def main() -> None:
     if options.row:
         return one_row(options.row, sizes, options.warm)
 
+    known = list(rows_of(sizes))
+    if unknown := set(options.only or ()) - set(known):
+        parser.error(f"--only: no row {', '.join(sorted(unknown))}; there are {', '.join(known)}")
     began = time.monotonic()
     found = []
     title = machine(options.torch_python)
     print(title, flush=True)
     with tempfile.TemporaryDirectory() as cache:
-        rows = options.only or list(rows_of(sizes))
+        rows = options.only or known
         if not options.tiny:  # compiling: all at once
             processes = {name: start(name, options, cache, "--warm") for name in rows}
             for name, process in processes.items():
