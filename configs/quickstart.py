@@ -1,4 +1,4 @@
-"""OTTER on 1,239 drawn pictures and their names, in some four minutes on two CPU cores.
+"""OTTER on 1,239 drawn pictures and their names, in some three minutes on two CPU cores.
 
     otter-jax train --config quickstart --workdir runs/quickstart
 

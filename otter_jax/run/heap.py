@@ -35,7 +35,11 @@ def keep() -> None:
 
 
 def give_back() -> None:
-    """Makes it give back what is freed from here on, as at the start of the process."""
+    """Makes it give back what is freed from here on.
+
+    The limits are those that glibc starts with; it raises them no more by itself, so that this is
+    only for a process that `keep` was called in.
+    """
     _set(M_MMAP_MAX, 65_536)
     _set(M_TRIM_THRESHOLD, 131_072)
 
