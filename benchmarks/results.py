@@ -119,7 +119,8 @@ def compared(runs: Runs, columns: list[tuple[str, str]], base: str) -> list[list
 
     Bold is the largest of a column; + and − are above and below `base` by the interval.
     """
-    there = dict.fromkeys(method for _, method in runs)
+    settings = {setting for setting, _ in columns}
+    there = dict.fromkeys(method for setting, method in runs if setting in settings)
     methods = sorted(there, key=[*NAMES, *(m for m in there if m not in NAMES)].index)
     means = {
         (m, c): runs[c[0], m][c[1]].mean() for m in methods for c in columns if (c[0], m) in runs
