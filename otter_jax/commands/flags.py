@@ -205,7 +205,9 @@ def load_model(options: argparse.Namespace, **instead: Any) -> "Model":
     Raises UserError as `predict.loading.load` does.
     """
     from otter_jax.predict import loading
+    from otter_jax.run import heap
 
+    heap.keep_on_cpus()
     asked = vars(options) | instead
     return loading.load(
         asked["model"],

@@ -66,9 +66,10 @@ def run(options: argparse.Namespace) -> None:
     if options.together is not None and options.together < 1:
         raise UserError(f"--together {options.together}: at least 1 run.")
     start.print_loading()
-    from otter_jax.run import programs
+    from otter_jax.run import heap, programs
     from otter_jax.study import conduct
 
+    heap.keep_on_cpus()
     runner = _whole if isinstance(study, WholeStudy) else _frozen
     make_runner = runner(study, options)
     if make_runner is not None:

@@ -11,6 +11,8 @@ import ctypes
 import importlib.metadata
 import platform
 
+import jax
+
 M_TRIM_THRESHOLD, M_MMAP_MAX, M_ARENA_MAX = -1, -4, -8  # of malloc.h
 
 
@@ -32,6 +34,13 @@ def keep() -> None:
     """
     _set(M_MMAP_MAX, 0)
     _set(M_TRIM_THRESHOLD, -1)
+
+
+def keep_on_cpus() -> None:
+    """Does both for a process by itself, if JAX, which must not have started yet, runs on CPUs."""
+    share()
+    if jax.default_backend() == "cpu":
+        keep()
 
 
 def give_back() -> None:

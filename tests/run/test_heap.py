@@ -10,14 +10,13 @@ import pytest
 CODE = """
 import resource, threading
 from otter_jax.run import heap
-if keep: heap.share()
+if keep: heap.keep_on_cpus()
 def write(): bytearray(64 << 20)
 def faults():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
     thread = threading.Thread(target=lambda: [write() for _ in range(2)])
     thread.start(); thread.join()
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
-if keep: heap.keep()
 faults(); print(faults())
 if keep: heap.give_back()
 print(faults())
