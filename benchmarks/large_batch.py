@@ -53,7 +53,7 @@ def main() -> None:
     tar = options.folder / "pairs.tar"
     write_pairs(tar, options.batch)
     train = {"batch_size": options.batch, "microbatch": options.microbatch, "epochs": 1}
-    command = [sys.executable, "-m", "otter_jax", "train", "--config", "quickstart"]
+    command = [sys.executable, "-m", "otter_jax", "train", "--config", "quickstart:otter"]
     command += ["--workdir", options.folder / "run", f"--config.data.dir={options.folder / 'data'}"]
     command += ["--config.data.name=drawings", f"--config.data.tars={(str(tar),)}"]
     command += [f"--config.train.{key}={value}" for key, value in train.items()]

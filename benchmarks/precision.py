@@ -46,7 +46,7 @@ WHERE = {"loss, steps 1-100": (0, 100), "loss, steps 401-500": (400, 500)}
 @functools.cache
 def pairs():
     """All pictures, larger than the encoder's input by a margin; tokens among those used; masks."""
-    config = quickstart.get_config()
+    config = quickstart.get_config("otter")
     config.data.resize = config.data.image_size = PIXELS + MARGIN
     ensure(config.data.name, config.data.dir, config.data.tars, exif=config.data.exif)
     source = open_dataset(config.data.dir, config.data.name, config.data.split)

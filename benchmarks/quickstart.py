@@ -2,10 +2,10 @@
 
     python -m benchmarks.quickstart --against FOLDER [--epochs 2] [--rounds 2]
 
-Both take turns at `otter-jax train --config quickstart`, in processes of their own. Pairs a second
-and CPU milliseconds a pair are of the steps alone, from the end of the second step to that of the
-last, medians over the rounds: with input and log, without start and evaluation. First step and
-whole run are seconds from the command on, the best of the rounds: a first start compiles.
+Both take turns at `otter-jax train --config quickstart:otter`, in processes of their own. Pairs a
+second and CPU milliseconds a pair are of the steps alone, from the end of the second step to that
+of the last, medians over the rounds: with input and log, without start and evaluation. First step
+and whole run are seconds from the command on, the best of the rounds: a first start compiles.
 """
 
 import argparse
@@ -44,7 +44,7 @@ def train(folder: pathlib.Path, epochs: float) -> Run:
     """Trains with the program in a folder."""
     with tempfile.TemporaryDirectory() as workdir:
         command = [
-            *(sys.executable, "-u", "-m", "otter_jax", "train", "--config", "quickstart"),
+            *(sys.executable, "-u", "-m", "otter_jax", "train", "--config", "quickstart:otter"),
             *("--workdir", f"{workdir}/run", f"--config.train.epochs={epochs}"),
             *("--config.train.log_every=1", "--config.optim.warmup_steps=1"),
         ]

@@ -14,6 +14,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from scipy import stats
 
+ALPHA = "\N{GREEK SMALL LETTER ALPHA}"
 STUDIES = pathlib.Path(__file__).parent / "studies"
 NAMES = {
     "ridge": "ridge (closed form)",
@@ -28,8 +29,8 @@ NAMES = {
     "trust_siglip": "**trust + SigLIP**",
     "small_loss_otter": "**small loss + OTTER**",
     "trust_otter": "**trust + OTTER**",
+    "trust_otter_half": f"**trust + OTTER, {ALPHA} = .5**",
 }
-ALPHA = "\N{GREEK SMALL LETTER ALPHA}"
 BASELINES = [name for name, shown in NAMES.items() if "**" not in shown]
 CHANGES = {  # the rows of ablations.toml
     "lambda_0_03": "OTTER, λ = .03",

@@ -1,13 +1,14 @@
-"""OTTER on your own image-caption pairs.
+"""OTTER with trust on your own image-caption pairs.
 
     otter-jax prepare /data/pairs.csv --name mine
     otter-jax train --config pairs --workdir runs/mine --config.data.name=mine
 
-Variants: pairs:infonce, :ls, :kd, :otter (the default), :siglip, :softclip, :trust, :trust_otter:
-both encoders of the quickstart are trained as a whole, at full resolution, for a GPU. Each also
-with _cpu, such as :otter_cpu, or :cpu for short, for a workstation without a GPU: as in the
-quickstart the text encoder and most of the image encoder stay as they are, and pictures are 128
-pixels wide: 2 GB of memory instead of 45.
+Variants: pairs:infonce, :ls, :kd, :otter, :siglip, :softclip, :trust, :trust_otter (the default,
+since in pairs of one's own some captions are wrong, and nobody knows which: docs/results.md). Both
+encoders of the quickstart are trained as a whole, at full resolution, for a GPU. Each also with
+_cpu, such as :otter_cpu, or :cpu for short (:trust_otter_cpu), for a workstation without a GPU: as
+in the quickstart the text encoder and most of the image encoder stay as they are, and pictures are
+128 pixels wide: 2 GB of memory instead of 45.
 
 One pair in twenty is held out. Each image of these is searched among their captions, and the
 checkpoint that does this best is kept beside the latest. The optimiser is a starting point, not
@@ -19,10 +20,12 @@ from ml_collections import ConfigDict
 from otter_jax.configs import quickstart
 from otter_jax.configs.common import evaluation
 
+DEFAULT = "trust_otter"
 
-def get_config(variant: str = "otter"):
-    """Returns the config for your pairs by a method, or by "METHOD_cpu"; "cpu" is "otter_cpu"."""
-    method = variant.removesuffix("cpu").removesuffix("_") or "otter"
+
+def get_config(variant: str = DEFAULT):
+    """Returns the config for your pairs by a method, or by "METHOD_cpu"; "cpu" is the default's."""
+    method = variant.removesuffix("cpu").removesuffix("_") or DEFAULT
     config = quickstart.get_config(method)
     config.model.dtype = "bfloat16"
     config.optim.freeze = ""

@@ -4,7 +4,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-method="${1:-otter}"
+method="${1:-infonce}"
 bash launch/install.sh
 exec .venv/bin/python -m otter_jax train \
   --config "quickstart:$method" --workdir "runs/quickstart_$method"
