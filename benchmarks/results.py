@@ -227,17 +227,20 @@ def main() -> None:
         print(f"\n**{name}**\n")
         rows = compared(heads, [(setting, name) for setting in HEADS], "infonce")
         print(table(["method", *map(told, HEADS)], rows))
-    print("\n**trust + OTTER against the best baseline of each column**\n")
-    rows = [[told(s), *against_best(heads, s, "trust_otter")] for s in HEADS]
-    rows += [[f"blocks, {told(s)}", *against_best(blocks, s, "trust_otter")] for s in HEADS[:3]]
-    print(table(["setting", *HEADINGS], rows))
-    print("\n**in how many columns of names it is above, level and below**\n")
-    others = [name for name in NAMES if name != "trust_otter"]
-    rows = [
-        [title, *(counts(heads, settings, "trust_otter", name) for name in others)]
-        for title, settings in (("wrong captions", HEADS[1:]), ("clean emoji", HEADS[:1]))
-    ]
-    print(table(["trust + OTTER against", *(NAMES[name] for name in others)], rows))
+    for ours in ("trust_otter", "trust_otter_half"):
+        print(f"\n{NAMES[ours]} against the best baseline of each column\n")
+        rows = [[told(s), *against_best(heads, s, ours)] for s in HEADS]
+        there = [s for s in HEADS[:3] if (s, ours) in blocks]
+        rows += [[f"blocks, {told(s)}", *against_best(blocks, s, ours)] for s in there]
+        print(table(["setting", *HEADINGS], rows))
+        print("\n**in how many columns of names it is above, level and below**\n")
+        others = [name for name in NAMES if name != ours]
+        rows = [
+            [title, *(counts(heads, settings, ours, name) for name in others)]
+            for title, settings in (("wrong captions", HEADS[1:]), ("clean emoji", HEADS[:1]))
+        ]
+        head = f"{NAMES[ours].strip('*')} against"
+        print(table([head, *(NAMES[name] for name in others)], rows))
     for setting in HEADS[:3]:
         print(f"\n**last block trained, {told(setting)}**\n")
         rows = compared(blocks, [(setting, name) for name in MEASURES], "infonce")
