@@ -1,12 +1,12 @@
-"""1,239 drawn pictures and their names, in some three minutes on two CPU cores.
+"""1,239 drawn pictures and their names, in two to three minutes on two CPU cores.
 
     otter-jax train --config quickstart --workdir runs/quickstart
 
-Variants: quickstart:infonce (the default, as the best of three on pairs so few and so clean:
-docs/results.md), :ls, :kd, :otter; to compare with, :siglip, :softclip, :trust, :trust_otter
-(docs/configs.md). Pictures are OpenMoji's, names Unicode's; a quarter of the concepts, 413, is
-never shown in training, and searched for at the end among all 1,652 names. EfficientNet-Lite0
-starts from ImageNet weights, the text encoder is MiniLM."""
+Variants: quickstart:infonce (the default: within five and ten names the best of three on pairs so
+few and so clean, docs/results.md), :ls, :kd, :otter; to compare with, :siglip, :softclip, :trust,
+:trust_otter (docs/configs.md). Pictures are OpenMoji's, names Unicode's; a quarter of the concepts,
+413, is never shown in training, and searched for at the end among all 1,652 names.
+EfficientNet-Lite0 starts from ImageNet weights, the text encoder is MiniLM."""
 
 from otter_jax.configs import common
 

@@ -29,9 +29,11 @@ def run(options: argparse.Namespace) -> int:
     """Checks the config that the flags name; returns 1 if something is wrong."""
     start.print_loading()
     config = flags.config(options, needs="objective")
+    from otter_jax.run import heap
     from otter_jax.run.console import make_console
     from otter_jax.training.doctor import print_findings
 
+    heap.keep_on_cpus()  # so that the step that is timed is as fast as training's
     console = make_console()
     if not print_findings(config, step=not options.nostep, console=console):
         return 1

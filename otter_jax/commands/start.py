@@ -65,7 +65,7 @@ def choose(commands: Mapping[str, tuple[str, str]], argv: Sequence[str]) -> int:
             print(f"  {command:10}{line}")
         print(f"\nThe flags of a command:  {program()} COMMAND --help")
         print(
-            f"Six minutes, two cores:  {program()} train --config quickstart --workdir runs/first"
+            f"Three minutes, two cores:  {program()} train --config quickstart --workdir runs/first"
         )
         return 0
     if name not in commands:
