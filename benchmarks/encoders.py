@@ -259,8 +259,7 @@ def measure(side: str, row: str, B: int, calls: int) -> dict:
         torch.set_num_threads(len(os.sched_getaffinity(0)))
         called, note = step_torch() if row == "step" else encoder_torch(row, B)
     else:
-        heap.share()
-        heap.keep()
+        heap.share_and_keep()
         called, note = step_here() if row == "step" else encoder_here(row, B)
     found = {"note": note}
     for name, work in called.items():

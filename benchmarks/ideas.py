@@ -24,6 +24,7 @@ from jax import lax
 from benchmarks.results import short, table
 from otter_jax import mesh as meshes
 from otter_jax import objective, ot, step
+from otter_jax.models.towers import unit
 from otter_jax.objective import METHODS
 from otter_jax.run import heap
 from otter_jax.study import engine, linear, reading, scoring
@@ -110,8 +111,7 @@ def without_own(affinity):
 def transported(image, text, epsilon):
     """Targets by OTTER's transport of two affinities."""
     plans = ot.sinkhorn(-without_own(jnp.stack([image, text])), epsilon=epsilon, num_iters=5)
-    targets = plans / plans.sum(-1, keepdims=True)
-    return {"image": targets[0], "text": targets[1]}
+    return objective.targets_of({"image": plans[0], "text": plans[1]})
 
 
 def by_features(seen, asked):
@@ -125,14 +125,9 @@ def by_ridge(seen, asked):
     return transported(within + across, within + across.T, OF_FEATURES)
 
 
-def trust_of(img, txt, **changes):
-    """Weights of the pairs, by a teacher with these embeddings."""
-    method = dataclasses.replace(METHODS["trust"], **changes)
-    return method.weights(method.teacher_plans(img, txt)["trust"])
-
-
 def trusted_by_ridge(seen, asked):
-    weights = trust_of(seen.ridge, seen.words, trust_epsilon=0.05)
+    method = dataclasses.replace(METHODS["trust"], trust_epsilon=0.05)
+    weights = method.weights(method.teacher_plans(seen.ridge, seen.words)["trust"])
     return {"image_weights": weights, "text_weights": weights}
 
 
@@ -216,13 +211,6 @@ IDEAS = {
 # A run
 
 
-def weighed(target, cosines, log_scale, weights, *, divergence=False):
-    """Cross-entropy, or KL divergence, of rows that count differently."""
-    log_match = jax.nn.log_softmax(objective.scale_of(log_scale) * cosines)
-    own = jax.scipy.special.xlogy(target, target) if divergence else 0.0
-    return (weights * (own - target * log_match).sum(-1)).mean()
-
-
 def structure(features, img):
     """Jensen-Shannon divergence between similarities to the encoder, and those learned."""
     seen, learned = (jax.nn.softmax(each @ each.T / 0.07) for each in (features, img))
@@ -231,10 +219,6 @@ def structure(features, img):
         jnp.where(each > 0, each * jnp.log(each / middle), 0).sum(-1).mean() / 2
         for each in (seen, learned)
     )
-
-
-def unit(rows):
-    return rows / jnp.maximum(jnp.linalg.norm(rows, axis=-1, keepdims=True), 1e-6)
 
 
 @functools.partial(jax.jit, static_argnames=("idea", "model", "train"))
@@ -278,12 +262,13 @@ def trained(idea, model, train, pictures, words, ridge, run):
             scales = params["log_scale"]
             weights = asked.image_weights, asked.text_weights
             pairs = (
-                weighed(own, c, scales["pairs"], w) for c, w in zip(both, weights, strict=True)
+                objective.cross_entropy(w[:, None] * own, c, scales["pairs"])
+                for c, w in zip(both, weights, strict=True)
             )
-            targets = asked.image, asked.text
+            trusted = (asked.teacher_weights[:, None] * each for each in (asked.image, asked.text))
             teacher = (
-                weighed(target, c, scales["teacher"], asked.teacher_weights, divergence=True)
-                for target, c in zip(targets, both, strict=True)
+                objective.cross_entropy(target, c, scales["teacher"])  # as KL, but for a constant
+                for target, c in zip(trusted, both, strict=True)
             )
             found = asked.alpha * sum(pairs) + (1 - asked.alpha) * sum(teacher)
             if idea.structure:
@@ -325,7 +310,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3, metavar="N")
     parser.add_argument("--noise", type=float, nargs="+", default=[0.0, 0.5], metavar="PART")
     options = parser.parse_args()
-    heap.keep_on_cpus()
+    heap.share_and_keep()
     study = reading.read(pathlib.Path(__file__).parent / "studies" / "heads.toml")
     features = Features.load(options.features)
     runner, model = Runner(study, features), model_of(study, features)

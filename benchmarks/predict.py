@@ -75,7 +75,7 @@ def work(kind: str, model: str, folder: pathlib.Path) -> None:
     from otter_jax.predict.loading import load
     from otter_jax.run import heap
 
-    heap.keep_on_cpus()  # as the command does
+    heap.share_and_keep()  # as the command does
     loaded = load(model)
     paths = sorted(map(str, folder.iterdir()))
     console = rich.console.Console(quiet=True)

@@ -33,7 +33,7 @@ def run(options: argparse.Namespace) -> int:
     from otter_jax.run.console import make_console
     from otter_jax.training.doctor import print_findings
 
-    heap.keep_on_cpus()  # so that the step that is timed is as fast as training's
+    heap.share_and_keep()  # so that the step that is timed is as fast as training's
     console = make_console()
     if not print_findings(config, step=not options.nostep, console=console):
         return 1

@@ -207,7 +207,7 @@ def load_model(options: argparse.Namespace, **instead: Any) -> "Model":
     from otter_jax.predict import loading
     from otter_jax.run import heap
 
-    heap.keep_on_cpus()
+    heap.share_and_keep()
     asked = vars(options) | instead
     return loading.load(
         asked["model"],
@@ -333,14 +333,11 @@ def join(options: argparse.Namespace, config: ConfigDict) -> None:
     Raises UserError as `cluster.join` does, if the processes were not started alike, or do not see
     the same --workdir.
     """
-    import jax
-
     from otter_jax.run import cluster, heap, stops
 
     heap.share()
     cluster.join(options.coordinator, options.num_processes, options.process_id)
-    if jax.default_backend() == "cpu":
-        heap.keep()
+    heap.keep()
     if not cluster.is_first():
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # silences C++ libraries, too
     stops.listen()

@@ -69,7 +69,7 @@ def run(options: argparse.Namespace) -> None:
     from otter_jax.run import heap, programs
     from otter_jax.study import conduct
 
-    heap.keep_on_cpus()
+    heap.share_and_keep()
     runner = _whole if isinstance(study, WholeStudy) else _frozen
     make_runner = runner(study, options)
     if make_runner is not None:

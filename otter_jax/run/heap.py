@@ -4,7 +4,7 @@ XLA takes the memory of a program's temporaries anew at each call. glibc asks th
 as large as these and gives them back at once, so that each of their pages costs a fault at every
 call: an eighth of a training step's time, a fifth of a vision transformer's forward pass.
 
-All here is for this process, and does nothing where there is another C library.
+All here is for this process, and does nothing where there is another C library, or another device.
 """
 
 import ctypes
@@ -28,19 +28,19 @@ def share() -> None:
 
 
 def keep() -> None:
-    """Makes this heap keep what is freed, of any size.
+    """Makes this heap keep what is freed, of any size; starts JAX.
 
     New pieces may not fit into what others have left, so that it can grow to twice what is used.
     """
-    _set(M_MMAP_MAX, 0)
-    _set(M_TRIM_THRESHOLD, -1)
-
-
-def keep_on_cpus() -> None:
-    """Does both for a process by itself, if JAX, which must not have started yet, runs on CPUs."""
-    share()
     if jax.default_backend() == "cpu":
-        keep()
+        _set(M_MMAP_MAX, 0)
+        _set(M_TRIM_THRESHOLD, -1)
+
+
+def share_and_keep() -> None:
+    """Does both, for a process that joins no others."""
+    share()
+    keep()
 
 
 def give_back() -> None:
@@ -49,8 +49,9 @@ def give_back() -> None:
     The limits are those that glibc starts with; it raises them no more by itself, so that this is
     only for a process that `keep` was called in.
     """
-    _set(M_MMAP_MAX, 65_536)
-    _set(M_TRIM_THRESHOLD, 131_072)
+    if jax.default_backend() == "cpu":
+        _set(M_MMAP_MAX, 65_536)
+        _set(M_TRIM_THRESHOLD, 131_072)
 
 
 def _set(parameter: int, value: int) -> None:

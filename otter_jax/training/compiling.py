@@ -54,8 +54,7 @@ def compiled(jitted: Any, *shapes: Any, name: str, console: rich.console.Console
         program = in_thread(jitted.lower(*shapes).compile, THREAD)
         seconds = time.monotonic() - began
         programs.note_compiled()
-        on_cpu = jax.default_backend() == "cpu"  # elsewhere nothing was kept
-        if on_cpu and (bytes_needed(program) or 0) > AMPLE * memory_of():
+        if (bytes_needed(program) or 0) > AMPLE * memory_of():
             heap.give_back()
         cluster.meet("compiled")  # on CPUs, a collective waits only half a minute for the others
     kept = ", as an earlier start compiled it" if programs.count_read() > read else ""

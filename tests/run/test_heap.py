@@ -10,7 +10,7 @@ import pytest
 CODE = """
 import resource, threading
 from otter_jax.run import heap
-if keep: heap.keep_on_cpus()
+if keep: heap.share_and_keep()
 def write(): bytearray(64 << 20)
 def faults():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
