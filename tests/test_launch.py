@@ -105,6 +105,7 @@ def test_a_run_on_this_machine_stops_goes_on_and_ends(home):
         status, out = end(process)
     assert status == 0, out
     assert f"going on from step {stopped}" in out
+    assert "as an earlier start compiled it" not in out  # they would hang: see `cluster.join`
     assert steps(workdir) == list(range(1, STEPS + 1))
 
 

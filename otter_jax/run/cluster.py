@@ -51,7 +51,7 @@ def join(coordinator: str | None, num_processes: int | None, process_id: int | N
 
     Arguments that are None are taken from SLURM or Open MPI. `coordinator` is HOST:PORT of process
     0, a port that is free there. On GPUs, under SLURM and Open MPI, each process gets the GPU of
-    its local rank.
+    its local rank. On CPUs each compiles its programs anew: none that was kept is read.
 
     Raises UserError if the three are incomplete, if the coordinator cannot be reached, or the
     processes do not have equally many devices. If others do not come within `JOIN` seconds, JAX
@@ -93,6 +93,10 @@ def join(coordinator: str | None, num_processes: int | None, process_id: int | N
             f"The processes that {started_by or 'the flags'} tell of could not be joined: {error} "
             "Give --coordinator=HOST:PORT, --num_processes and --process_id."
         ) from error
+    if jax.default_backend() == "cpu":
+        # XLA (jaxlib 0.10) forgets in a program that it keeps that what is sent inside a loop and
+        # outside of it has an order; Gloo relies on that order, and the processes would hang.
+        jax.config.update("jax_enable_compilation_cache", False)
     devices = Counter(device.process_index for device in jax.devices())
     if len(set(devices.values())) > 1:
         told = ", ".join(f"process {p} has {n}" for p, n in sorted(devices.items()))
