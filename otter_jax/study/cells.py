@@ -3,7 +3,7 @@
 import dataclasses
 import json
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from otter_jax import files
@@ -39,6 +39,10 @@ class Cell:
         """Names it by its setting, method, stage and values, as a path."""
         return f"{self.setting}/{self.method}/{self.stage}_{'_'.join(self._values())}"
 
+    def part_path(self, out: pathlib.Path) -> pathlib.Path:
+        """Returns the file of the results of its first runs, until all are made."""
+        return out / "cells" / f"{self.name}.part"
+
     def __str__(self) -> str:
         return f"{self.setting} {self.method} {' '.join(self._values())}"
 
@@ -67,6 +71,9 @@ class Cell:
         return json.loads(json.dumps(found))
 
 
+Run = tuple[Cell, int]  # a cell, and one of its seeds
+
+
 def grid(study: Study, setting: Setting | Keys, method: str) -> list[Cell]:
     """Returns the cells among which the values of a method in a setting are chosen."""
     seeds = tuple(range(FIRST_CHOOSING, FIRST_CHOOSING + study.choose.seeds))
@@ -92,7 +99,30 @@ def load(cell: Cell, study: Study, out: pathlib.Path) -> dict[str, Any] | None:
 
     Raises UserError if the file is damaged, or its cell was defined otherwise.
     """
-    path = cell.path(out)
+    return _load(cell.path(out), cell, study, "finished")
+
+
+def load_part(cell: Cell, study: Study, out: pathlib.Path) -> list[dict[str, Any]]:
+    """Returns the results of the runs of a cell that is not finished. Raises as `load` does."""
+    found = _load(cell.part_path(out), cell, study, "begun")
+    return found["seeds"] if found else []
+
+
+def save_run(
+    cell: Cell, runs: Sequence[Mapping[str, Any]], study: Study, out: pathlib.Path
+) -> dict[str, Any]:
+    """Writes the results of a cell's runs, those of a part until all are there; returns them."""
+    runs = sorted(runs, key=lambda run: run["seed"])
+    content = {"definition": cell.definition(study), "seeds": runs}
+    if len(runs) < len(cell.seeds):
+        save(cell.part_path(out), content)
+    else:
+        save(cell.path(out), content)
+        cell.part_path(out).unlink(missing_ok=True)
+    return content
+
+
+def _load(path: pathlib.Path, cell: Cell, study: Study, state: str) -> dict[str, Any] | None:
     if not path.exists():
         return None
     try:
@@ -106,7 +136,7 @@ def load(cell: Cell, study: Study, out: pathlib.Path) -> dict[str, Any] | None:
     changed = differences(before, now)
     if changed:
         raise UserError(
-            f"{path} is finished, and its definition has changed: {'; '.join(changed[:6])}. Give "
+            f"{path} is {state}, and its definition has changed: {'; '.join(changed[:6])}. Give "
             "the method another name, take another --out, or remove that file."
         )
     return found

@@ -3,27 +3,28 @@
 import itertools
 import pathlib
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 from otter_jax import files
 from otter_jax.errors import Stopped, UserError
 from otter_jax.study import cells as cell_files
 from otter_jax.study import plots, results, tables
-from otter_jax.study.cells import Cell
+from otter_jax.study.cells import Cell, Run
 from otter_jax.study.fields import differences
 from otter_jax.study.lines import Line, chosen, lines, validation
 from otter_jax.study.plan import Study
 
 ABOUT = "study.json"  # in a study's folder: what makes it another one
 
+QUIET = 60  # seconds after which a run is told of, though its cell is not finished
+
 Tell = Callable[[str], None]
-Finished = Callable[[Cell, dict[str, Any]], None]
 
 
 @runtime_checkable
 class Runner(Protocol):
-    """Runs cells, on kept features (`running`) or whole (`whole`).
+    """Makes the runs of cells, on kept features (`running`) or whole (`whole`).
 
     Attributes:
       device: what the runs are made on.
@@ -35,8 +36,8 @@ class Runner(Protocol):
     seconds: float
     compiling: float
 
-    def __call__(self, cells: Iterable[Cell], finished: Finished) -> None:
-        """Runs all cells; calls `finished` with each cell and its results, as JSON has them."""
+    def __call__(self, runs: Iterable[Run]) -> Iterator[tuple[Cell, dict[str, Any]]]:
+        """Makes all runs, in any order; yields each one's cell and result, as JSON has it."""
 
     def probe(self, cell: Cell) -> float:
         """Returns the seconds that a run of a cell takes, from a few steps; NaN if unknown."""
@@ -88,7 +89,7 @@ def run(
         try:
             _run_lines(study, own, runner, out, tell)
         except KeyboardInterrupt:
-            tell("Stopped. Finished cells are kept; the same command goes on with the others.")
+            tell("Stopped. Finished runs are kept; the same command goes on with the others.")
             raise Stopped from None
         tell(
             f"{runner.done:,} runs took {runner.seconds:.0f} s, compiling {runner.compiling:.0f} s."
@@ -126,9 +127,10 @@ def cost(
     for batch, group in itertools.groupby(own, key=lambda line: line[0].batch):
         grids = [cell_files.grid(study, *line) for line in group]
         cells = [cell for grid in grids for cell in grid]
-        done = [cell for cell in cells if out and cell_files.load(cell, study, out)]
-        main = sum(1 for grid in grids if out and _has_main(study, grid, out))
-        runs = (len(cells) - len(done)) * study.choose.seeds + (len(grids) - main) * study.seeds
+        done = [cell for cell in cells if not _missing(study, cell, out)]
+        main = sum(_missing_main(study, grid, out) == 0 for grid in grids)
+        runs = sum(_missing(study, cell, out) for cell in cells)
+        runs += sum(_missing_main(study, grid, out) for grid in grids)
         seconds = runner.probe(cells[0])
         whole += seconds * runs if runs else 0
         each = f"{seconds:.2f} s" if seconds == seconds else "nobody knows how many seconds yet"
@@ -141,9 +143,18 @@ def cost(
         tell(f"About {whole / 3600:.1f} h on {runner.device}, compiling and closed forms apart.")
 
 
-def _has_main(study: Study, grid: Sequence[Cell], out: pathlib.Path) -> bool:
-    """Tells whether the main cell of a line is finished, whichever was chosen."""
-    return any(cell_files.load(cell_files.main_cell(study, cell), study, out) for cell in grid)
+def _missing(study: Study, cell: Cell, out: pathlib.Path | None) -> int:
+    """Returns how many runs of a cell are left."""
+    if out is None:
+        return len(cell.seeds)
+    if cell_files.load(cell, study, out):
+        return 0
+    return len(cell.seeds) - len(cell_files.load_part(cell, study, out))
+
+
+def _missing_main(study: Study, grid: Sequence[Cell], out: pathlib.Path | None) -> int:
+    """Returns how many main runs of a line are left, whichever of its cells was chosen."""
+    return min(_missing(study, cell_files.main_cell(study, cell), out) for cell in grid)
 
 
 def report(study: Study, out: pathlib.Path, tell: Tell) -> None:
@@ -172,29 +183,35 @@ def _stage(
     out: pathlib.Path,
     tell: Tell,
 ) -> None:
-    """Runs the cells that are not finished; adds the results of all to `found`."""
+    """Makes the runs that are missing, each kept once it is made; adds all results to `found`."""
+    made: dict[Cell, list[dict[str, Any]]] = {}  # of cells that are not finished
     for cell in wanted:
         results = cell_files.load(cell, study, out)
-        if results is not None:
+        if results is None:
+            made[cell] = cell_files.load_part(cell, study, out)
+        else:
             found[cell] = results
-    missing = [cell for cell in wanted if cell not in found]
-    begun, done = time.perf_counter(), 0
-
-    def finished(cell, results):
-        nonlocal done
-        done += 1
-        content = {"definition": cell.definition(study), **results}
-        cell_files.save(cell.path(out), content)
-        found[cell] = content
-        left = (time.perf_counter() - begun) / done * (len(missing) - done)
-        value = validation(study, results)
-        tell(
-            f"{cell.stage} {done}/{len(missing)} {cell} | validation {value:.4f} | left "
-            f"{left / 60:.1f} min"
-        )
-
-    if missing:
-        tell(
-            f"{len(missing):,} cells to {missing[0].stage}, {len(wanted) - len(missing):,} finished"
-        )
-        runner(missing, finished)
+    if not made:
+        return
+    kept = sum(map(len, made.values()))
+    tell(
+        f"{len(made):,} cells to {wanted[0].stage}, {len(wanted) - len(made):,} finished"
+        + (f"; {kept} of their runs are made" if kept else "")
+    )
+    missing = [(c, s) for c in made for s in c.seeds if s not in {run["seed"] for run in made[c]}]
+    done, begun = 0, time.perf_counter()
+    told = begun
+    for number, (cell, result) in enumerate(runner(missing), start=1):
+        made[cell].append(result)
+        content = cell_files.save_run(cell, made[cell], study, out)
+        now = time.perf_counter()
+        left = f"left {(now - begun) / number * (len(missing) - number) / 60:.1f} min"
+        if len(made[cell]) == len(cell.seeds):
+            done, found[cell] = done + 1, content
+            value = f"validation {validation(study, content):.4f}"
+            tell(f"{cell.stage} {done}/{len(made)} {cell} | {value} | {left}")
+        elif now - told > QUIET:
+            tell(f"{cell.stage} {cell} | {len(made[cell])} of {len(cell.seeds)} runs | {left}")
+        else:
+            continue
+        told = now

@@ -2,7 +2,7 @@
 
 import itertools
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -15,7 +15,7 @@ from otter_jax.errors import UserError
 from otter_jax.models.efficientnet import EFFICIENTNETS, EfficientNet
 from otter_jax.objective import Objective
 from otter_jax.study import engine, linear, sampling
-from otter_jax.study.cells import Cell
+from otter_jax.study.cells import Cell, Run
 from otter_jax.study.features import Features
 from otter_jax.study.plan import HEADS, STRENGTH, FrozenStudy, Setting
 from otter_jax.study.scoring import Search, scores, scores_of_maps
@@ -25,8 +25,6 @@ KEPT = 20  # steps of a main run whose metrics are kept
 TOGETHER = 32  # runs side by side on a GPU; on CPUs one after the other is as fast
 PROBED = 10  # steps that are timed to tell what a study costs
 REMEMBERED = 128  # orders of runs: 2 MB each for 200,000 pairs
-
-Finished = Callable[[Cell, dict[str, Any]], None]
 
 
 class Runner:
@@ -69,16 +67,19 @@ class Runner:
         self._compiled: dict[Any, Any] = {}
         self.seconds, self.compiling, self.done = 0.0, 0.0, 0
 
-    def __call__(self, cells: Iterable[Cell], finished: Finished) -> None:
-        """Runs all cells; calls `finished` with each cell and its results, as JSON has them."""
-        groups: dict[Any, list[Cell]] = {}
-        for cell in cells:
+    def __call__(self, runs: Iterable[Run]) -> Iterator[tuple[Cell, dict[str, Any]]]:
+        """Makes all runs, those of one program together; yields each one's cell and result."""
+        groups: dict[Any, list[Run]] = {}
+        for cell, seed in runs:
             if self._study.methods[cell.method].is_linear:
-                self._solve(cell, finished)
+                yield cell, self._solve(cell, seed)
                 continue
-            groups.setdefault((self._program(cell), cell.setting.batch), []).append(cell)
+            groups.setdefault((self._program(cell), cell.setting.batch), []).append((cell, seed))
         for (program, _), own in groups.items():
-            self._run_group(program, own, finished)
+            for start in range(0, len(own), self._together):
+                chunk = own[start : start + self._together]
+                results = self._run_chunk(program, chunk)
+                yield from ((cell, found) for (cell, _), found in zip(chunk, results, strict=True))
 
     def baselines(self) -> dict[str, dict[str, float]]:
         """Returns the measures of chance, and of always answering the most frequent names."""
@@ -102,18 +103,16 @@ class Runner:
         jax.block_until_ready(engine.train(*args))
         return (time.perf_counter() - begun) * steps / few / self._together
 
-    def _solve(self, cell: Cell, finished: Finished) -> None:
-        """Fits a closed form to the pairs of each seed."""
-        results, base = [], self._study.methods[cell.method].base
-        for seed in cell.seeds:
-            begun = time.perf_counter()
-            maps = linear.fit(base, self._moments(cell.setting, seed), dict(cell.values)[STRENGTH])
-            own = scores_of_maps(maps, self.searches)
-            taken = time.perf_counter() - begun
-            self.seconds, self.done = self.seconds + taken, self.done + 1
-            both = {"student": own, "ema": own}
-            results.append({"seed": seed, "scores": both, "seconds": round(taken, 3)})
-        finished(cell, {"seeds": results, "device": "cpu"})
+    def _solve(self, cell: Cell, seed: int) -> dict[str, Any]:
+        """Fits a closed form to the pairs of a seed; returns its result."""
+        begun = time.perf_counter()
+        base, strength = self._study.methods[cell.method].base, dict(cell.values)[STRENGTH]
+        maps = linear.fit(base, self._moments(cell.setting, seed), strength)
+        own = scores_of_maps(maps, self.searches)
+        taken = time.perf_counter() - begun
+        self.seconds, self.done = self.seconds + taken, self.done + 1
+        both = {"student": own, "ema": own}
+        return {"seed": seed, "scores": both, "device": "cpu", "seconds": round(taken, 3)}
 
     def _moments(self, setting: Setting, seed: int) -> linear.Moments:
         """Returns the moments of a run's pairs; those of the last runs are kept."""
@@ -126,24 +125,8 @@ class Runner:
                 del self._known[next(iter(self._known))]
         return self._known[setting, seed]
 
-    def _run_group(
-        self, program: engine.Program, cells: Sequence[Cell], finished: Finished
-    ) -> None:
-        """Runs cells of one program, in chunks of equally many runs."""
-        runs = [(cell, seed) for cell in cells for seed in cell.seeds]
-        found: dict[Cell, list[dict[str, Any]]] = {cell: [] for cell in cells}
-        for start in range(0, len(runs), self._together):
-            chunk = runs[start : start + self._together]
-            results, seconds = self._run_chunk(program, chunk)
-            for (cell, _), result in zip(chunk, results, strict=True):
-                found[cell].append(result | {"seconds": seconds})
-                if len(found[cell]) == len(cell.seeds):
-                    finished(cell, {"seeds": found.pop(cell), "device": self.device})
-
-    def _run_chunk(
-        self, program: engine.Program, chunk: Sequence[tuple[Cell, int]]
-    ) -> tuple[list[dict[str, Any]], float]:
-        """Runs some runs side by side; returns their results, and the seconds that one took."""
+    def _run_chunk(self, program: engine.Program, chunk: Sequence[Run]) -> list[dict[str, Any]]:
+        """Makes some runs side by side; returns their results."""
         padded = [*chunk, *[chunk[-1]] * (self._together - len(chunk))]
         stacked = jax.tree.map(
             lambda *leaves: np.stack(leaves), *(self._run(program, *each) for each in padded)
@@ -163,16 +146,17 @@ class Runner:
         taken = time.perf_counter() - begun
         self.seconds, self.done = self.seconds + taken, self.done + len(chunk)
         metrics, at, broken = jax.device_get((trained.metrics, trained.at, trained.broken))
-        results = []
+        results, seconds = [], round(taken / len(chunk), 3)
         for i, (cell, seed) in enumerate(chunk):
             result = {"seed": seed, "scores": {weights: own[weights][i] for weights in own}}
+            result |= {"device": self.device, "seconds": seconds}
             if broken[i]:
                 result |= {"diverged_at": int(broken[i])}
             if cell.stage == "main":
                 kept = {name: _rounded(values[i]) for name, values in metrics.items()}
                 result |= {"steps": at[i].tolist(), "metrics": kept}
             results.append(result)
-        return results, round(taken / len(chunk), 3)
+        return results
 
     def _run(self, program: engine.Program, cell: Cell, seed: int) -> engine.Run:
         """Returns what tells a run from others."""

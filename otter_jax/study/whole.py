@@ -2,7 +2,7 @@
 
 import pathlib
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -11,8 +11,7 @@ from ml_collections import ConfigDict
 from otter_jax.errors import Diverged, UserError
 from otter_jax.run import directory
 from otter_jax.run.console import make_console
-from otter_jax.study.cells import Cell
-from otter_jax.study.conduct import Finished
+from otter_jax.study.cells import Cell, Run
 from otter_jax.study.plan import WholeStudy
 from otter_jax.training import contrastive
 
@@ -61,11 +60,10 @@ class Runner:
         keys |= cell.setting.fields()
         return self._load([f"--config.{name}={value}" for name, value in keys.items()])
 
-    def __call__(self, cells: Iterable[Cell], finished: Finished) -> None:
-        """Runs all cells; calls `finished` with each cell and its results, as JSON has them."""
-        for cell in cells:
-            results = [self._run(cell, seed) for seed in cell.seeds]
-            finished(cell, {"seeds": results, "device": self.device})
+    def __call__(self, runs: Iterable[Run]) -> Iterator[tuple[Cell, dict[str, Any]]]:
+        """Makes one run after the other; yields each one's cell and result, as JSON has it."""
+        for cell, seed in runs:
+            yield cell, self._run(cell, seed)
 
     def probe(self, cell: Cell) -> float:
         """Returns NaN: a whole run is not begun to be timed."""
@@ -90,7 +88,7 @@ class Runner:
             found |= {"scores": {"student": {}, "ema": {}}, "diverged_at": error.step}
         taken = time.perf_counter() - begun
         self.seconds, self.done = self.seconds + taken, self.done + 1
-        return found | {"seconds": round(taken, 1)}
+        return found | {"device": self.device, "seconds": round(taken, 1)}
 
 
 def _scores(workdir: pathlib.Path) -> dict[str, dict[str, float]]:

@@ -115,6 +115,25 @@ def test_the_same_command_goes_on_where_it_was_killed(copied, capsys):
     assert "0 runs took" in capsys.readouterr().out
 
 
+def test_each_run_is_kept_once_it_is_made(copied, capsys):
+    path = next((copied / "out").rglob("main_*.json"))
+    cell = json.loads(path.read_text())
+    first, second = cell["seeds"]
+    first["seconds"] = 12345.0  # so that a run made anew is another
+    path.with_suffix(".part").write_text(json.dumps(cell | {"seeds": [first]}))
+    path.unlink()
+    assert again(copied, "--dry") == 0
+    assert "; 1 runs are left" in capsys.readouterr().out
+    assert again(copied) == 0
+    out = capsys.readouterr().out
+    assert "; 1 of their runs are made" in out
+    assert "1 runs took" in out
+    one, other = json.loads(path.read_text())["seeds"]
+    assert one == first
+    assert other["scores"] == second["scores"]
+    assert not path.with_suffix(".part").exists()
+
+
 def test_parts_together_are_the_whole(done, tmp_path):
     path, features = studies.make(tmp_path)
     for part in ("2/2", "1/2"):
