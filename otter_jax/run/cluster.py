@@ -94,8 +94,8 @@ def join(coordinator: str | None, num_processes: int | None, process_id: int | N
             "Give --coordinator=HOST:PORT, --num_processes and --process_id."
         ) from error
     if jax.default_backend() == "cpu":
-        # XLA (jaxlib 0.10) forgets in a program that it keeps that what is sent inside a loop and
-        # outside of it has an order; Gloo relies on that order, and the processes would hang.
+        # A program that XLA (jaxlib 0.10) reads back has lost the order between what it sends in
+        # a loop and beside it. Gloo matches messages by their order, so the processes would hang.
         jax.config.update("jax_enable_compilation_cache", False)
     devices = Counter(device.process_index for device in jax.devices())
     if len(set(devices.values())) > 1:
