@@ -1,8 +1,8 @@
-"""Prints the tables of docs/results.md, and draws its pictures, from the studies' committed runs.
+"""Prints the tables of docs/results.md and docs/choices.md, and draws the first's pictures.
 
     python -m benchmarks.results --out docs
 
-reads benchmarks/studies/STUDY/runs.csv, which `otter-jax study` has written.
+reads the runs that are committed, benchmarks/studies/STUDY/runs.csv; `otter-jax study` wrote them.
 """
 
 import argparse
@@ -38,7 +38,6 @@ CHANGES = {  # the rows of ablations.toml
     "lambda_0_08": "λ = .08",
     "lambda_0_3": "λ = .3",
     "iterations_1": "1 iteration",
-    "iterations_20": "20 iterations",
     "iterations_100": "100 iterations",
     "alpha_0_2": f"{ALPHA} = .2",
     "alpha_0_8": f"{ALPHA} = .8",
@@ -53,15 +52,7 @@ CHANGES = {  # the rows of ablations.toml
     "trust_temperature_0_05": "trust, temperature .05",
     "trust_temperature_0_2": "trust, temperature .2",
     "trust_temperature_0_3": "trust, temperature .3",
-    "trust_limit_1": "trust, weights up to 1",
-    "trust_limit_4": "trust, weights up to 4",
-    "trust_limit_8": "trust, weights up to 8",
     "trust_transport": "trust by transport",
-    "trust_otter_lambda_0_05": "trust + OTTER, λ = .05",
-    "trust_otter_diagonal_kept": "trust + OTTER, diagonal kept",
-    "trust_otter_cross_alone": "trust + OTTER, image-text similarity alone",
-    "trust_otter_no_texts": "trust + OTTER, no text-text similarity",
-    "trust_otter_limit_1": "trust + OTTER, weights up to 1",
     "trust_otter_limit_4": "trust + OTTER, weights up to 4",
     "trust_ls": "trust + LS",
     "trust_kd": "trust + KD",
@@ -178,7 +169,7 @@ def told(setting: str) -> str:
     return ", ".join(words)
 
 
-def picture(heads: Runs, blocks: Runs, path: pathlib.Path) -> None:
+def draw_noise(heads: Runs, blocks: Runs, path: pathlib.Path) -> None:
     """Draws hits over wrong captions: heads on both sets, and trained blocks."""
     rows = [("heads, emoji", heads, HEADS[:3]), ("heads, both sets", heads, HEADS[3:])]
     rows.append(("last block, emoji", blocks, HEADS[:3]))
@@ -215,12 +206,44 @@ def picture(heads: Runs, blocks: Runs, path: pathlib.Path) -> None:
     figure.savefig(path, dpi=130)
 
 
+def draw_differences(heads: Runs, path: pathlib.Path) -> None:
+    """Draws how far each method is from InfoNCE, with its interval: heads, emoji."""
+    measures = ("val/name@10", "seen/name@1", "unseen/name@10")
+    shown = {"none": ("#56b4e9", "o"), "20 %": ("#009e73", "s"), "50 %": ("#d55e00", "^")}
+    methods = [name for name in NAMES if name not in ("infonce", "ridge")]
+    figure = Figure((9.6, 5.4), layout="constrained")
+    for axes, measure in zip(figure.subplots(1, 3, sharey=True), measures, strict=True):
+        for nth, (setting, (wrong, (colour, marker))) in enumerate(
+            zip(HEADS[:3], shown.items(), strict=True)
+        ):
+            base = heads[setting, "infonce"][measure]
+            found = [paired(heads[setting, name][measure], base) for name in methods]
+            at = [row + 0.22 * (nth - 1) for row in range(len(methods))]
+            axes.errorbar(
+                [mean for mean, _ in found], at, xerr=[half for _, half in found], fmt=marker,
+                color=colour, markersize=4.5, linewidth=1.4, label=wrong,
+            )  # fmt: skip
+        axes.axvline(0, color="black", linewidth=0.9)
+        axes.set_title(measure.replace("/name", " name"), fontsize=9.5)
+        axes.set_yticks(range(len(methods)), [NAMES[name].strip("*") for name in methods])
+        axes.locator_params(axis="x", nbins=4)
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.grid(axis="x", alpha=0.3)
+    figure.axes[0].invert_yaxis()
+    figure.axes[1].set_xlabel("more than InfoNCE (mean over ten seeds, 95 % interval)")
+    figure.legend(
+        *figure.axes[0].get_legend_handles_labels(), loc="outside lower center", frameon=False,
+        ncols=3, title="captions exchanged",
+    )  # fmt: skip
+    figure.savefig(path, dpi=130)
+
+
 def main() -> None:
-    """Prints all tables, draws the picture."""
+    """Prints all tables, draws the pictures."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    parser.add_argument("--out", type=pathlib.Path, default="docs", help="folder for the picture")
+    parser.add_argument("--out", type=pathlib.Path, default="docs", help="folder for the pictures")
     options = parser.parse_args()
     heads, blocks, sizes = read("heads"), read("blocks"), read("sizes")
     for name in ("seen/name@1", "seen/name@10", "unseen/name@10", "val/name@10"):
@@ -258,7 +281,8 @@ def main() -> None:
     head = [f"{told(s)}: {name.replace('/name', ' ')}" for s, name in columns]
     print("\n**what each choice is worth**, against OTTER\n")
     print(table(["changed", *head], compared(ablations, columns, "otter")))
-    picture(heads, blocks, options.out / "results_noise.png")
+    draw_noise(heads, blocks, options.out / "results_noise.png")
+    draw_differences(heads, options.out / "results_differences.png")
 
 
 if __name__ == "__main__":
