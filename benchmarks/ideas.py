@@ -114,6 +114,16 @@ def transported(image, text, epsilon):
     return objective.targets_of({"image": plans[0], "text": plans[1]})
 
 
+def per_device(seen):
+    """OTTER, but an eighth of the batch is matched at a time, as 8 devices would by themselves."""
+    asked, B = of(METHODS["otter"])(seen), len(seen.img)
+    img, txt = (each.reshape(8, B // 8, -1) for each in (seen.img, seen.txt))
+    within = img @ img.swapaxes(1, 2) + txt @ txt.swapaxes(1, 2)
+    across = img @ txt.swapaxes(1, 2)
+    parts = transported(within + across, within + across.swapaxes(1, 2), OURS.epsilon)
+    return asked._replace(**{k: jax.scipy.linalg.block_diag(*v) for k, v in parts.items()})
+
+
 def by_features(seen, asked):
     within = seen.pictures @ seen.pictures.T + seen.words @ seen.words.T
     return transported(within, within, OF_FEATURES)
@@ -190,6 +200,7 @@ def with_bin(seen, asked):
 IDEAS = {
     "InfoNCE": Idea(of(METHODS["infonce"])),
     "OTTER": Idea(of(METHODS["otter"])),
+    "OTTER, each of 8 devices by itself": Idea(per_device),
     "trust": Idea(of(METHODS["trust"])),
     "trust + OTTER": Idea(of(OURS)),
     "plans of the encoders' own features": Idea(changed(by_features)),
