@@ -128,6 +128,8 @@ def _load(path: pathlib.Path, cell: Cell, study: Study, state: str) -> dict[str,
     try:
         found = files.read_json(path)
         before = found["definition"] | {"objective": _complete(found["definition"]["objective"])}
+        if not all("seed" in run for run in found["seeds"]):
+            raise KeyError("seed")
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(
             f"{path} is damaged ({error}). Remove it to run this cell again."

@@ -174,6 +174,16 @@ def test_a_study_that_is_being_run_is_not_begun_again(copied, capsys):
     assert "is being run by another process" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("end", [".json", ".part"])
+@pytest.mark.parametrize("content", ["{", "[]", '{"definition": {"objective": {}}}'])
+def test_a_damaged_cell_is_named(copied, end, content, capsys):
+    path = next((copied / "out").rglob("main_*.json"))
+    path.unlink()
+    path.with_suffix(end).write_text(content)
+    assert again(copied) == 2
+    assert f"{path.with_suffix(end)} is damaged" in " ".join(capsys.readouterr().err.split())
+
+
 def test_damaged_features_are_said_in_one_sentence(copied, capsys):
     file = copied / "features.npz"
     file.write_bytes(file.read_bytes()[:500])
