@@ -126,18 +126,16 @@ def cost(
     own = [line for line in lines(study, only) if not study.methods[line[1]].is_linear]
     for batch, group in itertools.groupby(own, key=lambda line: line[0].batch):
         grids = [cell_files.grid(study, *line) for line in group]
-        cells = [cell for grid in grids for cell in grid]
-        done = [cell for cell in cells if not _missing(study, cell, out)]
-        main = sum(_missing_main(study, grid, out) == 0 for grid in grids)
-        runs = sum(_missing(study, cell, out) for cell in cells)
-        runs += sum(_missing_main(study, grid, out) for grid in grids)
-        seconds = runner.probe(cells[0])
+        choose = [_missing(study, cell, out) for grid in grids for cell in grid]
+        main = [_missing_main(study, grid, out) for grid in grids]
+        runs = sum(choose) + sum(main)
+        seconds = runner.probe(grids[0][0])
         whole += seconds * runs if runs else 0
         each = f"{seconds:.2f} s" if seconds == seconds else "nobody knows how many seconds yet"
         tell(
-            f"batch {batch}: {len(grids)} lines; {len(cells):,} cells of {study.choose.seeds} runs "
-            f"to choose, {len(done):,} finished; {len(grids)} main cells of {study.seeds} runs, "
-            f"{main} finished; {runs:,} runs are left, of {each}"
+            f"batch {batch}: {len(grids)} lines; {len(choose):,} cells of {study.choose.seeds} "
+            f"runs to choose, {choose.count(0):,} finished; {len(main)} main cells of "
+            f"{study.seeds} runs, {main.count(0)} finished; {runs:,} runs are left, of {each}"
         )
     if whole == whole:
         tell(f"About {whole / 3600:.1f} h on {runner.device}, compiling and closed forms apart.")
@@ -193,19 +191,20 @@ def _stage(
             found[cell] = results
     if not made:
         return
-    kept = sum(map(len, made.values()))
+    kept = {(cell, run["seed"]) for cell, runs in made.items() for run in runs}
+    missing = [(cell, seed) for cell in made for seed in cell.seeds if (cell, seed) not in kept]
     tell(
         f"{len(made):,} cells to {wanted[0].stage}, {len(wanted) - len(made):,} finished"
-        + (f"; {kept} of their runs are made" if kept else "")
+        + (f"; {len(kept)} of their runs are made" if kept else "")
     )
-    missing = [(c, s) for c in made for s in c.seeds if s not in {run["seed"] for run in made[c]}]
-    done, begun = 0, time.perf_counter()
+    done, before, begun = 0, runner.done, time.perf_counter()
     told = begun
-    for number, (cell, result) in enumerate(runner(missing), start=1):
+    for cell, result in runner(missing):
         made[cell].append(result)
         content = cell_files.save_run(cell, made[cell], study, out)
         now = time.perf_counter()
-        left = f"left {(now - begun) / number * (len(missing) - number) / 60:.1f} min"
+        ended = runner.done - before  # those made side by side are yielded one by one
+        left = f"left {(now - begun) / ended * (len(missing) - ended) / 60:.1f} min"
         if len(made[cell]) == len(cell.seeds):
             done, found[cell] = done + 1, content
             value = f"validation {validation(study, content):.4f}"
