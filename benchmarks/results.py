@@ -61,6 +61,7 @@ CHANGES = {  # the rows of ablations.toml
     "trust_otter_alpha_0_95": f"trust + OTTER, {ALPHA} = .95",
     "trust_ema_0_99": "trust, EMA .99",
 }
+DRAWN = ("val/name@10", "seen/name@1", "unseen/name@10")
 HITS = tuple(f"{kind}/name@{k}" for kind in ("val", "seen", "unseen") for k in (1, 5, 10))
 MEASURES = ("val/name@5", "val/name@10", "seen/name@1", "seen/name@5", "seen/name@10",
             "unseen/name@5", "unseen/name@10", "unseen/tags@5")  # fmt: skip
@@ -173,7 +174,6 @@ def draw_noise(heads: Runs, blocks: Runs, path: pathlib.Path) -> None:
     """Draws hits over wrong captions: heads on both sets, and trained blocks."""
     rows = [("heads, emoji", heads, HEADS[:3]), ("heads, both sets", heads, HEADS[3:])]
     rows.append(("last block, emoji", blocks, HEADS[:3]))
-    measures = ("val/name@10", "seen/name@1", "unseen/name@10")
     styles = {
         "infonce": ("#000000", "o", "InfoNCE"),
         "otter": ("#0072b2", "s", "OTTER"),
@@ -184,7 +184,7 @@ def draw_noise(heads: Runs, blocks: Runs, path: pathlib.Path) -> None:
     for panels, (title, runs, settings) in zip(
         figure.subplots(3, 3, sharex=True), rows, strict=True
     ):
-        for axes, measure in zip(panels, measures, strict=True):
+        for axes, measure in zip(panels, DRAWN, strict=True):
             for name in [*[b for b in BASELINES if b not in styles], *styles]:
                 colour, marker, label = styles.get(name, ("#b0b0b0", "", "other baselines"))
                 own = [runs[s, name][measure] for s in settings if (s, name) in runs]
@@ -208,11 +208,10 @@ def draw_noise(heads: Runs, blocks: Runs, path: pathlib.Path) -> None:
 
 def draw_differences(heads: Runs, path: pathlib.Path) -> None:
     """Draws how far each method is from InfoNCE, with its interval: heads, emoji."""
-    measures = ("val/name@10", "seen/name@1", "unseen/name@10")
     shown = {"none": ("#56b4e9", "o"), "20 %": ("#009e73", "s"), "50 %": ("#d55e00", "^")}
     methods = [name for name in NAMES if name not in ("infonce", "ridge")]
     figure = Figure((9.6, 5.4), layout="constrained")
-    for axes, measure in zip(figure.subplots(1, 3, sharey=True), measures, strict=True):
+    for axes, measure in zip(figure.subplots(1, 3, sharey=True), DRAWN, strict=True):
         for nth, (setting, (wrong, (colour, marker))) in enumerate(
             zip(HEADS[:3], shown.items(), strict=True)
         ):
