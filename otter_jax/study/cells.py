@@ -31,17 +31,13 @@ class Cell:
     seeds: tuple[int, ...]
 
     def path(self, out: pathlib.Path) -> pathlib.Path:
-        """Returns the file of its results."""
+        """Returns the file of the results of its runs, as far as they are made."""
         return out / "cells" / f"{self.name}.json"
 
     @property
     def name(self) -> str:
         """Names it by its setting, method, stage and values, as a path."""
         return f"{self.setting}/{self.method}/{self.stage}_{'_'.join(self._values())}"
-
-    def part_path(self, out: pathlib.Path) -> pathlib.Path:
-        """Returns the file of the results of its first runs, until all are made."""
-        return out / "cells" / f"{self.name}.part"
 
     def __str__(self) -> str:
         return f"{self.setting} {self.method} {' '.join(self._values())}"
@@ -72,6 +68,7 @@ class Cell:
 
 
 Run = tuple[Cell, int]  # a cell, and one of its seeds
+Outcome = Mapping[str, Any]  # of a run, as JSON has it: seed, scores, device, seconds
 
 
 def grid(study: Study, setting: Setting | Keys, method: str) -> list[Cell]:
@@ -88,60 +85,54 @@ def main_cell(study: Study, chosen: Cell) -> Cell:
     return dataclasses.replace(chosen, stage="main", seeds=tuple(range(study.seeds)))
 
 
-def save(path: pathlib.Path, content: Mapping[str, Any]) -> None:
-    """Writes a file of JSON that appears whole."""
+def save(cell: Cell, runs: Sequence[Outcome], study: Study, out: pathlib.Path) -> None:
+    """Writes the results of a cell's runs so far, as a file that appears whole."""
+    path = cell.path(out)
     path.parent.mkdir(parents=True, exist_ok=True)
-    files.write_text(path, json.dumps(content))
-
-
-def load(cell: Cell, study: Study, out: pathlib.Path) -> dict[str, Any] | None:
-    """Returns the results of a finished cell, None if there are none.
-
-    Raises UserError if the file is damaged, or its cell was defined otherwise.
-    """
-    return _load(cell.path(out), cell, study, "finished")
-
-
-def load_part(cell: Cell, study: Study, out: pathlib.Path) -> list[dict[str, Any]]:
-    """Returns the results of the runs of a cell that is not finished. Raises as `load` does."""
-    found = _load(cell.part_path(out), cell, study, "begun")
-    return found["seeds"] if found else []
-
-
-def save_run(
-    cell: Cell, runs: Sequence[Mapping[str, Any]], study: Study, out: pathlib.Path
-) -> dict[str, Any]:
-    """Writes the results of a cell's runs, those of a part until all are there; returns them."""
     runs = sorted(runs, key=lambda run: run["seed"])
-    content = {"definition": cell.definition(study), "seeds": runs}
-    if len(runs) < len(cell.seeds):
-        save(cell.part_path(out), content)
-    else:
-        save(cell.path(out), content)
-        cell.part_path(out).unlink(missing_ok=True)
-    return content
+    files.write_text(path, json.dumps({"definition": cell.definition(study), "seeds": runs}))
 
 
-def _load(path: pathlib.Path, cell: Cell, study: Study, state: str) -> dict[str, Any] | None:
+def load(cell: Cell, study: Study, out: pathlib.Path) -> list[Outcome]:
+    """Returns the results of a cell's runs so far, by their seeds.
+
+    Those of seeds that are not the cell's, as the study had more of them once, are left out.
+
+    Raises UserError if the file is damaged, or Redefined if its runs were defined otherwise.
+    """
+    path = cell.path(out)
     if not path.exists():
-        return None
+        return []
     try:
         found = files.read_json(path)
         before = found["definition"] | {"objective": _complete(found["definition"]["objective"])}
-        if not all("seed" in run for run in found["seeds"]):
-            raise KeyError("seed")
+        runs = {run["seed"]: run for run in found["seeds"]}
+        if len(runs) < len(found["seeds"]):
+            raise ValueError("two runs of one seed")
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(
             f"{path} is damaged ({error}). Remove it to run this cell again."
         ) from error
     now = cell.definition(study)
-    changed = differences(before, now)
-    if changed:
-        raise UserError(
-            f"{path} is {state}, and its definition has changed: {'; '.join(changed[:6])}. Give "
-            "the method another name, take another --out, or remove that file."
+    if changed := [line for line in differences(before, now) if not line.startswith("seeds: ")]:
+        raise Redefined(path, changed)
+    return [runs[seed] for seed in cell.seeds if seed in runs]
+
+
+def is_finished(cell: Cell, runs: Sequence[Outcome]) -> bool:
+    """Tells whether these are all of a cell's runs."""
+    return len(runs) == len(cell.seeds)
+
+
+class Redefined(UserError):
+    """Tells that runs of a cell were made, and that the study file now says something else."""
+
+    def __init__(self, path: pathlib.Path, changed: Sequence[str]):
+        more = f"; and {len(changed) - 6} more" if len(changed) > 6 else ""
+        super().__init__(
+            f"{path} has runs, and its definition has changed: {'; '.join(changed[:6])}{more}. "
+            "Give the method another name, take another --out, or remove that file."
         )
-    return found
 
 
 def _complete(objective: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,6 +1,9 @@
 """Conducts a study: chooses each method's values on validation, then runs the main cells."""
 
+import contextlib
+import functools
 import itertools
+import json
 import pathlib
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -10,7 +13,7 @@ from otter_jax import files
 from otter_jax.errors import Stopped, UserError
 from otter_jax.study import cells as cell_files
 from otter_jax.study import plots, results, tables
-from otter_jax.study.cells import Cell, Run
+from otter_jax.study.cells import Cell, Outcome, Run
 from otter_jax.study.fields import differences
 from otter_jax.study.lines import Line, chosen, lines, validation
 from otter_jax.study.plan import Study
@@ -36,8 +39,8 @@ class Runner(Protocol):
     seconds: float
     compiling: float
 
-    def __call__(self, runs: Iterable[Run]) -> Iterator[tuple[Cell, dict[str, Any]]]:
-        """Makes all runs, in any order; yields each one's cell and result, as JSON has it."""
+    def __call__(self, runs: Iterable[Run]) -> Iterator[tuple[Cell, Outcome]]:
+        """Makes all runs, in any order; yields each one's cell and outcome."""
 
     def probe(self, cell: Cell) -> float:
         """Returns the seconds that a run of a cell takes, from a few steps; NaN if unknown."""
@@ -67,21 +70,28 @@ def run(
     only: tuple[int, int] | None = None,
     tell: Tell,
 ) -> None:
-    """Runs all cells of a study, or of part K of N, that are not finished.
+    """Makes all runs of a study, or of part K of N, that are not made.
 
     The runner is made once it is clear that the study may be run here.
 
-    Raises UserError for finished cells that were defined otherwise, and if another study is in this
-    folder, or the same is being run there; Stopped for Ctrl-C.
+    Raises UserError for runs that were defined otherwise, and if another study is in this folder,
+    or the same is being run there; Stopped for Ctrl-C.
     """
-    out.mkdir(parents=True, exist_ok=True)
-    part = f"part {only[0]} of {only[1]}" if only else "whole"
-    with files.locked(out / f".lock {part}", lambda: _taken(out, part)):
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        why = "it is a file" if out.exists() else error.strerror
+        raise UserError(f"--out {out} cannot be a study's folder: {why}.") from error
+    with _alone(out, only):
         check_same(study, out)
         own = lines(study, only)
+        _check_defined(study, own, out)
+        if not own:
+            tell(f"Part {only[0]} of {only[1]} is empty: there are {len(lines(study))} lines.")
+            return
         runner = make_runner()
-        cell_files.save(out / ABOUT, study.about())
-        cell_files.save(out / "baselines.json", runner.baselines())
+        _write(out / ABOUT, study.about())
+        _write(out / "baselines.json", runner.baselines())
         tell(
             f"{len(own)} lines of {len(study.methods)} methods in {len(study.settings)} settings, "
             f"on {runner.device}"
@@ -97,17 +107,105 @@ def run(
     report(study, out, tell)
 
 
+@contextlib.contextmanager
+def _alone(out: pathlib.Path, only: tuple[int, int] | None) -> Iterator[None]:
+    """Holds the lock of a study, or of part K of N, beside which other parts of N may be run.
+
+    Raises UserError if another process holds that lock, or one of the whole or of another N.
+    """
+    part = "part {} of {}".format(*only) if only else "whole"
+    with files.locked(out / f".lock {part}", lambda: _taken(out, part)):
+        for path in sorted(out.glob(".lock *")):
+            other = path.name.removeprefix(".lock ")
+            beside = only and other.endswith(f" of {only[1]}")
+            if other != part and not beside:
+                with files.locked(path, functools.partial(_taken, out, other)):
+                    pass
+        yield
+
+
+def _taken(out: pathlib.Path, part: str) -> str:
+    return (
+        f"The study in {out} ({part}) is being run by another process. Wait for its end, stop it, "
+        "or give another --out."
+    )
+
+
+def _check_defined(study: Study, own: Sequence[Line], out: pathlib.Path) -> None:
+    """Raises UserError, with their number, if some cells of these lines were defined otherwise."""
+    found: list[cell_files.Redefined] = []
+    for line in own:
+        grid = cell_files.grid(study, *line)
+        for cell in (*grid, *(cell_files.main_cell(study, each) for each in grid)):
+            try:
+                cell_files.load(cell, study, out)
+            except cell_files.Redefined as error:
+                found.append(error)
+    if found:
+        more = f" So have {len(found) - 1:,} other cells." if len(found) > 1 else ""
+        raise UserError(f"{found[0]}{more}")
+
+
 def _run_lines(
     study: Study, own: Sequence[Line], runner: Runner, out: pathlib.Path, tell: Tell
 ) -> None:
     """Runs the cells of these lines: those to choose by, then the main ones."""
-    found: dict[Cell, Any] = {}
+    found: dict[Cell, Sequence[Outcome]] = {}
     groups = itertools.groupby(own, key=lambda line: (line[0].batch, line[1]))
     for _, group in groups:  # of one program, so that results come method by method
         grids = [cell_files.grid(study, *line) for line in group]
         _stage(study, [cell for grid in grids for cell in grid], found, runner, out, tell)
         main = [cell_files.main_cell(study, chosen(study, grid, found)) for grid in grids]
         _stage(study, main, found, runner, out, tell)
+
+
+def _stage(
+    study: Study,
+    wanted: Sequence[Cell],
+    found: dict[Cell, Sequence[Outcome]],
+    runner: Runner,
+    out: pathlib.Path,
+    tell: Tell,
+) -> None:
+    """Makes the runs that are missing, each kept once it is made; adds all runs to `found`."""
+    made = {cell: cell_files.load(cell, study, out) for cell in wanted}
+    found |= made
+    kept = {(cell, run["seed"]) for cell, runs in made.items() for run in runs}
+    missing = [(cell, seed) for cell in wanted for seed in cell.seeds if (cell, seed) not in kept]
+    if not missing:
+        return
+    unfinished = {cell for cell, _ in missing}
+    rest, begun = len(unfinished), sum(len(made[cell]) for cell in unfinished)
+    tell(
+        f"{rest:,} cells to {wanted[0].stage}, {len(wanted) - rest:,} finished"
+        + (f"; {begun} of their runs are made" if begun else "")
+    )
+    done, before, started = 0, runner.done, time.perf_counter()
+    told = started
+    for cell, outcome in runner(missing):
+        made[cell].append(outcome)
+        cell_files.save(cell, made[cell], study, out)
+        now = time.perf_counter()
+        ended = runner.done - before  # those made side by side are yielded one by one
+        value = _found(study, made[cell])
+        left = f"left {(now - started) / ended * (len(missing) - ended) / 60:.1f} min"
+        if cell_files.is_finished(cell, made[cell]):
+            done += 1
+            tell(f"{cell.stage} {done}/{rest} {cell} | {value} | {left}")
+        elif now - told > QUIET:
+            tell(f"{cell.stage} {cell} | {len(made[cell])} of {len(cell.seeds)} runs | {left}")
+        else:
+            continue
+        told = now
+
+
+def _found(study: Study, runs: Sequence[Outcome]) -> str:
+    """Returns the mean on validation as text, and how many runs diverged."""
+    diverged = sum("diverged_at" in run for run in runs)
+    if diverged == len(runs):
+        return "diverged"
+    value = f"validation {validation(study, runs):.4f}"
+    return value + (f", {diverged} of {len(runs)} runs diverged" if diverged else "")
 
 
 def cost(
@@ -143,16 +241,15 @@ def cost(
 
 def _missing(study: Study, cell: Cell, out: pathlib.Path | None) -> int:
     """Returns how many runs of a cell are left."""
-    if out is None:
-        return len(cell.seeds)
-    if cell_files.load(cell, study, out):
-        return 0
-    return len(cell.seeds) - len(cell_files.load_part(cell, study, out))
+    return len(cell.seeds) - (len(cell_files.load(cell, study, out)) if out else 0)
 
 
 def _missing_main(study: Study, grid: Sequence[Cell], out: pathlib.Path | None) -> int:
-    """Returns how many main runs of a line are left, whichever of its cells was chosen."""
-    return min(_missing(study, cell_files.main_cell(study, cell), out) for cell in grid)
+    """Returns how many main runs of a line are left; all, if its values are not chosen yet."""
+    if out is None or any(_missing(study, cell, out) for cell in grid):
+        return study.seeds
+    found = {cell: cell_files.load(cell, study, out) for cell in grid}
+    return _missing(study, cell_files.main_cell(study, chosen(study, grid, found)), out)
 
 
 def report(study: Study, out: pathlib.Path, tell: Tell) -> None:
@@ -166,51 +263,5 @@ def report(study: Study, out: pathlib.Path, tell: Tell) -> None:
     )
 
 
-def _taken(out: pathlib.Path, part: str) -> str:
-    return (
-        f"The study in {out} ({part}) is being run by another process. Wait for its end, stop it, "
-        "or give another --out."
-    )
-
-
-def _stage(
-    study: Study,
-    wanted: Sequence[Cell],
-    found: dict[Cell, Any],
-    runner: Runner,
-    out: pathlib.Path,
-    tell: Tell,
-) -> None:
-    """Makes the runs that are missing, each kept once it is made; adds all results to `found`."""
-    made: dict[Cell, list[dict[str, Any]]] = {}  # of cells that are not finished
-    for cell in wanted:
-        results = cell_files.load(cell, study, out)
-        if results is None:
-            made[cell] = cell_files.load_part(cell, study, out)
-        else:
-            found[cell] = results
-    if not made:
-        return
-    kept = {(cell, run["seed"]) for cell, runs in made.items() for run in runs}
-    missing = [(cell, seed) for cell in made for seed in cell.seeds if (cell, seed) not in kept]
-    tell(
-        f"{len(made):,} cells to {wanted[0].stage}, {len(wanted) - len(made):,} finished"
-        + (f"; {len(kept)} of their runs are made" if kept else "")
-    )
-    done, before, begun = 0, runner.done, time.perf_counter()
-    told = begun
-    for cell, result in runner(missing):
-        made[cell].append(result)
-        content = cell_files.save_run(cell, made[cell], study, out)
-        now = time.perf_counter()
-        ended = runner.done - before  # those made side by side are yielded one by one
-        left = f"left {(now - begun) / ended * (len(missing) - ended) / 60:.1f} min"
-        if len(made[cell]) == len(cell.seeds):
-            done, found[cell] = done + 1, content
-            value = f"validation {validation(study, content):.4f}"
-            tell(f"{cell.stage} {done}/{len(made)} {cell} | {value} | {left}")
-        elif now - told > QUIET:
-            tell(f"{cell.stage} {cell} | {len(made[cell])} of {len(cell.seeds)} runs | {left}")
-        else:
-            continue
-        told = now
+def _write(path: pathlib.Path, content: Any) -> None:
+    files.write_text(path, json.dumps(content))

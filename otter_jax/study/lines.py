@@ -1,9 +1,9 @@
 """Lines of a study: a method in a setting, the cells it is chosen from, and what is chosen."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
-from otter_jax.study.cells import Cell
+from otter_jax.errors import UserError
+from otter_jax.study.cells import Cell, Outcome
 from otter_jax.study.plan import Keys, Setting, Study
 
 Line = tuple[Setting | Keys, str]
@@ -30,7 +30,7 @@ def lines(study: Study, only: tuple[int, int] | None = None) -> list[Line]:
     return [line for i, line in enumerate(found) if i * parts // len(found) == number - 1]
 
 
-def chosen(study: Study, grid: Sequence[Cell], found: Mapping[Cell, Any]) -> Cell:
+def chosen(study: Study, grid: Sequence[Cell], found: Mapping[Cell, Sequence[Outcome]]) -> Cell:
     """Returns the cell of a grid with the largest mean of the study's measures of validation.
 
     A run that has diverged counts as 0; of equal cells the first is taken.
@@ -38,11 +38,19 @@ def chosen(study: Study, grid: Sequence[Cell], found: Mapping[Cell, Any]) -> Cel
     return max(grid, key=lambda cell: validation(study, found[cell]))
 
 
-def validation(study: Study, results: Mapping[str, Any]) -> float:
-    """Returns the mean over seeds and over the measures that values are chosen by."""
-    values = [
-        run["scores"][study.weights].get(name, 0.0)
-        for run in results["seeds"]
-        for name in study.choose.by
-    ]
-    return sum(values) / len(values)
+def validation(study: Study, runs: Sequence[Outcome]) -> float:
+    """Returns the mean over runs and over the measures that values are chosen by.
+
+    Raises UserError if a run that did not diverge has no such measure.
+    """
+    total = 0.0
+    for run in runs:
+        scores = run["scores"][study.weights]
+        for name in study.choose.by:
+            if name not in scores and "diverged_at" not in run:
+                raise UserError(
+                    f"{study.path}: choose.by={name!r}: runs have no such measure; they have "
+                    f"{', '.join(scores)}. Those that are made are kept."
+                )
+            total += scores.get(name, 0.0)
+    return total / (len(runs) * len(study.choose.by))

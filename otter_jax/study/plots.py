@@ -106,11 +106,11 @@ def _line_of(number: int, is_linear: bool) -> str:
 
 
 def _trusting(finished: Finished) -> dict[tuple[Setting | Keys, str], Any]:
-    """Returns the main results of noisy settings whose runs were judged by their weights."""
+    """Returns the main runs of noisy settings whose runs were judged by their weights."""
     return {
-        line: results
-        for line, (_, results) in finished.main.items()
-        if line[0].fields().get("noise") and "auc" in results["seeds"][0].get("metrics", {})
+        line: runs
+        for line, (_, runs) in finished.main.items()
+        if line[0].fields().get("noise") and "auc" in runs[0].get("metrics", {})
     }
 
 
@@ -123,9 +123,9 @@ def _judged(finished: Finished, lines: Mapping[tuple[Setting | Keys, str], Any])
     for column, setting in enumerate(settings):
         for row, name in enumerate(("auc", "recall")):
             axes = panels[row][column]
-            for (at, method), results in lines.items():
+            for (at, method), made in lines.items():
                 if at == setting:
-                    runs = [run for run in results["seeds"] if "diverged_at" not in run]
+                    runs = [run for run in made if "diverged_at" not in run]
                     if runs:
                         values = np.array([run["metrics"][name] for run in runs], float)
                         number = methods.index(method)

@@ -3,7 +3,6 @@
 import dataclasses
 import pathlib
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
 
 import numpy as np
 from jaxtyping import Float
@@ -11,7 +10,7 @@ from scipy import stats
 
 from otter_jax.errors import UserError
 from otter_jax.study import cells as cell_files
-from otter_jax.study.cells import Cell
+from otter_jax.study.cells import Cell, Outcome
 from otter_jax.study.lines import chosen, lines, validation
 from otter_jax.study.plan import Keys, Setting, Study
 
@@ -70,7 +69,7 @@ class Finished:
     """Holds the main cells that are finished, and the cells that their values are chosen from."""
 
     study: Study
-    main: Mapping[tuple[Setting | Keys, str], tuple[Cell, Mapping[str, Any]]]
+    main: Mapping[tuple[Setting | Keys, str], tuple[Cell, Sequence[Outcome]]]
     grids: Mapping[tuple[Setting | Keys, str], Sequence[tuple[Cell, float]]]
 
     @property
@@ -81,8 +80,8 @@ class Finished:
     def measures(self) -> list[str]:
         """Names all measures, those of the runs that did not diverge."""
         found: dict[str, None] = {}
-        for _, results in self.main.values():
-            for run in results["seeds"]:
+        for _, runs in self.main.values():
+            for run in runs:
                 found |= dict.fromkeys(run["scores"][self.study.weights])
         return list(found)
 
@@ -90,7 +89,7 @@ class Finished:
         """Returns a measure of each seed; NaN where a run diverged or is not finished."""
         values = np.full(self.study.seeds, np.nan)
         if (setting, method) in self.main:
-            for run in self.main[setting, method][1]["seeds"]:
+            for run in self.main[setting, method][1]:
                 values[run["seed"]] = run["scores"][self.study.weights].get(measure, np.nan)
         return values
 
@@ -109,13 +108,13 @@ def read(study: Study, out: pathlib.Path) -> Finished:
     main, grids = {}, {}
     for line in lines(study):
         found = {cell: cell_files.load(cell, study, out) for cell in cell_files.grid(study, *line)}
-        if None in found.values():
+        if not all(cell_files.is_finished(cell, runs) for cell, runs in found.items()):
             continue
-        grids[line] = [(cell, validation(study, each)) for cell, each in found.items()]
+        grids[line] = [(cell, validation(study, runs)) for cell, runs in found.items()]
         cell = cell_files.main_cell(study, chosen(study, list(found), found))
-        results = cell_files.load(cell, study, out)
-        if results is not None:
-            main[line] = cell, results
+        runs = cell_files.load(cell, study, out)
+        if cell_files.is_finished(cell, runs):
+            main[line] = cell, runs
     if not main:
         raise UserError(f"{out} has no finished line of {study.path} yet.")
     return Finished(study, main, grids)

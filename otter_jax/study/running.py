@@ -14,12 +14,15 @@ from otter_jax import mesh as meshes
 from otter_jax.errors import UserError
 from otter_jax.models.efficientnet import EFFICIENTNETS, EfficientNet
 from otter_jax.objective import Objective
+from otter_jax.run import programs
+from otter_jax.run.threads import in_thread
 from otter_jax.study import engine, linear, sampling
-from otter_jax.study.cells import Cell, Run
+from otter_jax.study.cells import Cell, Outcome, Run
 from otter_jax.study.features import Features
 from otter_jax.study.plan import HEADS, STRENGTH, FrozenStudy, Setting
 from otter_jax.study.scoring import Search, scores, scores_of_maps
 from otter_jax.study.towers import CachedTowers, Frozen
+from otter_jax.training import compiling
 
 KEPT = 20  # steps of a main run whose metrics are kept
 TOGETHER = 32  # runs side by side on a GPU; on CPUs one after the other is as fast
@@ -67,8 +70,8 @@ class Runner:
         self._compiled: dict[Any, Any] = {}
         self.seconds, self.compiling, self.done = 0.0, 0.0, 0
 
-    def __call__(self, runs: Iterable[Run]) -> Iterator[tuple[Cell, dict[str, Any]]]:
-        """Makes all runs, those of one program together; yields each one's cell and result."""
+    def __call__(self, runs: Iterable[Run]) -> Iterator[tuple[Cell, Outcome]]:
+        """Makes all runs, those of one program together; yields each one's cell and outcome."""
         groups: dict[Any, list[Run]] = {}
         for cell, seed in runs:
             if self._study.methods[cell.method].is_linear:
@@ -97,14 +100,13 @@ class Runner:
         few = min(steps, PROBED)
         run = run._replace(images=run.images[:few], texts=run.texts[:few], wrong=run.wrong[:few])
         stacked = jax.tree.map(lambda leaf: np.stack([leaf] * self._together), run)
-        args = (program, self._mesh, self._given, self._images, self._texts, stacked)
-        jax.block_until_ready(engine.train(*args))
+        self._train(program, stacked)
         begun = time.perf_counter()
-        jax.block_until_ready(engine.train(*args))
+        self._train(program, stacked)
         return (time.perf_counter() - begun) * steps / few / self._together
 
-    def _solve(self, cell: Cell, seed: int) -> dict[str, Any]:
-        """Fits a closed form to the pairs of a seed; returns its result."""
+    def _solve(self, cell: Cell, seed: int) -> Outcome:
+        """Fits a closed form to the pairs of a seed; returns its outcome."""
         begun = time.perf_counter()
         base, strength = self._study.methods[cell.method].base, dict(cell.values)[STRENGTH]
         maps = linear.fit(base, self._moments(cell.setting, seed), strength)
@@ -125,25 +127,19 @@ class Runner:
                 del self._known[next(iter(self._known))]
         return self._known[setting, seed]
 
-    def _run_chunk(self, program: engine.Program, chunk: Sequence[Run]) -> list[dict[str, Any]]:
-        """Makes some runs side by side; returns their results."""
+    def _run_chunk(self, program: engine.Program, chunk: Sequence[Run]) -> list[Outcome]:
+        """Makes some runs side by side; returns their outcomes."""
         padded = [*chunk, *[chunk[-1]] * (self._together - len(chunk))]
         stacked = jax.tree.map(
             lambda *leaves: np.stack(leaves), *(self._run(program, *each) for each in padded)
         )
-        args = (self._given, self._images, self._texts, stacked)
-        key = (program, stacked.images.shape)
-        if key not in self._compiled:
-            begun = time.perf_counter()
-            self._compiled[key] = engine.train.lower(program, self._mesh, *args).compile()
-            self.compiling += time.perf_counter() - begun
-        begun = time.perf_counter()
-        trained = jax.block_until_ready(self._compiled[key](*args))
+        before, begun = self.compiling, time.perf_counter()
+        trained = self._train(program, stacked)
         own = {
             weights: scores(self._model, variables, self.searches)
             for weights, variables in trained.variables.items()
         }
-        taken = time.perf_counter() - begun
+        taken = time.perf_counter() - begun - (self.compiling - before)
         self.seconds, self.done = self.seconds + taken, self.done + len(chunk)
         metrics, at, broken = jax.device_get((trained.metrics, trained.at, trained.broken))
         results, seconds = [], round(taken / len(chunk), 3)
@@ -157,6 +153,19 @@ class Runner:
                 result |= {"steps": at[i].tolist(), "metrics": kept}
             results.append(result)
         return results
+
+    def _train(self, program: engine.Program, stacked: engine.Run) -> engine.Trained:
+        """Trains stacked runs, compiled once for all of their shape; a signal need not wait."""
+        args = (self._given, self._images, self._texts, stacked)
+        key = (program, stacked.images.shape)
+        if key not in self._compiled:
+            begun = time.perf_counter()
+            lowered = engine.train.lower(program, self._mesh, *args)
+            self._compiled[key] = in_thread(lowered.compile, compiling.THREAD)
+            self.compiling += time.perf_counter() - begun
+            programs.note_compiled()
+        compiled = self._compiled[key]
+        return in_thread(lambda: jax.block_until_ready(compiled(*args)), compiling.THREAD)
 
     def _run(self, program: engine.Program, cell: Cell, seed: int) -> engine.Run:
         """Returns what tells a run from others."""

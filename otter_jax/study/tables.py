@@ -128,8 +128,8 @@ def _number(value: float) -> float | None:
 def _write_runs(finished: Finished, measures: Sequence[str], path: pathlib.Path) -> None:
     """Writes each main run's measures, under both weights."""
     rows = []
-    for (setting, method), (cell, results) in finished.main.items():
-        for run in results["seeds"]:
+    for (setting, method), (cell, runs) in finished.main.items():
+        for run in runs:
             for weights, scores in run["scores"].items():
                 values = [scores.get(measure) for measure in measures]
                 about = [setting, method, _values(cell), run["seed"], weights]

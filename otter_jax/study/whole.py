@@ -9,13 +9,15 @@ import jax
 from ml_collections import ConfigDict
 
 from otter_jax.errors import Diverged, UserError
-from otter_jax.run import directory
+from otter_jax.run import directory, trained
 from otter_jax.run.console import make_console
-from otter_jax.study.cells import Cell, Run
+from otter_jax.study.cells import Cell, Outcome, Run
 from otter_jax.study.plan import WholeStudy
 from otter_jax.training import contrastive
 
 Load = Callable[[Sequence[str]], ConfigDict]
+# Keys of a config that may change between two starts of a run: it makes the same steps.
+FREE = ("data.dir", "data.num_workers", "train.log_every", "checkpoint.")
 
 
 class Runner:
@@ -30,7 +32,7 @@ class Runner:
         """`load` returns the study's config with flags, "--config.KEY=VALUE".
 
         Raises UserError for a key or value that the config cannot have, and if nothing is
-        evaluated by which values could be chosen.
+        evaluated by which values could be chosen, or no run keeps the study's weights.
         """
         self._study, self._load, self._out = study, load, out
         self._console = make_console()
@@ -48,6 +50,12 @@ class Runner:
                         f"{study.config} has no {missing[0]!r}; it has "
                         f"{', '.join(config.eval.sets) or 'none'}. A measure is SET/FH@K."
                     )
+                if study.weights not in trained.kept_weights(config):
+                    raise UserError(
+                        f"{study.path}: weights={study.weights!r}: runs of {name} have a fixed "
+                        f"teacher (teacher.checkpoint), so there is no average of their weights. "
+                        'Write weights = "student".'
+                    )
 
     def config(self, cell: Cell, seed: int) -> ConfigDict:
         """Returns the config of a run."""
@@ -60,10 +68,16 @@ class Runner:
         keys |= cell.setting.fields()
         return self._load([f"--config.{name}={value}" for name, value in keys.items()])
 
-    def __call__(self, runs: Iterable[Run]) -> Iterator[tuple[Cell, dict[str, Any]]]:
-        """Makes one run after the other; yields each one's cell and result, as JSON has it."""
+    def __call__(self, runs: Iterable[Run]) -> Iterator[tuple[Cell, Outcome]]:
+        """Makes one run after the other; yields each one's cell and outcome.
+
+        Raises KeyboardInterrupt, once it is yielded, for a signal that came as a run was ending.
+        """
         for cell, seed in runs:
-            yield cell, self._run(cell, seed)
+            outcome, stopped = self._run(cell, seed)
+            yield cell, outcome
+            if stopped:
+                raise KeyboardInterrupt
 
     def probe(self, cell: Cell) -> float:
         """Returns NaN: a whole run is not begun to be timed."""
@@ -73,26 +87,34 @@ class Runner:
         """Returns nothing: each run's own results have them."""
         return {}
 
-    def _run(self, cell: Cell, seed: int) -> dict[str, Any]:
-        """Trains a run, or what is left of it; returns its results."""
+    def _run(self, cell: Cell, seed: int) -> tuple[Outcome, bool]:
+        """Trains a run, or what is left of it.
+
+        Returns its outcome, whose seconds are None if an earlier start made a part of it; and
+        whether a signal asked for a stop when nothing of it was left.
+        """
         workdir = self._out / "runs" / cell.name / f"seed{seed}"
         config = self.config(cell, seed)
-        begun = time.perf_counter()
+        begun, stopped = time.perf_counter(), False
         found: dict[str, Any] = {"seed": seed, "run": str(workdir.relative_to(self._out))}
+        goes_on = directory.is_run(workdir)
+        if goes_on:
+            _check_same(workdir, config)
         directory.check_run(workdir, config, anyway=False, console=self._console)
         self._console.print(f"Run {workdir}")
         try:
-            contrastive.run(config, workdir, console=self._console)
+            stopped = contrastive.run(config, workdir, console=self._console)
             found["scores"] = _scores(workdir)
         except Diverged as error:
             found |= {"scores": {"student": {}, "ema": {}}, "diverged_at": error.step}
         taken = time.perf_counter() - begun
         self.seconds, self.done = self.seconds + taken, self.done + 1
-        return found | {"device": self.device, "seconds": round(taken, 1)}
+        found |= {"device": self.device, "seconds": None if goes_on else round(taken, 1)}
+        return found, stopped
 
 
 def _scores(workdir: pathlib.Path) -> dict[str, dict[str, float]]:
-    """Returns the hits of a run's last evaluation, under both weights."""
+    """Returns the hits of a run's last evaluation, under the weights that it keeps."""
     own = [each for each in directory.evaluations(workdir) if not each.kind]
     results = own[-1].read() if own else None
     if results is None:
@@ -105,3 +127,14 @@ def _scores(workdir: pathlib.Path) -> dict[str, dict[str, float]]:
         }
         for weights in results["weights"]
     }
+
+
+def _check_same(workdir: pathlib.Path, config: ConfigDict) -> None:
+    """Raises UserError if the run in `workdir` was begun with another config."""
+    lines = directory.differences(directory.read_config(workdir), config)
+    if changed := [line for line in lines if not line.startswith(FREE)]:
+        more = f"; and {len(changed) - 6} more" if len(changed) > 6 else ""
+        raise UserError(
+            f"The run in {workdir} was begun with another config: {'; '.join(changed[:6])}{more}. "
+            "Give the method another name, take another --out, or remove that folder."
+        )

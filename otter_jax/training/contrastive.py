@@ -51,12 +51,12 @@ def run(
     anyway: bool = False,
     profile: Span | None = None,
     console: Console,
-) -> None:
+) -> bool:
     """Trains to the last step of `config`, from the newest checkpoint in `workdir` if there is one.
 
-    `from_step`, `anyway` and `profile` are those of `loop.train`. SIGTERM or Ctrl-C saves after the
-    current step, and raises Stopped. Raises UserError for a mistake in config or data, before
-    anything is compiled, and when a number is no longer finite.
+    `from_step`, `anyway`, `profile` and what is returned are those of `loop.train`. SIGTERM or
+    Ctrl-C saves after the current step, and raises Stopped. Raises UserError for a mistake in
+    config or data, before anything is compiled, and when a number is no longer finite.
     """
     console.print(f"Opening the data set {config.data.name} and both encoders")
     setup = Setup.of(config)
@@ -65,7 +65,7 @@ def run(
     watched = WatchedPairs(config, setup.source, evaluator.embedder, workdir, console)
     task = Contrastive(setup, evaluator, watched, console)
     how = {"from_step": from_step, "anyway": anyway, "profile": profile}
-    train(task, workdir, console=console, **how)
+    return train(task, workdir, console=console, **how)
 
 
 @dataclasses.dataclass(frozen=True)

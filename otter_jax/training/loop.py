@@ -95,8 +95,10 @@ def train(
     anyway: bool = False,
     profile: profiling.Span | None = None,
     console: rich.console.Console,
-) -> None:
+) -> bool:
     """Trains `task` to its last step, from the newest checkpoint in `workdir` if there is one.
+
+    Returns whether a signal asked this process, if it is alone, to stop as nothing was left to do.
 
     With `from_step` it goes on from that checkpoint, and sets later ones aside. The steps of
     `profile` are traced. SIGTERM or Ctrl-C saves after the current step, and raises Stopped. Raises
@@ -133,17 +135,18 @@ def train(
                 f"Set aside, in {workdir / 'set_aside'}: the later steps "
                 f"{', '.join(map(str, aside))}."
             )
-        owed = _owes_evaluation(task, workdir, checkpoints, start)
+        owed, stop = _owes_evaluation(task, workdir, checkpoints, start), stops.Stop()
         if owed or start < task.steps:
             scalars = stack.enter_context(_recorded(workdir, start))
-            loop = Loop(task, workdir, checkpoints, scalars, stops.Stop(), console)
+            loop = Loop(task, workdir, checkpoints, scalars, stop, console)
             if owed:
                 loop.make_up(start, state)
         if start >= task.steps:
             console.print(f"Done already: {start} of {task.steps} steps are in {workdir}.")
-            return
+            return bool(stop.by)
         task.begin(state, start)
         loop.run(start, state, batches, profiling.Profile(profile, workdir, console))
+        return bool(stop.by)
 
 
 def _owes_evaluation(

@@ -120,8 +120,7 @@ def test_each_run_is_kept_once_it_is_made(copied, capsys):
     cell = json.loads(path.read_text())
     first, second = cell["seeds"]
     first["seconds"] = 12345.0  # so that a run made anew is another
-    path.with_suffix(".part").write_text(json.dumps(cell | {"seeds": [first]}))
-    path.unlink()
+    path.write_text(json.dumps(cell | {"seeds": [first]}))
     assert again(copied, "--dry") == 0
     assert "; 1 runs are left" in capsys.readouterr().out
     assert again(copied) == 0
@@ -131,7 +130,34 @@ def test_each_run_is_kept_once_it_is_made(copied, capsys):
     one, other = json.loads(path.read_text())["seeds"]
     assert one == first
     assert other["scores"] == second["scores"]
-    assert not path.with_suffix(".part").exists()
+
+
+def test_more_seeds_are_more_runs_and_fewer_lose_none(copied, capsys):
+    path, before = copied / "study.toml", scores(copied)
+    path.write_text(path.read_text().replace("seeds = 2", "seeds = 3"))
+    assert again(copied) == 0
+    assert "4 runs took" in capsys.readouterr().out  # one of each line
+    after = scores(copied)
+    assert {p: runs[:2] for p, runs in after.items()} == before
+    path.write_text(path.read_text().replace("seeds = 3", "seeds = 2"))
+    assert again(copied) == 0
+    assert "0 runs took" in capsys.readouterr().out
+    assert scores(copied) == after
+    assert {row["seed"] for row in table(copied / "out" / "runs.csv")} == {"0", "1"}
+
+
+def test_a_stop_is_heard_within_a_run(done, tmp_path):
+    text = studies.FILE.replace("pairs = 96", "pairs = 8_000_000")  # minutes, were it not stopped
+    path, features = studies.make(tmp_path, text)
+    flags = ("--features", features, "--out", tmp_path / "out")
+    words = [sys.executable, "-m", "otter_jax", "study", path, *flags]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as process:
+        lines = iter(process.stdout.readline, "")
+        assert any("cells to choose" in line for line in lines)
+        process.terminate()
+        told = process.stdout.read()
+        assert process.wait(timeout=30) == 75
+    assert "the same command goes on" in told
 
 
 def test_parts_together_are_the_whole(done, tmp_path):
@@ -150,6 +176,7 @@ def test_other_definitions_of_finished_cells_are_refused(copied, capsys):
     error = capsys.readouterr().err
     assert "objective.alpha: 0.5 -> 0.7" in error
     assert "Give the method another name" in error
+    assert "So have 5 other cells" in error
 
 
 def test_another_study_in_the_same_folder_is_refused(copied, capsys):
@@ -168,20 +195,42 @@ def test_features_of_something_else_are_refused(copied, capsys):
 
 
 def test_a_study_that_is_being_run_is_not_begun_again(copied, capsys):
-    with (copied / "out" / ".lock whole").open("a") as file:
+    for flags, other in CONFLICTS:
+        with (copied / "out" / f".lock {other}").open("a") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            assert again(copied, *flags) == 2
+        assert f"({other}) is being run by another process" in capsys.readouterr().err
+    with (copied / "out" / ".lock part 1 of 2").open("a") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
-        assert again(copied) == 2
-    assert "is being run by another process" in capsys.readouterr().err
+        assert again(copied, "--only", "2/2") == 0
 
 
-@pytest.mark.parametrize("end", [".json", ".part"])
-@pytest.mark.parametrize("content", ["{", "[]", '{"definition": {"objective": {}}}'])
-def test_a_damaged_cell_is_named(copied, end, content, capsys):
+CONFLICTS = (  # what is begun, and what is being run
+    ((), "whole"),
+    ((), "part 1 of 2"),
+    (("--only", "1/2"), "whole"),
+    (("--only", "1/2"), "part 1 of 2"),
+    (("--only", "1/2"), "part 2 of 3"),
+)
+TWICE = '{"definition": {"objective": {}}, "seeds": [{"seed": 0}, {"seed": 0}]}'
+
+
+@pytest.mark.parametrize("content", ["{", "[]", '{"definition": {"objective": {}}}', TWICE])
+def test_a_damaged_cell_is_named(copied, content, capsys):
     path = next((copied / "out").rglob("main_*.json"))
-    path.unlink()
-    path.with_suffix(end).write_text(content)
+    path.write_text(content)
     assert again(copied) == 2
-    assert f"{path.with_suffix(end)} is damaged" in " ".join(capsys.readouterr().err.split())
+    assert f"{path} is damaged" in " ".join(capsys.readouterr().err.split())
+
+
+def test_the_folder_of_a_study_is_no_file(done, capsys):
+    assert again(done, "--out", str(done / "study.toml")) == 2
+    assert "it is a file" in capsys.readouterr().err
+
+
+def test_a_part_without_lines_is_no_mistake(done, capsys):
+    assert again(done, "--only", "2/9") == 0
+    assert "Part 2 of 9 is empty: there are 4 lines" in capsys.readouterr().out
 
 
 def test_damaged_features_are_said_in_one_sentence(copied, capsys):

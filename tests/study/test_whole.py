@@ -1,12 +1,16 @@
 """A study of whole runs: each is what `train` makes, in a directory that its cell names."""
 
 import json
+import os
+import shutil
+import signal
 
 import pytest
 import world
 
 from otter_jax.commands import study as command
 from otter_jax.run import directory
+from otter_jax.run.checkpoint import Checkpoints
 
 FILE = """
 config = "{config}"
@@ -61,11 +65,46 @@ def test_runs_are_in_directories_that_cells_name_and_go_on(home, capsys):
     assert json.loads(main.read_text())["seeds"][0]["scores"] == cell["seeds"][0]["scores"]
 
 
+def test_a_run_of_another_config_is_not_gone_on_with(home, capsys):
+    assert call(home) == 0
+    shutil.rmtree(home / "out" / "cells")
+    change = ("infonce = {}", "infonce.train.optim.warmup_steps = 3")
+    assert call(home, change=change) == 2
+    told = " ".join(capsys.readouterr().err.split())
+    assert "was begun with another config: optim.warmup_steps: " in told
+    assert call(home) == 0
+
+
+def test_a_stop_while_the_last_state_is_saved_ends_the_study(home, tmp_path, capsys, monkeypatch):
+    def save(self, *args):
+        if len(args) == 3:  # after the last evaluation
+            os.kill(os.getpid(), signal.SIGTERM)
+        saved(self, *args)
+
+    saved = Checkpoints.save
+    monkeypatch.setattr(Checkpoints, "save", save)
+    assert call(home, "--out", str(tmp_path / "out")) == 75
+    assert "Finished runs are kept" in capsys.readouterr().out
+    (cell,) = (tmp_path / "out" / "cells").rglob("*.json")
+    assert len(json.loads(cell.read_text())["seeds"]) == 1
+
+
+def test_a_measure_that_runs_have_not_is_said(home, capsys):
+    assert call(home) == 0
+    assert call(home, change=("colours/FH@1", "colours/FH@3")) == 2
+    assert "runs have no such measure; they have colours/FH@1" in capsys.readouterr().err
+
+
 MISTAKES = {
     "key": ("train.epochs = 0.8", "train.epoch = 0.8", "did you mean train.epochs"),
     "value": ("train.epochs = 0.8", "train.epochs = -1", "train.epochs"),
     "measure": ("colours/FH@1", "colour/FH@1", "has no 'colour'; it has colours"),
     "closed form": ("infonce = {}", "infonce = {}\nridge = {}", "a closed form for kept features"),
+    "weights": (
+        "train.epochs = 0.8",
+        'teacher.checkpoint = "runs/teacher"',
+        'Write weights = "student"',
+    ),
     "section": ("[choose]", "[data]\n[choose]", "there is no key 'data'"),
 }
 
