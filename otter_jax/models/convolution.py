@@ -1,8 +1,9 @@
 """Convolutions and pooling of images, by the algorithms that are fast on the device.
 
 On CPUs XLA takes up to six times as long as a matrix product for the gradients of 1x1 convolutions,
-7 to 40 times as long as a sum of shifted images for depthwise ones, and twenty times as long as a
-comparison of shifted images for the gradient of a maximum. Other convolutions are XLA's everywhere.
+up to three times as long as products with windows for those of other kernels, 7 to 40 times as long
+as a sum of shifted images for depthwise ones, and twenty times as long as a comparison of shifted
+images for the gradient of a maximum. Elsewhere all are XLA's.
 """
 
 from collections.abc import Callable
@@ -107,11 +108,8 @@ def convolve(
     x: Float[Array, "B H W C"], kernel: Float[Array, "K K C C2"], stride: int, padding: Padding
 ) -> Float[Array, "B H2 W2 C2"]:
     """Convolves over all channels."""
-    convolution = partial(convolve_by_xla, stride=stride, padding=padding)
     size, unpadded = len(kernel), padding == ((0, 0), (0, 0))
     tiles = size == stride and not (x.shape[1] % size or x.shape[2] % size)
-    if not (unpadded and (size == 1 or tiles)):
-        return convolution(x, kernel)
 
     def multiply(x, kernel):
         if size == 1:
@@ -122,7 +120,18 @@ def convolve(
         flat = kernel.reshape(-1, kernel.shape[-1])
         return product(windows.reshape(*windows.shape[:3], len(flat)), flat)
 
-    return by_device(multiply, convolution)(x, kernel)
+    def by_windows(x, kernel):
+        return convolve_by_windows(x, kernel, stride, pads_of(x, kernel, stride, padding))
+
+    on_cpu = multiply if unpadded and (size == 1 or tiles) else by_windows
+    return by_device(on_cpu, partial(convolve_by_xla, stride=stride, padding=padding))(x, kernel)
+
+
+def pads_of(x, kernel, stride, padding):
+    """Returns how many pixels a padding adds before and after rows and columns."""
+    if padding == "SAME":
+        padding = jax.lax.padtype_to_pads(x.shape[1:3], kernel.shape[:2], (stride,) * 2, "SAME")
+    return tuple(padding)
 
 
 def convolve_by_xla(x, kernel, *, stride, padding, groups=1):
@@ -133,6 +142,55 @@ def convolve_by_xla(x, kernel, *, stride, padding, groups=1):
     )  # fmt: skip
 
 
+@partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def convolve_by_windows(
+    x: Float[Array, "B H W C"],
+    kernel: Float[Array, "K K C C2"],
+    stride: int,
+    pads: tuple[tuple[int, int], ...],
+) -> Float[Array, "B H2 W2 C2"]:
+    """Convolves by XLA's own operation.
+
+    The kernel's gradient is written out: the windows that outputs saw, multiplied with the outputs'
+    gradients. In ResNet-50 it takes half of the time of XLA's.
+    """
+    return convolve_by_xla(x, kernel, stride=stride, padding=pads)
+
+
+def _convolve_by_windows(x, kernel, stride, pads):
+    return convolve_by_windows(x, kernel, stride, pads), (x, kernel)
+
+
+def _convolve_by_windows_back(stride, pads, residuals, grad):
+    x, kernel = residuals
+    of_x = partial(convolve_by_xla, kernel=kernel, stride=stride, padding=pads)
+    (grad_x,) = jax.vjp(of_x, x)[1](grad)
+    return grad_x, _kernel_gradient(x, kernel, grad, stride, pads)
+
+
+convolve_by_windows.defvjp(_convolve_by_windows, _convolve_by_windows_back)
+
+
+def _kernel_gradient(x, kernel, grad, stride, pads):
+    size, channels = len(kernel), grad.shape[-1]
+    x = jnp.pad(x, ((0, 0), *pads, (0, 0)))
+    exact = jnp.promote_types(grad.dtype, jnp.float32)
+    # Some images at a time, whose windows lie in the processor's cache, as in `_tap_by_tap_back`.
+    count = pieces(len(x), grad.nbytes // channels * kernel.size // channels + grad.nbytes)
+    xs, grads = (each.reshape(-1, count, *each.shape[1:]) for each in (x, grad))
+
+    def add_piece(number, total):
+        some, of_some = xs[:, number], grads[:, number].reshape(-1, channels)
+        windows = jnp.concatenate(taps(some, size, stride, *grad.shape[1:3]), axis=-1)
+        windows = windows.reshape(len(of_some), -1)
+        rows = (((0,), (0,)), ((), ()))
+        return total + jax.lax.dot_general(windows, of_some, rows, preferred_element_type=exact)
+
+    total = jnp.zeros((kernel.size // channels, channels), exact)
+    total = jax.lax.fori_loop(0, count, add_piece, total)
+    return total.reshape(kernel.shape).astype(kernel.dtype)
+
+
 def depthwise(
     x: Float[Array, "B H W C"], kernel: Float[Array, "K K 1 C"], stride: int, padding: Padding
 ) -> Float[Array, "B H2 W2 C"]:
@@ -140,9 +198,7 @@ def depthwise(
     grouped = partial(convolve_by_xla, stride=stride, padding=padding, groups=x.shape[-1])
 
     def shifted(x, kernel):
-        pads = padding
-        if pads == "SAME":
-            pads = jax.lax.padtype_to_pads(x.shape[1:3], kernel.shape[:2], (stride,) * 2, pads)
+        pads = pads_of(x, kernel, stride, padding)
         return tap_by_tap(jnp.pad(x, ((0, 0), *pads, (0, 0))), kernel, stride)
 
     return by_device(shifted, grouped)(x, kernel)
@@ -159,12 +215,10 @@ def tap_by_tap(
     """
     size = kernel.shape[0]
     x = jax.lax.optimization_barrier(x)  # otherwise every tap would compute it again
-    h, w = x.shape[1] - size + 1, x.shape[2] - size + 1
-    return sum(
-        x[:, i : i + h : stride, j : j + w : stride] * kernel[i, j, 0]
-        for i in range(size)
-        for j in range(size)
-    )
+    h, w = ((n - size) // stride + 1 for n in x.shape[1:3])
+    weights = kernel.reshape(-1, kernel.shape[-1])
+    seen = taps(x, size, stride, h, w)
+    return sum(tap * weight for tap, weight in zip(seen, weights, strict=True))
 
 
 def _tap_by_tap(x, kernel, stride):
@@ -182,25 +236,26 @@ def _tap_by_tap_back(stride, residuals, grad):
     # neighbours, so that the pieces of a batch that is spread over devices are so, too.
     count = pieces(len(x), x.nbytes + grad.nbytes)
     xs, grads = (each.reshape(-1, count, *each.shape[1:]) for each in (x, grad))
-    seen = (len(xs), *((m - 1) * stride + 1 for m in grad.shape[1:3]), x.shape[3])
+    exact = jnp.promote_types(grad.dtype, jnp.float32)
 
     def add_piece(number, total):
-        some, of_some = xs[:, number], grads[:, number]
+        some, of_some = xs[:, number], grads[:, number].reshape(-1, x.shape[3])
+        # As rows: of arrays of two axes XLA's sums are faster.
+        rows = (tap.reshape(of_some.shape) for tap in taps(some, size, stride, *grad.shape[1:3]))
+        return total + jnp.stack([(tap.astype(exact) * of_some).sum(0) for tap in rows])
 
-        def of_tap(tap):  # one tap after the other, since all at once take too much memory
-            part = jax.lax.dynamic_slice(some, (0, tap // size, tap % size, 0), seen)
-            part = part[:, ::stride, ::stride].astype(total.dtype)
-            return (part * of_some).sum((0, 1, 2))
-
-        return total + jax.lax.map(of_tap, jnp.arange(size**2))
-
-    exact = jnp.promote_types(grad.dtype, jnp.float32)
     grad_kernel = jax.lax.fori_loop(0, count, add_piece, jnp.zeros((size**2, x.shape[3]), exact))
     grad_kernel = grad_kernel.reshape(kernel.shape)
     return tap_by_tap(spread, kernel[::-1, ::-1], 1), grad_kernel.astype(kernel.dtype)
 
 
 tap_by_tap.defvjp(_tap_by_tap, _tap_by_tap_back)
+
+
+def taps(x: Float[Array, "B H W C"], size: int, stride: int, h: int, w: int) -> list[Array]:
+    """Returns what each entry of a kernel sees of padded images, [B, h, w, C], row by row."""
+    h, w = (h - 1) * stride + 1, (w - 1) * stride + 1
+    return [x[:, i : i + h : stride, j : j + w : stride] for i in range(size) for j in range(size)]
 
 
 def pieces(images: int, size: int) -> int:

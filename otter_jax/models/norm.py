@@ -36,26 +36,22 @@ class BatchNorm(nn.Module):
         running_var = self.variable("batch_stats", "var", jnp.ones, width)
 
         x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+        shifted = x - running_mean.value
         if use_running_average:
-            mean, var = running_mean.value, running_var.value
-        else:
-            axes = tuple(range(x.ndim - 1))
-            count = x.size // x.shape[-1]
-            # Both moments in one pass over x, relative to the running mean, so that a large mean
-            # does not cost a small variance its precision.
-            shifted = x - running_mean.value
-            offset = shifted.mean(axes)
-            mean = running_mean.value + offset
-            var = jnp.maximum(jnp.square(shifted).mean(axes) - jnp.square(offset), 0)
-            if not self.is_initializing():
-                old, new = self.momentum, 1 - self.momentum
-                running_mean.value = old * running_mean.value + new * mean
-                running_var.value = old * running_var.value + new * var * (count / (count - 1))
-        if use_running_average:
-            gain = scale / jnp.sqrt(var + self.epsilon)
-            return ((x - mean) * gain + bias).astype(self.dtype)
+            gain = scale / jnp.sqrt(running_var.value + self.epsilon)
+            return (shifted * gain + bias).astype(self.dtype)
+        axes = tuple(range(x.ndim - 1))
+        count = x.size // x.shape[-1]
+        # Both moments in one pass over x, relative to the running mean, so that a large mean
+        # does not cost a small variance its precision.
+        offset = shifted.mean(axes)
+        var = jnp.maximum(jnp.square(shifted).mean(axes) - jnp.square(offset), 0)
+        if not self.is_initializing():
+            old, new = self.momentum, 1 - self.momentum
+            running_mean.value += new * offset
+            running_var.value = old * running_var.value + new * var * (count / (count - 1))
         affine = jnp.asarray(scale), jnp.asarray(bias)
-        return normalise(x, *affine, mean, var, self.epsilon).astype(self.dtype)
+        return normalise(shifted, *affine, offset, var, self.epsilon).astype(self.dtype)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(5,))
@@ -85,9 +81,8 @@ def _normalise_back(epsilon, residuals, grad):
     axes, count = tuple(range(x.ndim - 1)), x.size // x.shape[-1]
     deviation = jnp.sqrt(var + epsilon)
     # Both sums before anything else: otherwise XLA adds up again in what follows.
-    total, slope = jax.lax.optimization_barrier(
-        (grad.sum(axes), ((x - mean) * grad).sum(axes) / deviation)
-    )
+    total, product = jax.lax.optimization_barrier((grad.sum(axes), (x * grad).sum(axes)))
+    slope = (product - mean * total) / deviation
     gain = scale / deviation
     tilt = gain * slope / (count * deviation)
     grad_x = gain * grad - tilt * (x - mean) - gain * total / count

@@ -43,14 +43,16 @@ def same_with_gradients(function, expected, *arrays):
         ((5, 8), 3, 2, ONE),
         ((9, 7), 7, 2, THREE),
         ((4, 4), 1, 1, ONE),
+        ((8, 7), 3, 2, "SAME"),
     ],
 )
-def test_a_convolution_is_that_of_xla_with_its_gradients(shape, size, stride, padding):
+def test_a_convolution_is_that_of_xla_with_its_gradients(shape, size, stride, padding, monkeypatch):
+    monkeypatch.setattr(convolution, "CACHE", 10_000)  # one to six pieces of the batch
     with jax.enable_x64(True):
         same_with_gradients(
             partial(convolution.convolve, stride=stride, padding=padding),
             partial(convolution.convolve_by_xla, stride=stride, padding=padding),
-            drawn(2, *shape, 3),
+            drawn(6, *shape, 3),
             drawn(size, size, 3, 4),
         )
 
