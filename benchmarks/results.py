@@ -49,6 +49,8 @@ CHANGES = {  # the rows of ablations.toml
     "ema_0_9": "EMA .9",
     "ema_0_99": "EMA .99",
     "fixed_negatives": "no gradient through negatives",
+    "otter_released": "OTTER as released, 8 processes",
+    "kd_released": "KD as released",
     "trust_temperature_0_05": "trust, temperature .05",
     "trust_temperature_0_2": "trust, temperature .2",
     "trust_temperature_0_3": "trust, temperature .3",

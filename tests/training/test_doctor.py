@@ -121,7 +121,7 @@ def test_labels_that_are_no_names_are_told(config, tmp_path):
 
 def test_a_step_that_does_not_fit_or_waits_is_told(config, monkeypatch):
     setup = Setup.of(config)
-    monkeypatch.setattr(compiling, "memory_of", lambda: 940_000)
+    monkeypatch.setattr(compiling, "memory_of", lambda: 1_450_000)
     findings = list(doctor.look_at_step(setup, supply=1e9))
     assert [f.level for f in findings] == ["error"]
     assert "train.batch_size=8 would fit" in findings[0].text
