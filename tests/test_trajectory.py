@@ -414,11 +414,11 @@ def test_five_steps_of_two_devices_are_those_of_two_released_processes(name):
 
 
 def test_two_steps_with_resnet50_and_bert_base_are_the_released_ones():
-    """The first in all; of the second, texts.
+    """The first in all; of the second, texts, and which way temperatures move.
 
     The first update moves the first filters by six times their size, in a direction that float32
-    leaves 3% open. After it, images agree with the release no better than with our own float64; nor
-    do temperatures, which move by 4e-3 in the second step and differ by up to half of that.
+    leaves 3% open. After it, images agree with the release no better than with our own float64. So
+    temperatures, which move by 4e-3 in the second step, differ by 1e-3 to 2e-3 with the processor.
     """
     golden, objective = load("full_otter_recipe"), METHODS["otter"]
     batches = [
@@ -460,6 +460,7 @@ def test_two_steps_with_resnet50_and_bert_base_are_the_released_ones():
     assert apart["embedding"][0] < 3e-5
     assert apart["target"][0] < 3e-5
     assert apart["log_scale"][0] < 1e-6
+    assert apart["log_scale"][1] < 3e-3
     for who in "st":
         texts = run[f"{who}_txt_emb"][..., ::2]
         np.testing.assert_allclose(texts, golden[f"{who}_txt_emb"], atol=5e-5)

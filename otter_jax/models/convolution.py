@@ -175,20 +175,14 @@ def _kernel_gradient(x, kernel, grad, stride, pads):
     size, channels = len(kernel), grad.shape[-1]
     x = jnp.pad(x, ((0, 0), *pads, (0, 0)))
     exact = jnp.promote_types(grad.dtype, jnp.float32)
-    # Some images at a time, whose windows lie in the processor's cache, as in `_tap_by_tap_back`.
-    count = pieces(len(x), grad.nbytes // channels * kernel.size // channels + grad.nbytes)
-    xs, grads = (each.reshape(-1, count, *each.shape[1:]) for each in (x, grad))
 
-    def add_piece(number, total):
-        some, of_some = xs[:, number], grads[:, number].reshape(-1, channels)
-        windows = jnp.concatenate(taps(some, size, stride, *grad.shape[1:3]), axis=-1)
-        windows = windows.reshape(len(of_some), -1)
+    def of_piece(x, grad):
+        windows = jnp.concatenate(taps(x, size, stride), axis=-1).reshape(len(grad), -1)
         rows = (((0,), (0,)), ((), ()))
-        return total + jax.lax.dot_general(windows, of_some, rows, preferred_element_type=exact)
+        return jax.lax.dot_general(windows, grad, rows, preferred_element_type=exact)
 
-    total = jnp.zeros((kernel.size // channels, channels), exact)
-    total = jax.lax.fori_loop(0, count, add_piece, total)
-    return total.reshape(kernel.shape).astype(kernel.dtype)
+    held = grad.nbytes // channels * kernel.size // channels + grad.nbytes
+    return sum_of_pieces(of_piece, x, grad, held).reshape(kernel.shape).astype(kernel.dtype)
 
 
 def depthwise(
@@ -215,10 +209,8 @@ def tap_by_tap(
     """
     size = kernel.shape[0]
     x = jax.lax.optimization_barrier(x)  # otherwise every tap would compute it again
-    h, w = ((n - size) // stride + 1 for n in x.shape[1:3])
     weights = kernel.reshape(-1, kernel.shape[-1])
-    seen = taps(x, size, stride, h, w)
-    return sum(tap * weight for tap, weight in zip(seen, weights, strict=True))
+    return sum(tap * weight for tap, weight in zip(taps(x, size, stride), weights, strict=True))
 
 
 def _tap_by_tap(x, kernel, stride):
@@ -232,30 +224,42 @@ def _tap_by_tap_back(stride, residuals, grad):
     ends = [n - (m - 1) * stride - 1 for n, m in zip(x.shape[1:3], grad.shape[1:3], strict=True)]
     around = [(0, 0, 0), *((size - 1, end, gap) for end in ends), (0, 0, 0)]
     spread = jax.lax.pad(grad, jnp.zeros((), grad.dtype), around)
-    # Some images at a time, whose taps are then read from the processor's cache. They are not
-    # neighbours, so that the pieces of a batch that is spread over devices are so, too.
-    count = pieces(len(x), x.nbytes + grad.nbytes)
-    xs, grads = (each.reshape(-1, count, *each.shape[1:]) for each in (x, grad))
     exact = jnp.promote_types(grad.dtype, jnp.float32)
 
-    def add_piece(number, total):
-        some, of_some = xs[:, number], grads[:, number].reshape(-1, x.shape[3])
-        # As rows: of arrays of two axes XLA's sums are faster.
-        rows = (tap.reshape(of_some.shape) for tap in taps(some, size, stride, *grad.shape[1:3]))
-        return total + jnp.stack([(tap.astype(exact) * of_some).sum(0) for tap in rows])
+    def of_piece(x, grad):  # as rows: of arrays of two axes XLA's sums are faster
+        rows = (tap.reshape(grad.shape).astype(exact) for tap in taps(x, size, stride))
+        return jnp.stack([(tap * grad).sum(0) for tap in rows])
 
-    grad_kernel = jax.lax.fori_loop(0, count, add_piece, jnp.zeros((size**2, x.shape[3]), exact))
-    grad_kernel = grad_kernel.reshape(kernel.shape)
+    grad_kernel = sum_of_pieces(of_piece, x, grad, x.nbytes + grad.nbytes).reshape(kernel.shape)
     return tap_by_tap(spread, kernel[::-1, ::-1], 1), grad_kernel.astype(kernel.dtype)
 
 
 tap_by_tap.defvjp(_tap_by_tap, _tap_by_tap_back)
 
 
-def taps(x: Float[Array, "B H W C"], size: int, stride: int, h: int, w: int) -> list[Array]:
-    """Returns what each entry of a kernel sees of padded images, [B, h, w, C], row by row."""
-    h, w = (h - 1) * stride + 1, (w - 1) * stride + 1
+def taps(x: Float[Array, "B H W C"], size: int, stride: int) -> list[Float[Array, "B H2 W2 C"]]:
+    """Returns what each entry of a kernel sees of padded images, row by row of the kernel."""
+    h, w = x.shape[1] - size + 1, x.shape[2] - size + 1
     return [x[:, i : i + h : stride, j : j + w : stride] for i in range(size) for j in range(size)]
+
+
+def sum_of_pieces(
+    work: Callable, x: Float[Array, "B H W C"], grad: Float[Array, "B H2 W2 C2"], held: int
+) -> Array:
+    """Sums what `work` makes of some images at a time and of their gradients as rows.
+
+    So what it holds of the batch, `held` bytes, lies in the processor's cache. The images of a
+    piece are not neighbours, so that the pieces of a batch that is spread over devices are so, too.
+    """
+    count = pieces(len(x), held)
+    xs, grads = (each.reshape(-1, count, *each.shape[1:]) for each in (x, grad))
+
+    def of(number):
+        return work(xs[:, number], grads[:, number].reshape(-1, grad.shape[-1]))
+
+    first = jax.eval_shape(of, 0)
+    zeros = jnp.zeros(first.shape, first.dtype)
+    return jax.lax.fori_loop(0, count, lambda number, total: total + of(number), zeros)
 
 
 def pieces(images: int, size: int) -> int:
@@ -274,12 +278,9 @@ def max_pool(
 
     def shifted(x):
         x = jnp.pad(x, ((0, 0), *padding, (0, 0)), constant_values=-jnp.inf)
-        h, w = x.shape[1] - size + 1, x.shape[2] - size + 1
-        most = x[:, :h:stride, :w:stride]
-        for i in range(size):
-            for j in range(size):
-                tap = x[:, i : i + h : stride, j : j + w : stride]
-                most = jnp.where((tap > most) | jnp.isnan(tap), tap, most)
+        most, *others = taps(x, size, stride)
+        for tap in others:
+            most = jnp.where((tap > most) | jnp.isnan(tap), tap, most)
         return most
 
     return by_device(shifted, windows)(x)

@@ -6,8 +6,8 @@ import itertools
 import json
 import pathlib
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, Protocol, runtime_checkable
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Protocol, runtime_checkable
 
 from otter_jax import files
 from otter_jax.errors import Stopped, UserError
@@ -85,19 +85,19 @@ def run(
     with _alone(out, only):
         check_same(study, out)
         own = lines(study, only)
-        _check_defined(study, own, out)
+        made = _kept(study, own, out)
         if not own:
             tell(f"Part {only[0]} of {only[1]} is empty: there are {len(lines(study))} lines.")
             return
         runner = make_runner()
-        _write(out / ABOUT, study.about())
-        _write(out / "baselines.json", runner.baselines())
+        files.write_text(out / ABOUT, json.dumps(study.about()))
+        files.write_text(out / "baselines.json", json.dumps(runner.baselines()))
         tell(
             f"{len(own)} lines of {len(study.methods)} methods in {len(study.settings)} settings, "
             f"on {runner.device}"
         )
         try:
-            _run_lines(study, own, runner, out, tell)
+            _run_lines(study, own, made, runner, out, tell)
         except KeyboardInterrupt:
             tell("Stopped. Finished runs are kept; the same command goes on with the others.")
             raise Stopped from None
@@ -131,46 +131,53 @@ def _taken(out: pathlib.Path, part: str) -> str:
     )
 
 
-def _check_defined(study: Study, own: Sequence[Line], out: pathlib.Path) -> None:
-    """Raises UserError, with their number, if some cells of these lines were defined otherwise."""
-    found: list[cell_files.Redefined] = []
+def _kept(study: Study, own: Sequence[Line], out: pathlib.Path | None) -> dict[Cell, list[Outcome]]:
+    """Returns the runs so far of all cells of these lines, whatever is chosen.
+
+    Raises UserError, with their number, if some cells were defined otherwise.
+    """
+    found: dict[Cell, list[Outcome]] = {}
+    redefined: list[cell_files.Redefined] = []
     for line in own:
         grid = cell_files.grid(study, *line)
         for cell in (*grid, *(cell_files.main_cell(study, each) for each in grid)):
             try:
-                cell_files.load(cell, study, out)
+                found[cell] = cell_files.load(cell, study, out) if out else []
             except cell_files.Redefined as error:
-                found.append(error)
-    if found:
-        more = f" So have {len(found) - 1:,} other cells." if len(found) > 1 else ""
-        raise UserError(f"{found[0]}{more}")
+                redefined.append(error)
+    if redefined:
+        more = f" So have {len(redefined) - 1:,} other cells." if len(redefined) > 1 else ""
+        raise UserError(f"{redefined[0]}{more}")
+    return found
 
 
 def _run_lines(
-    study: Study, own: Sequence[Line], runner: Runner, out: pathlib.Path, tell: Tell
+    study: Study,
+    own: Sequence[Line],
+    made: dict[Cell, list[Outcome]],
+    runner: Runner,
+    out: pathlib.Path,
+    tell: Tell,
 ) -> None:
     """Runs the cells of these lines: those to choose by, then the main ones."""
-    found: dict[Cell, Sequence[Outcome]] = {}
     groups = itertools.groupby(own, key=lambda line: (line[0].batch, line[1]))
     for _, group in groups:  # of one program, so that results come method by method
         grids = [cell_files.grid(study, *line) for line in group]
-        _stage(study, [cell for grid in grids for cell in grid], found, runner, out, tell)
-        main = [cell_files.main_cell(study, chosen(study, grid, found)) for grid in grids]
-        _stage(study, main, found, runner, out, tell)
+        _stage(study, [cell for grid in grids for cell in grid], made, runner, out, tell)
+        main = [cell_files.main_cell(study, chosen(study, grid, made)) for grid in grids]
+        _stage(study, main, made, runner, out, tell)
 
 
 def _stage(
     study: Study,
     wanted: Sequence[Cell],
-    found: dict[Cell, Sequence[Outcome]],
+    made: dict[Cell, list[Outcome]],
     runner: Runner,
     out: pathlib.Path,
     tell: Tell,
 ) -> None:
-    """Makes the runs that are missing, each kept once it is made; adds all runs to `found`."""
-    made = {cell: cell_files.load(cell, study, out) for cell in wanted}
-    found |= made
-    kept = {(cell, run["seed"]) for cell, runs in made.items() for run in runs}
+    """Makes the runs that are missing, each kept once it is made; adds them to `made`."""
+    kept = {(cell, run["seed"]) for cell in wanted for run in made[cell]}
     missing = [(cell, seed) for cell in wanted for seed in cell.seeds if (cell, seed) not in kept]
     if not missing:
         return
@@ -220,12 +227,13 @@ def cost(
 
     That is from a few steps of the first method with each size of a batch, on this device.
     """
-    runner, whole = make_runner(), 0.0
     own = [line for line in lines(study, only) if not study.methods[line[1]].is_linear]
+    made = _kept(study, own, out)
+    runner, whole = make_runner(), 0.0
     for batch, group in itertools.groupby(own, key=lambda line: line[0].batch):
         grids = [cell_files.grid(study, *line) for line in group]
-        choose = [_missing(study, cell, out) for grid in grids for cell in grid]
-        main = [_missing_main(study, grid, out) for grid in grids]
+        choose = [_missing(cell, made) for grid in grids for cell in grid]
+        main = [_missing_main(study, grid, made) for grid in grids]
         runs = sum(choose) + sum(main)
         seconds = runner.probe(grids[0][0])
         whole += seconds * runs if runs else 0
@@ -239,17 +247,18 @@ def cost(
         tell(f"About {whole / 3600:.1f} h on {runner.device}, compiling and closed forms apart.")
 
 
-def _missing(study: Study, cell: Cell, out: pathlib.Path | None) -> int:
+def _missing(cell: Cell, made: Mapping[Cell, Sequence[Outcome]]) -> int:
     """Returns how many runs of a cell are left."""
-    return len(cell.seeds) - (len(cell_files.load(cell, study, out)) if out else 0)
+    return len(cell.seeds) - len(made[cell])
 
 
-def _missing_main(study: Study, grid: Sequence[Cell], out: pathlib.Path | None) -> int:
+def _missing_main(
+    study: Study, grid: Sequence[Cell], made: Mapping[Cell, Sequence[Outcome]]
+) -> int:
     """Returns how many main runs of a line are left; all, if its values are not chosen yet."""
-    if out is None or any(_missing(study, cell, out) for cell in grid):
+    if any(_missing(cell, made) for cell in grid):
         return study.seeds
-    found = {cell: cell_files.load(cell, study, out) for cell in grid}
-    return _missing(study, cell_files.main_cell(study, chosen(study, grid, found)), out)
+    return _missing(cell_files.main_cell(study, chosen(study, grid, made)), made)
 
 
 def report(study: Study, out: pathlib.Path, tell: Tell) -> None:
@@ -261,7 +270,3 @@ def report(study: Study, out: pathlib.Path, tell: Tell) -> None:
         f"{len(finished.main)} finished lines of {len(lines(study))} are in {out / 'table.md'}; "
         f"beside it: table.csv, table.json, runs.csv, chosen.csv and {len(drawn)} plots."
     )
-
-
-def _write(path: pathlib.Path, content: Any) -> None:
-    files.write_text(path, json.dumps(content))
