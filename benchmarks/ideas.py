@@ -334,7 +334,7 @@ def main() -> None:
             idea, found = IDEAS[name], []
             for seed in range(options.seeds):
                 images, texts, _ = seen = runner.seen(
-                    Setting("emoji", noise, 1.0, idea.batch), seed
+                    Setting("emoji", noise, 1.0, idea.batch), study.train.pairs, seed
                 )
                 run = engine.Run(
                     jnp.int32(seed), jnp.float32(idea.rate), jnp.float32(idea.log_scale), {}, *seen

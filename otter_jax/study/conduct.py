@@ -225,23 +225,30 @@ def cost(
 ) -> None:
     """Tells how many cells and runs a study has, how many are finished, and how long the rest is.
 
-    That is from a few steps of the first method with each size of a batch, on this device.
+    That is from a few steps of the first method with each size of a batch and each length of a
+    run, on this device.
     """
     own = [line for line in lines(study, only) if not study.methods[line[1]].is_linear]
     made = _kept(study, own, out)
     runner, whole = make_runner(), 0.0
-    for batch, group in itertools.groupby(own, key=lambda line: line[0].batch):
+
+    def size(line: Line) -> tuple[int, int]:
+        return line[0].batch, study.methods[line[1]].length
+
+    for (batch, length), group in itertools.groupby(sorted(own, key=size), key=size):
         grids = [cell_files.grid(study, *line) for line in group]
         choose = [_missing(cell, made) for grid in grids for cell in grid]
         main = [_missing_main(study, grid, made) for grid in grids]
         runs = sum(choose) + sum(main)
         seconds = runner.probe(grids[0][0])
         whole += seconds * runs if runs else 0
+        shown = f", {length:,} pairs a run" if length else ""
         each = f"{seconds:.2f} s" if seconds == seconds else "nobody knows how many seconds yet"
         tell(
-            f"batch {batch}: {len(grids)} lines; {len(choose):,} cells of {study.choose.seeds} "
-            f"runs to choose, {choose.count(0):,} finished; {len(main)} main cells of "
-            f"{study.seeds} runs, {main.count(0)} finished; {runs:,} runs are left, of {each}"
+            f"batch {batch}{shown}: {len(grids)} lines; {len(choose):,} cells of "
+            f"{study.choose.seeds} runs to choose, {choose.count(0):,} finished; {len(main)} main "
+            f"cells of {study.seeds} runs, {main.count(0)} finished; {runs:,} runs are left, of "
+            f"{each}"
         )
     if whole == whole:
         tell(f"About {whole / 3600:.1f} h on {runner.device}, compiling and closed forms apart.")

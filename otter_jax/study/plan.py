@@ -218,6 +218,11 @@ class Method:
     train: Train | Mapping[str, Any]
 
     @property
+    def length(self) -> int:
+        """Returns how many pairs a run is shown; 0 for what a config says."""
+        return self.train.pairs if isinstance(self.train, Train) else 0
+
+    @property
     def is_linear(self) -> bool:
         """Tells whether it is a closed form, which has one value to choose: its strength."""
         return self.base in LINEAR

@@ -179,9 +179,8 @@ def _methods(
 
 
 def _replaced(train: Train, own: Any, where: str) -> Train:
-    """Returns how runs are trained with a method's own values; their length is the same for all."""
-    kept = {"pairs": train.pairs, "trained": train.trained}
-    may = [field.name for field in dataclasses.fields(Train) if field.name not in kept]
+    """Returns how runs are trained with a method's own values; what is trained is one for all."""
+    may = [field.name for field in dataclasses.fields(Train) if field.name != "trained"]
     refuse_unknown(own, may, where)
     return section(Train, dataclasses.asdict(train) | own, where)
 
@@ -246,10 +245,12 @@ def _check_frozen(study: FrozenStudy, where: str) -> None:
             f"{where}: methods.{linear[0]} is a closed form for heads; train.trained="
             f'{study.train.trained!r}. Leave it out, or set train.trained = "heads".'
         )
-    for setting in study.settings:
-        if study.train.pairs < setting.batch:
+    largest = max(setting.batch for setting in study.settings)
+    for name, method in study.methods.items():
+        if method.length < largest:
             raise UserError(
-                f"{where}: train.pairs={study.train.pairs} is less than a batch of {setting.batch}."
+                f"{where}: methods.{name}: train.pairs={method.length} is less than a batch of "
+                f"{largest}."
             )
 
 

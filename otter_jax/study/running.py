@@ -176,24 +176,31 @@ class Runner:
         }
         return engine.Run(
             np.int32(seed), np.float32(values["learning_rate"]), np.float32(values["log_scale"]),
-            numbers, *self.seen(cell.setting, seed),
+            numbers, *self.seen(cell.setting, self._study.methods[cell.method].length, seed),
         )  # fmt: skip
 
-    def seen(self, setting: Setting, seed: int) -> tuple[Shaped[np.ndarray, "steps B"], ...]:
-        """Returns the rows of pictures and captions in each batch, and which captions are wrong."""
-        if (setting, seed) in self._seen:
-            return self._seen[setting, seed]
+    def seen(
+        self, setting: Setting, length: int, seed: int
+    ) -> tuple[Shaped[np.ndarray, "steps B"], ...]:
+        """Returns the rows of pictures and captions in each batch, and which captions are wrong.
+
+        Args:
+          length: pairs that the run is shown in all.
+        """
+        key = (setting, length, seed)
+        if key in self._seen:
+            return self._seen[key]
         pairs = self._pairs(setting, seed)
         order = sampling.draw_order(
             len(pairs.images),
             batch_size=setting.batch,
-            steps=self._study.train.pairs // setting.batch,
+            steps=length // setting.batch,
             seed=seed,
         )
-        self._seen[setting, seed] = pairs.images[order], pairs.texts[order], pairs.wrong[order]
+        self._seen[key] = pairs.images[order], pairs.texts[order], pairs.wrong[order]
         while len(self._seen) > REMEMBERED:
             del self._seen[next(iter(self._seen))]
-        return self._seen[setting, seed]
+        return self._seen[key]
 
     def _pairs(self, setting: Setting, seed: int) -> sampling.Pairs:
         """Returns the pairs of a run, those of held-out concepts left out."""
