@@ -18,6 +18,7 @@ ALPHA = "\N{GREEK SMALL LETTER ALPHA}"
 STUDIES = pathlib.Path(__file__).parent / "studies"
 NAMES = {
     "ridge": "ridge (closed form)",
+    "cca": "CCA (closed form)",
     "infonce": "InfoNCE",
     "ls": "LS",
     "kd": "KD",
@@ -116,7 +117,7 @@ def compared(runs: Runs, columns: list[tuple[str, str]], base: str) -> list[list
     """
     settings = {setting for setting, _ in columns}
     there = dict.fromkeys(method for setting, method in runs if setting in settings)
-    methods = sorted(there, key=[*NAMES, *(m for m in there if m not in NAMES)].index)
+    methods = sorted(there, key=[*NAMES, *CHANGES, *there].index)
     means = {
         (m, c): runs[c[0], m][c[1]].mean() for m in methods for c in columns if (c[0], m) in runs
     }
@@ -211,7 +212,7 @@ def draw_noise(heads: Runs, blocks: Runs, path: pathlib.Path) -> None:
 def draw_differences(heads: Runs, path: pathlib.Path) -> None:
     """Draws how far each method is from InfoNCE, with its interval: heads, emoji."""
     shown = {"none": ("#56b4e9", "o"), "20 %": ("#009e73", "s"), "50 %": ("#d55e00", "^")}
-    methods = [name for name in NAMES if name not in ("infonce", "ridge")]
+    methods = [name for name in NAMES if name not in ("infonce", "ridge", "cca")]
     figure = Figure((9.6, 5.4), layout="constrained")
     for axes, measure in zip(figure.subplots(1, 3, sharey=True), DRAWN, strict=True):
         for nth, (setting, (wrong, (colour, marker))) in enumerate(
