@@ -40,6 +40,7 @@ batch = 8
 [methods]
 infonce = {}
 otter.choose.epsilon = [0.15]
+otter.train.pairs = 80
 """
 
 

@@ -16,7 +16,7 @@ WRONG = {  # what is replaced, by what, and words of the answer
     "chosen value": ("epsilon = [0.15]", "epsilon = [0.15, -1.0]", "must be positive"),
     "no list": ("epsilon = [0.15]", "epsilon = 0.15", "a list of values"),
     "train": ("infonce = {}", "infonce.train.ema_decai = 0.9", "did you mean 'ema_decay'"),
-    "length": ("infonce = {}", "infonce.train.pairs = 9", "infonce: train.pairs=9 is less"),
+    "length": ("infonce = {}", "infonce.train.pairs = 7", "infonce: train.pairs=7 is less"),
     "trained": ("infonce = {}", 'infonce.train.trained = "heads"', "there is no key 'trained'"),
     "key": ("[train]\npairs", "[train]\npars", "did you mean 'pairs'"),
     "missing key": ("pairs = 96", "", "train.pairs is missing"),

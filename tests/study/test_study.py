@@ -69,6 +69,8 @@ def test_a_study_has_a_cell_for_each_value_and_a_main_one_with_the_best(done):
             )
             assert main["definition"]["values"] == best
             assert [run["seed"] for run in main["seeds"]] == [0, 1]
+            steps = 96 // 8 if method == "infonce" else 80 // 8
+            assert all(run["steps"][-1] == steps for run in main["seeds"])
             assert {run["seed"] for c in tried.values() for run in c["seeds"]} == {1000}
 
 
@@ -260,8 +262,9 @@ def test_a_dry_run_counts_and_writes_nothing(done, tmp_path, capsys):
     out = tmp_path / "out"
     assert call(done / "study.toml", done / "features.npz", out, "--dry") == 0
     printed = capsys.readouterr().out
-    assert "4 lines; 8 cells of 1 runs to choose, 0 finished" in printed
-    assert "16 runs are left" in printed
+    for pairs in (80, 96):
+        assert f"batch 8, {pairs} pairs a run: 2 lines; 4 cells of 1 runs to choose" in printed
+    assert printed.count("8 runs are left") == 2
     assert not out.exists()
     assert again(done, "--dry") == 0
     assert "0 runs are left" in capsys.readouterr().out
