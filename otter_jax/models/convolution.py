@@ -249,10 +249,10 @@ def sum_of_pieces(
     """Sums what `work` makes of some images at a time and of their gradients as rows.
 
     So what it holds of the batch, `held` bytes, lies in the processor's cache. The images of a
-    piece are not neighbours, so that the pieces of a batch that is spread over devices are so, too.
+    piece are not neighbours: of a batch that is spread over devices each has some of every device.
     """
-    count = pieces(len(x), held)
-    xs, grads = (each.reshape(-1, count, *each.shape[1:]) for each in (x, grad))
+    count = pieces(len(x), held, jax.device_count())
+    xs, grads = (each.reshape(len(x) // count, count, *each.shape[1:]) for each in (x, grad))
 
     def of(number):
         return work(xs[:, number], grads[:, number].reshape(-1, grad.shape[-1]))
@@ -262,10 +262,17 @@ def sum_of_pieces(
     return jax.lax.fori_loop(0, count, lambda number, total: total + of(number), zeros)
 
 
-def pieces(images: int, size: int) -> int:
-    """Returns the fewest equal pieces of a batch, `size` bytes, that a cache holds; or one each."""
-    fitting = (n for n in range(1, images) if images % n == 0 and size <= n * CACHE)
-    return next(fitting, images)
+def pieces(images: int, size: int, devices: int) -> int:
+    """Returns the fewest equal pieces of a batch, `size` bytes, that the devices' caches hold.
+
+    If one image is too much, it is one of each device; a batch that devices cannot share evenly
+    lies on all of them.
+    """
+    if images % devices:
+        devices = 1
+    most = max(1, images // devices)
+    fitting = (n for n in range(1, most) if most % n == 0 and size <= n * CACHE * devices)
+    return next(fitting, most)
 
 
 def max_pool(

@@ -115,3 +115,21 @@ def test_a_linear_layer_is_that_of_flax_with_its_gradients():
             return layer.apply({"params": {"kernel": kernel, "bias": bias}}, x)
 
         same_with_gradients(partial(layer, contract), partial(layer, None), x, kernel, bias)
+
+
+@pytest.mark.parametrize("depthwise", [False, True])
+def test_each_device_computes_the_kernels_gradient_of_its_own_images(depthwise, monkeypatch):
+    monkeypatch.setattr(convolution, "CACHE", 10_000)
+    function = convolution.depthwise if depthwise else convolution.convolve
+    split, whole = (
+        jax.NamedSharding(jax.make_mesh((8,), ("data",)), jax.P(*names)) for names in (["data"], [])
+    )
+    shapes = [(16, 12, 12, 4), (3, 3, 1 if depthwise else 4, 4)]
+    slopes = jax.grad(lambda x, k: jnp.sin(function(x, k, 1, "SAME")).sum(), (0, 1))
+    lowered = jax.jit(slopes, in_shardings=(split, whole), out_shardings=(split, whole)).lower(
+        *(jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes)
+    )
+    assert convolution.pieces(16, 16 * 10_000, 8) == 2  # with an image of every device in each
+    program = lowered.compile().as_text()
+    assert "all-reduce" in program
+    assert "all-gather" not in program
