@@ -113,6 +113,10 @@ def written_whole(path: pathlib.Path) -> Iterator[pathlib.Path]:
         with _locked_if_possible(os.open(scratch, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)):
             yield scratch
             os.replace(scratch, path)
+    except OSError as error:  # of a full disk it names no file
+        if error.filename in (None, str(scratch), scratch):
+            error.filename, error.filename2 = str(path), None
+        raise
     finally:
         scratch.unlink(missing_ok=True)
 
@@ -148,16 +152,16 @@ def _locked_if_possible(number: int) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def locked(path: pathlib.Path, held: Callable[[], str]) -> Iterator[None]:
+def locked(path: pathlib.Path, held: Callable[[], str], *, shared: bool = False) -> Iterator[None]:
     """Holds the lock of a file, which is made, in this context: one process at a time.
 
-    The lock is the system's (flock, also over NFS): a killed process leaves none. Where a file
-    system has no locks, nothing is held. Raises UserError, with the text of `held`, if another
-    process has it.
+    If it is shared, several may hold it that share it. The lock is the system's (flock, also over
+    NFS): a killed process leaves none. Where a file system has no locks, nothing is held. Raises
+    UserError, with the text of `held`, if another process has it.
     """
     with path.open("a") as file:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
         except BlockingIOError:
             raise UserError(held()) from None
         except OSError:  # a file system without locks

@@ -263,7 +263,7 @@ def _told(error: BaseException) -> int:
         return leave(130)
     if isinstance(error, OSError) and error.errno in REFUSALS:
         where = f" {error.filename}" if error.filename else ""
-        error = UserError(f"The system refused to read or write{where}: {error}.")
+        error = UserError(f"The system refused to read or write{where}: {error.strerror}.")
     if isinstance(error, Refused):
         error = UserError(f"{error.filename} cannot be read: {error.strerror}.")
     return _failed(error, 2 if isinstance(error, UserError) else 1)

@@ -82,6 +82,8 @@ def _whole(study, options):
     """Returns what makes the runner of whole runs."""
     if options.prepare or options.features:
         raise UserError(f"{study.path} is a study of whole runs, which have no features to keep.")
+    if options.together is not None:
+        raise UserError(f"{study.path}: whole runs are made one by one; several at once: --only.")
     from otter_jax.commands import configs
     from otter_jax.study.whole import Runner
 

@@ -98,7 +98,8 @@ def load(cell: Cell, study: Study, out: pathlib.Path) -> list[Outcome]:
 
     Those of seeds that are not the cell's, as the study had more of them once, are left out.
 
-    Raises UserError if the file is damaged, or Redefined if its runs were defined otherwise.
+    Raises UserError if the file is damaged or cannot be read, or Redefined if its runs were defined
+    otherwise.
     """
     path = cell.path(out)
     if not path.exists():
@@ -106,10 +107,12 @@ def load(cell: Cell, study: Study, out: pathlib.Path) -> list[Outcome]:
     try:
         found = files.read_json(path)
         before = found["definition"] | {"objective": _complete(found["definition"]["objective"])}
-        runs = {run["seed"]: run for run in found["seeds"]}
+        runs = {run["seed"]: run for run in map(_checked, found["seeds"])}
         if len(runs) < len(found["seeds"]):
             raise ValueError("two runs of one seed")
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}.") from error
+    except (ValueError, KeyError, TypeError) as error:
         raise UserError(
             f"{path} is damaged ({error}). Remove it to run this cell again."
         ) from error
@@ -117,6 +120,17 @@ def load(cell: Cell, study: Study, out: pathlib.Path) -> list[Outcome]:
     if changed := [line for line in differences(before, now) if not line.startswith("seeds: ")]:
         raise Redefined(path, changed)
     return [runs[seed] for seed in cell.seeds if seed in runs]
+
+
+def _checked(run: Any) -> Outcome:
+    """Returns a run of a cell's file. Raises ValueError, KeyError or TypeError if it is none."""
+    weights = run["scores"]
+    if type(run["seed"]) is not int or not {"ema", "student"} & {*weights}:
+        raise ValueError("a run without seed or scores")
+    numbers = [value for scores in weights.values() for value in dict(scores).values()]
+    if not all(isinstance(value, (int, float)) for value in (*numbers, run["seconds"] or 0)):
+        raise ValueError(f"what is no number, in the run of seed {run['seed']}")
+    return run
 
 
 def is_finished(cell: Cell, runs: Sequence[Outcome]) -> bool:
@@ -141,4 +155,6 @@ def _complete(objective: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _short(value: Any) -> str:
-    return f"{value:g}" if isinstance(value, float) else str(value)
+    """Writes a value, in six digits if that is all of it."""
+    short = f"{value:g}" if isinstance(value, float) else str(value)
+    return short if not isinstance(value, float) or float(short) == value else repr(value)

@@ -56,7 +56,11 @@ def check_same(study: Study, out: pathlib.Path) -> None:
         return
     try:
         before = files.read_json(path)
-    except (OSError, ValueError) as error:
+        if not isinstance(before, dict):
+            raise ValueError("no table")
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}.") from error
+    except ValueError as error:
         raise UserError(f"{path} is damaged ({error}). Remove it.") from error
     if changed := differences(before, study.about()):
         raise UserError(f"{out} holds another study: {'; '.join(changed[:6])}. Take another --out.")
@@ -87,7 +91,7 @@ def run(
         own = lines(study, only)
         made = _kept(study, own, out)
         if not own:
-            tell(f"Part {only[0]} of {only[1]} is empty: there are {len(lines(study))} lines.")
+            tell(_empty(study, only))
             return
         runner = make_runner()
         files.write_text(out / ABOUT, json.dumps(study.about()))
@@ -119,7 +123,8 @@ def _alone(out: pathlib.Path, only: tuple[int, int] | None) -> Iterator[None]:
             other = path.name.removeprefix(".lock ")
             beside = only and other.endswith(f" of {only[1]}")
             if other != part and not beside:
-                with files.locked(path, functools.partial(_taken, out, other)):
+                # Shared, as parts that start at once look at the same files.
+                with files.locked(path, functools.partial(_taken, out, other), shared=True):
                     pass
         yield
 
@@ -146,8 +151,9 @@ def _kept(study: Study, own: Sequence[Line], out: pathlib.Path | None) -> dict[C
             except cell_files.Redefined as error:
                 redefined.append(error)
     if redefined:
-        more = f" So have {len(redefined) - 1:,} other cells." if len(redefined) > 1 else ""
-        raise UserError(f"{redefined[0]}{more}")
+        more = len(redefined) - 1
+        other = "Another cell's definition has" if more == 1 else f"Those of {more:,} others have"
+        raise UserError(f"{redefined[0]}{f' {other} changed, too.' if more else ''}")
     return found
 
 
@@ -183,8 +189,9 @@ def _stage(
         return
     unfinished = {cell for cell, _ in missing}
     rest, begun = len(unfinished), sum(len(made[cell]) for cell in unfinished)
+    kind = {"choose": "Cells to choose from", "main": "Main cells"}[wanted[0].stage]
     tell(
-        f"{rest:,} cells to {wanted[0].stage}, {len(wanted) - rest:,} finished"
+        f"{kind}: {rest:,} to run, {len(wanted) - rest:,} finished"
         + (f"; {begun} of their runs are made" if begun else "")
     )
     done, before, started = 0, runner.done, time.perf_counter()
@@ -230,6 +237,10 @@ def cost(
     """
     own = [line for line in lines(study, only) if not study.methods[line[1]].is_linear]
     made = _kept(study, own, out)
+    if not own:
+        none = not lines(study, only)
+        tell(_empty(study, only) if none else "All lines are closed forms, of seconds each.")
+        return
     runner, whole = make_runner(), 0.0
 
     def size(line: Line) -> tuple[int, int]:
@@ -240,18 +251,22 @@ def cost(
         choose = [_missing(cell, made) for grid in grids for cell in grid]
         main = [_missing_main(study, grid, made) for grid in grids]
         runs = sum(choose) + sum(main)
-        seconds = runner.probe(grids[0][0])
-        whole += seconds * runs if runs else 0
+        seconds = runner.probe(grids[0][0]) if runs else 0.0
+        whole += seconds * runs
         shown = f", {length:,} pairs a run" if length else ""
-        each = f"{seconds:.2f} s" if seconds == seconds else "nobody knows how many seconds yet"
+        each = f"of {seconds:.2f} s each" if seconds == seconds else "each of unknown length"
         tell(
-            f"batch {batch}{shown}: {len(grids)} lines; {len(choose):,} cells of "
-            f"{study.choose.seeds} runs to choose, {choose.count(0):,} finished; {len(main)} main "
-            f"cells of {study.seeds} runs, {main.count(0)} finished; {runs:,} runs are left, of "
-            f"{each}"
+            f"batch {batch or 'of the config'}{shown}: {len(grids)} lines; {len(choose):,} cells "
+            f"of {study.choose.seeds} runs to choose from, {choose.count(0):,} finished; "
+            f"{len(main)} main cells of {study.seeds} runs, {main.count(0)} finished; {runs:,} "
+            f"runs are left{f', {each}' if runs else ''}"
         )
-    if whole == whole:
+    if whole > 0:
         tell(f"About {whole / 3600:.1f} h on {runner.device}, compiling and closed forms apart.")
+
+
+def _empty(study: Study, only: tuple[int, int]) -> str:
+    return f"Part {only[0]} of {only[1]} is empty: there are {len(lines(study))} lines."
 
 
 def _missing(cell: Cell, made: Mapping[Cell, Sequence[Outcome]]) -> int:

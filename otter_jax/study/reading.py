@@ -6,6 +6,7 @@ import functools
 import itertools
 import math
 import pathlib
+import re
 import tomllib
 from collections.abc import Callable
 from typing import Any
@@ -13,7 +14,8 @@ from typing import Any
 from otter_jax import files
 from otter_jax.errors import UserError
 from otter_jax.objective import METHODS, Objective
-from otter_jax.study.fields import refuse_unknown, section
+from otter_jax.study.cells import Cell, grid
+from otter_jax.study.fields import WORDS, refuse_unknown, section
 from otter_jax.study.linear import LINEAR
 from otter_jax.study.plan import (
     COMMON,
@@ -33,6 +35,8 @@ from otter_jax.study.plan import (
 )
 
 SHARED = ("settings", "methods", "choose", "seeds", "baseline", "weights")
+SET = ("method", "seed", "optim.learning_rate")  # of a config, by the study; so is `objective`
+LONGEST = 200  # bytes of a name in a path, which systems limit to 255
 
 
 def read(path: pathlib.Path) -> Study:
@@ -51,6 +55,9 @@ def read(path: pathlib.Path) -> Study:
             raise UserError(f"{path}: there is no [{name}].")
     choose = section(Choose, table["choose"], f"{path}: choose")
     rest = {name: table[name] for name in ("seeds", "baseline", "weights") if name in table}
+    for name, kind in (("seeds", int), ("baseline", str), ("weights", str)):
+        if type(rest.get(name, kind())) is not kind:
+            raise UserError(f"{path}: {name}={rest[name]!r}: {WORDS[kind]}.")
     common = {"path": path, "choose": choose, **rest}
     study = _whole(table, common) if whole else _frozen(table, common)
     _check(study, str(path))
@@ -67,13 +74,22 @@ def _whole(table: dict[str, Any], common: dict[str, Any]) -> WholeStudy:
         flat = flatten(one)
         lists = [value if isinstance(value, list) else [value] for value in flat.values()]
         for values in itertools.product(*lists):
-            settings.append(Keys(tuple(zip(flat, values, strict=True))))
-    methods = _methods(table["methods"], common["choose"], lambda own, _: flatten(own), where)
+            one = dict(zip(flat, values, strict=True))
+            _check_keys(one, f"{where}: settings")
+            settings.append(Keys(tuple(one.items())))
+    methods = _methods(table["methods"], common["choose"], _keys, where)
     settings = tuple(dict.fromkeys(settings))
     return WholeStudy(config=table["config"], settings=settings, methods=methods, **common)
 
 
-def flatten(table: Any, before: str = "") -> dict[str, Any]:
+def _keys(table: dict[str, Any], where: str) -> dict[str, Any]:
+    """Returns the keys of a config that a method has its own values of."""
+    flat = flatten(table)
+    _check_keys(flat, where)
+    return flat
+
+
+def flatten(table: dict[str, Any], before: str = "") -> dict[str, Any]:
     """Returns the values of tables in tables by their keys, joined by dots."""
     found = {}
     for name, value in table.items():
@@ -82,13 +98,25 @@ def flatten(table: Any, before: str = "") -> dict[str, Any]:
     return found
 
 
+def _check_keys(values: dict[str, Any], where: str) -> None:
+    """Raises UserError for keys of a config that the study itself sets, and for other values."""
+    for key, value in values.items():
+        if key in SET or key.startswith("objective."):
+            raise UserError(
+                f"{where}: {key} is what the study sets: seeds by `seeds`, rates and starts of the "
+                "scales by `choose`, all else by [methods]."
+            )
+        if not isinstance(value, (str, int, float, bool)):
+            raise UserError(f"{where}: {key}={value!r}: a text, a number, or true or false.")
+
+
 def _frozen(table: dict[str, Any], common: dict[str, Any]) -> FrozenStudy:
     """Returns a study of runs on kept features."""
     where = str(common["path"])
     model = section(Model, table["model"], f"{where}: model")
     data = section(Data, table["data"], f"{where}: data")
     _check_data(data, where)
-    train = section(Train, table["train"], f"{where}: train")
+    train = _train(table["train"], f"{where}: train")
     replaced = functools.partial(_replaced, train)
     study = FrozenStudy(
         model=model,
@@ -123,6 +151,8 @@ def _settings(tables: Any, data: Data, where: str) -> tuple[Setting, ...]:
                 raise UserError(f"{where}: settings.{name} is missing in a [[settings]].")
             value = table.get(name, default.get(name))
             lists.append(value if isinstance(value, list) else [value])
+            if not lists[-1]:
+                raise UserError(f"{where}: settings.{name}=[]: a value, or a list of them.")
         for values in itertools.product(*lists):
             one = dict(zip(names, values, strict=True))
             found.append(section(Setting, one, f"{where}: settings"))
@@ -148,41 +178,81 @@ def _methods(
     """Returns the methods, each checked with all values that may be chosen for it."""
     fields = {field.name for field in dataclasses.fields(Objective)}
     found = {}
-    for name, table in tables.items():
+    for name, table in _table(tables, f"{where}: methods").items():
         here = f"{where}: methods.{name}"
-        refuse_unknown(table, ("method", "objective", "choose", "train"), here)
+        refuse_unknown(_table(table, here), ("method", "objective", "choose", "train"), here)
         method = table.get("method", name)
         known = (*METHODS, *LINEAR)
         if method not in known:
             raise UserError(
                 f"{here}.method={method!r}{_meant(method, known)} There are: {', '.join(known)}."
             )
-        own, choose = table.get("objective", {}), table.get("choose", {})
+        own, choose, training = (
+            _table(table.get(key, {}), f"{here}.{key}") for key in ("objective", "choose", "train")
+        )
         if method in LINEAR:
             choose = {STRENGTH: list(STRENGTHS)} | choose
+            refuse_unknown(training, (), f"{here}.train")
         refuse_unknown(own, () if method in LINEAR else fields, f"{here}.objective")
         may = (STRENGTH,) if method in LINEAR else (*fields, *COMMON)
         refuse_unknown(choose, may, f"{here}.choose")
-        for key, values in choose.items():
-            if not isinstance(values, list) or not values:
-                raise UserError(f"{here}.choose.{key}={values!r}: a list of values.")
-        lists = {key: tuple(values) for key, values in choose.items()}
+        usual = dataclasses.asdict(METHODS.get(method, Objective()))
         try:
-            objective = dataclasses.replace(METHODS.get(method, Objective()), **own)
-            train = trained(table.get("train", {}), f"{here}.train")
-            found[name] = Method(name, method, objective, lists, train)
+            objective = section(Objective, usual | own, "objective")
+            for key, values in choose.items():
+                _check_grid(key, values, "choose")
+                for value in values if key in fields else ():
+                    section(Objective, usual | {key: value}, "choose")
+            lists = {key: tuple(values) for key, values in choose.items()}
+            found[name] = Method(name, method, objective, lists, trained(training, "train"))
             for values in found[name].grid(common):
                 found[name].with_values(values)
-        except (UserError, TypeError) as error:
+        except UserError as error:
             raise UserError(f"{here}: {error}") from error
     return found
+
+
+def _table(value: Any, where: str) -> dict[str, Any]:
+    """Returns a table. Raises UserError if it is none."""
+    if not isinstance(value, dict):
+        raise UserError(f"{where}={value!r}: a table of keys and values.")
+    return value
+
+
+def _check_grid(key: str, values: Any, where: str) -> None:
+    """Raises UserError for values that are no list, stand twice, or that no run can have."""
+    if not isinstance(values, (list, tuple)) or not values:
+        raise UserError(f"{where}.{key}={values!r}: a list of values.")
+    if any(value in values[:i] for i, value in enumerate(values)):
+        raise UserError(f"{where}.{key}={list(values)}: a value stands twice.")
+    if key in (*COMMON, STRENGTH):
+        least = -math.inf if key == "log_scale" else 0
+        if not all(_is_number(value) and least < value < math.inf for value in values):
+            above = "" if key == "log_scale" else " above 0"
+            raise UserError(f"{where}.{key}={list(values)}: numbers{above}.")
 
 
 def _replaced(train: Train, own: Any, where: str) -> Train:
     """Returns how runs are trained with a method's own values; what is trained is one for all."""
     may = [field.name for field in dataclasses.fields(Train) if field.name != "trained"]
     refuse_unknown(own, may, where)
-    return section(Train, dataclasses.asdict(train) | own, where)
+    return _train(dataclasses.asdict(train) | own, where)
+
+
+def _train(table: Any, where: str) -> Train:
+    """Returns how runs are trained. Raises UserError for a value out of its range."""
+    found = section(Train, table, where)
+    if found.name not in ("sgd", "adamw"):
+        raise UserError(f'{where}.name={found.name!r}: "sgd" or "adamw".')
+    for name, below in (
+        ("warmup_steps", math.inf), ("weight_decay", math.inf), ("clip_norm", math.inf),
+        ("momentum", 1), ("ema_decay", 1),
+    ):  # fmt: skip
+        value = dataclasses.asdict(found)[name]
+        if not 0 <= value < below:
+            most = f", less than {below}" if below < math.inf else ""
+            raise UserError(f"{where}.{name}={value}: at least 0{most}.")
+    return found
 
 
 def _check_data(data: Data, where: str) -> None:
@@ -219,15 +289,37 @@ def _check(study: Study, where: str) -> None:
     if study.weights not in ("ema", "student"):
         raise UserError(f'{where}: weights={study.weights!r}: "ema" or "student".')
     for key, value in (("seeds", study.seeds), ("choose.seeds", study.choose.seeds)):
-        if not isinstance(value, int) or value < 1:
+        if value < 1:
             raise UserError(f"{where}: {key}={value}: a whole number of at least 1.")
-    rates = study.choose.learning_rate
-    if not rates or not all(0 < rate < math.inf for rate in rates):
-        raise UserError(f"{where}: choose.learning_rate={list(rates)}: numbers above 0.")
+    for key in COMMON:
+        _check_grid(key, getattr(study.choose, key), f"{where}: choose")
+    if not study.choose.by:
+        raise UserError(f"{where}: choose.by=[]: a list of measures, such as val/name@10.")
+    _check_names(study, where)
     if isinstance(study, WholeStudy):
         for name, method in study.methods.items():
             if method.is_linear:
                 raise UserError(f"{where}: methods.{name} is a closed form for kept features.")
+
+
+def _check_names(study: Study, where: str) -> None:
+    """Raises UserError for cells that could not have files of their own."""
+    found: dict[str, Cell] = {}
+    for setting, name in itertools.product(study.settings, study.methods):
+        if not re.fullmatch(r"(?!\.)[^/\0]+", name):
+            raise UserError(f"{where}: methods.{name!r} names a folder: no slash, no dot first.")
+        for cell in grid(study, setting, name):
+            if longest := [part for part in cell.name.split("/") if len(part.encode()) > LONGEST]:
+                raise UserError(
+                    f"{where}: a cell would be named {longest[0][:60]}..., by more than {LONGEST} "
+                    "bytes. Choose fewer values of a method at once, or set fewer keys."
+                )
+            other = found.setdefault(cell.name, cell)
+            if other != cell:
+                raise UserError(
+                    f"{where}: two cells would be named {cell.name}: {other.setting.fields()} and "
+                    f"{cell.setting.fields()}. Write what tells them apart into both."
+                )
 
 
 def _check_frozen(study: FrozenStudy, where: str) -> None:
@@ -252,6 +344,10 @@ def _check_frozen(study: FrozenStudy, where: str) -> None:
                 f"{where}: methods.{name}: train.pairs={method.length} is less than a batch of "
                 f"{largest}."
             )
+
+
+def _is_number(value: Any) -> bool:
+    return type(value) in (int, float)
 
 
 def _meant(word: str, known: Any) -> str:

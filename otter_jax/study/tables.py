@@ -6,6 +6,7 @@ import pathlib
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from otter_jax import files
 from otter_jax.study.results import DIGITS, Finished, Result, counts
 
 COLUMNS = (
@@ -28,8 +29,8 @@ def write(finished: Finished, baselines: dict[str, dict[str, float]], out: pathl
     named = [dict(zip(columns, row, strict=True)) for row in rows]
     counted = counts(finished, shown(measures))
     text = json.dumps(about | {"counts": counted, "rows": named}, indent=0)
-    (out / "table.json").write_text(text, "utf-8")
-    (out / "table.md").write_text(markdown(finished, baselines), "utf-8")
+    files.write_text(out / "table.json", text)
+    files.write_text(out / "table.md", markdown(finished, baselines))
     _write_runs(finished, measures, out / "runs.csv")
     _write_chosen(finished, out / "chosen.csv")
 
@@ -47,8 +48,8 @@ def markdown(finished: Finished, baselines: dict[str, dict[str, float]]) -> str:
         "",
         f"Means over {study.seeds} seeds ± standard error, {study.weights} weights. In brackets "
         f"the mean difference to {study.baseline}, with its 95 % interval (Student's t, runs "
-        "paired by seed). Bold: the interval is above 0. Values were chosen on val alone, by "
-        f"other seeds: {', '.join(study.choose.by)}.",
+        "paired by seed; one run has neither). Bold: the interval is above 0. Values were chosen "
+        f"on val alone, by other seeds: {', '.join(study.choose.by)}.",
     ]
     for setting in finished.settings:
         lines += ["", f"## {setting.described()}", ""]
@@ -85,10 +86,12 @@ def _cell(result: Result, baseline: str) -> str:
     diverged = int((result.values != result.values).sum())
     if diverged == len(result.values):
         return "diverged"
-    text = f"{result.mean:.{DIGITS}f} ± {result.error:.{DIGITS}f}"
+    text, several = f"{result.mean:.{DIGITS}f}", len(result.values) - diverged > 1
+    text += f" ± {result.error:.{DIGITS}f}" if several else ""
     if result.method != baseline:
         middle, low, high = result.difference()
-        text += f" ({middle:+.{DIGITS}f}: {low:+.{DIGITS}f} to {high:+.{DIGITS}f})"
+        interval = f": {low:+.{DIGITS}f} to {high:+.{DIGITS}f}" if low == low else ""
+        text += f" ({middle:+.{DIGITS}f}{interval})" if middle == middle else ""
         if result.verdict() == "above":
             text = f"**{text}**"
     return text + (f", {diverged} diverged" if diverged else "")
@@ -142,9 +145,9 @@ def _write_chosen(finished: Finished, path: pathlib.Path) -> None:
     """Writes what was chosen among: each cell's mean on validation."""
     rows = []
     for (setting, method), grid in finished.grids.items():
-        best = max(value for _, value in grid)
+        best, _ = max(grid, key=lambda pair: pair[1])  # of equal ones the first, as is chosen
         rows += [
-            [setting, method, _values(cell), round(value, 5), int(value == best)]
+            [setting, method, _values(cell), round(value, 5), int(cell == best)]
             for cell, value in grid
         ]
     _write_csv(path, ("setting", "method", "values", "validation", "best"), rows)
@@ -155,7 +158,7 @@ def _values(cell: Any) -> str:
 
 
 def _write_csv(path: pathlib.Path, names: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
-    with path.open("w", newline="", encoding="utf-8") as file:
+    with files.written_whole(path) as scratch, scratch.open("w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(names)
         writer.writerows(rows)

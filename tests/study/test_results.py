@@ -1,11 +1,15 @@
 """Means, paired differences, their intervals, and counts."""
 
+import csv
+
 import numpy as np
 import pytest
+import studies
 from scipy import stats
 
+from otter_jax.study import cells, reading, tables
 from otter_jax.study.plan import Setting
-from otter_jax.study.results import Result
+from otter_jax.study.results import Finished, Result
 
 SETTING = Setting("mine", 0.0, 1.0, 8)
 BASELINE = np.array([0.10, 0.30, 0.20, 0.40])
@@ -35,3 +39,18 @@ def test_a_run_that_diverged_is_left_out_with_its_pair():
 
 def test_the_error_is_that_of_the_mean():
     assert result(BASELINE).error == pytest.approx(stats.sem(BASELINE))
+
+
+def test_of_equal_cells_one_is_the_best_and_one_run_has_no_interval(tmp_path):
+    (tmp_path / "study.toml").write_text(studies.FILE.replace("seeds = 2\n", "seeds = 1\n"))
+    study = reading.read(tmp_path / "study.toml")
+    run = {"seed": 0, "scores": {"ema": {"val/name@5": 0.5}, "student": {}}, "seconds": 1.0}
+    grids, main = {}, {}
+    for line in ((study.settings[0], "infonce"), (study.settings[0], "otter")):
+        grid = cells.grid(study, *line)
+        grids[line] = [(cell, 0.5) for cell in grid]
+        main[line] = cells.main_cell(study, grid[0]), [run]
+    tables.write(Finished(study, main, grids), {}, tmp_path)
+    with (tmp_path / "chosen.csv").open() as file:
+        assert [row["best"] for row in csv.DictReader(file)] == ["1", "0", "1", "0"]
+    assert "| otter | 0.500 (+0.000) |" in (tmp_path / "table.md").read_text()

@@ -155,7 +155,7 @@ def test_a_stop_is_heard_within_a_run(done, tmp_path):
     words = [sys.executable, "-m", "otter_jax", "study", path, *flags]
     with subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as process:
         lines = iter(process.stdout.readline, "")
-        assert any("cells to choose" in line for line in lines)
+        assert any("Cells to choose from" in line for line in lines)
         process.terminate()
         told = process.stdout.read()
         assert process.wait(timeout=30) == 75
@@ -178,7 +178,7 @@ def test_other_definitions_of_finished_cells_are_refused(copied, capsys):
     error = capsys.readouterr().err
     assert "objective.alpha: 0.5 -> 0.7" in error
     assert "Give the method another name" in error
-    assert "So have 5 other cells" in error
+    assert "Those of 5 others have changed, too." in error
 
 
 def test_another_study_in_the_same_folder_is_refused(copied, capsys):
@@ -205,6 +205,9 @@ def test_a_study_that_is_being_run_is_not_begun_again(copied, capsys):
     with (copied / "out" / ".lock part 1 of 2").open("a") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         assert again(copied, "--only", "2/2") == 0
+    with (copied / "out" / ".lock whole").open("a") as file:
+        fcntl.flock(file, fcntl.LOCK_SH)  # as another part does, to see that nobody runs the whole
+        assert again(copied, "--only", "2/2") == 0
 
 
 CONFLICTS = (  # what is begun, and what is being run
@@ -214,15 +217,36 @@ CONFLICTS = (  # what is begun, and what is being run
     (("--only", "1/2"), "part 1 of 2"),
     (("--only", "1/2"), "part 2 of 3"),
 )
-TWICE = '{"definition": {"objective": {}}, "seeds": [{"seed": 0}, {"seed": 0}]}'
+ONE = {"seed": 0, "scores": {"ema": {"val/name@5": 0.1}, "student": {}}, "seconds": 1.0}
+RUNS = (  # of a cell's file, none as they should be
+    [ONE, ONE],
+    [{"seed": 0}],
+    [ONE | {"seed": "0"}],
+    [ONE | {"scores": {"ema": {"val/name@5": "a"}}}],
+    [ONE | {"scores": None}],
+    [{name: value for name, value in ONE.items() if name != "seconds"}],
+)
+DAMAGED = ("{", "[]", '{"definition": {"objective": {}}}', *map(json.dumps, RUNS))
 
 
-@pytest.mark.parametrize("content", ["{", "[]", '{"definition": {"objective": {}}}', TWICE])
+@pytest.mark.parametrize("content", DAMAGED)
 def test_a_damaged_cell_is_named(copied, content, capsys):
     path = next((copied / "out").rglob("main_*.json"))
+    if content.startswith("[{"):
+        content = path.read_text().partition('"seeds": [{')[0] + f'"seeds": {content}}}'
     path.write_text(content)
     assert again(copied) == 2
     assert f"{path} is damaged" in " ".join(capsys.readouterr().err.split())
+
+
+def test_a_cell_that_cannot_be_read_is_not_called_damaged(copied, capsys):
+    path = next((copied / "out").rglob("main_*.json"))
+    path.unlink()
+    path.mkdir()
+    assert again(copied) == 2
+    told = " ".join(capsys.readouterr().err.split())
+    assert f"{path} cannot be read: Is a directory" in told
+    assert "Remove" not in told
 
 
 def test_the_folder_of_a_study_is_no_file(done, capsys):
