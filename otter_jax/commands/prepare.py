@@ -189,7 +189,7 @@ def _print_next(options: argparse.Namespace, console: rich.console.Console) -> N
     config = options.layout or "pairs"
     if config == "pairs" and _has_only_cpus():
         config = "pairs:cpu"
-        console.print("Here is no GPU, for which pairs:cpu is; on a machine with one: pairs.")
+        console.print("This machine has no GPU, so these take pairs:cpu; with a GPU take pairs.")
     words = ["--config", config, f"--config.data.name={options.name}"]
     if options.data_dir != flags.DATA_DIR:
         words.append(f"--config.data.dir={options.data_dir}")
