@@ -64,6 +64,11 @@ CHANGES = {  # the rows of ablations.toml
     "trust_otter_alpha_0_95": f"trust + OTTER, {ALPHA} = .95",
     "trust_ema_0_99": "trust, EMA .99",
 }
+LENGTHS = {  # the rows of lengths.toml
+    f"{name}{end}": f"{NAMES[name]}, {steps} steps"
+    for end, steps in (("_short", "100"), ("", "400"), ("_long", "1,600"))
+    for name in ("infonce", "otter", "trust_otter", "trust_otter_half")
+}
 DRAWN = ("val/name@10", "seen/name@1", "unseen/name@10")
 HITS = tuple(f"{kind}/name@{k}" for kind in ("val", "seen", "unseen") for k in (1, 5, 10))
 MEASURES = ("val/name@5", "val/name@10", "seen/name@1", "seen/name@5", "seen/name@10",
@@ -110,14 +115,17 @@ def table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines).replace("| --- ", "|---")
 
 
-def compared(runs: Runs, columns: list[tuple[str, str]], base: str) -> list[list[str]]:
+def compared(
+    runs: Runs, columns: list[tuple[str, str]], base: str, names: dict[str, str] = NAMES | CHANGES
+) -> list[list[str]]:
     """Returns a row for each method: its means in the columns, which are settings and measures.
 
-    Bold is the largest of a column; + and − are above and below `base` by the interval.
+    Bold is the largest of a column; + and − are above and below `base` by the interval. Rows are
+    in the order of `names`.
     """
     settings = {setting for setting, _ in columns}
     there = dict.fromkeys(method for setting, method in runs if setting in settings)
-    methods = sorted(there, key=[*NAMES, *CHANGES, *there].index)
+    methods = sorted(there, key=[*names, *there].index)
     means = {
         (m, c): runs[c[0], m][c[1]].mean() for m in methods for c in columns if (c[0], m) in runs
     }
@@ -136,7 +144,7 @@ def compared(runs: Runs, columns: list[tuple[str, str]], base: str) -> list[list
                 mean, half = paired(runs[c[0], m][c[1]], runs[c[0], base][c[1]])
                 text += "+" if mean > half else MINUS if mean < -half else ""
             cells.append(text)
-        rows.append([(NAMES | CHANGES).get(m, m.replace("_", " ")), *cells])
+        rows.append([names.get(m, m.replace("_", " ")), *cells])
     return rows
 
 
@@ -283,6 +291,13 @@ def main() -> None:
     head = [f"{told(s)}: {name.replace('/name', ' ')}" for s, name in columns]
     print("\n**what each choice is worth**, against OTTER\n")
     print(table(["changed", *head], compared(ablations, columns, "otter")))
+    lengths = read("lengths")
+    settings = sorted({setting for setting, _ in lengths}, key=lambda s: s.split("_")[1:3][::-1])
+    for measures in (("seen/name@1", "unseen/name@10"), ("val/name@10", "seen/name@10")):
+        columns = [(s, name) for s in settings for name in measures]
+        head = [f"{told(s)}: {name.replace('/name', ' ')}" for s, name in columns]
+        print("\n**how long to train**\n")
+        print(table(["method", *head], compared(lengths, columns, "infonce", LENGTHS)))
     draw_noise(heads, blocks, options.out / "results_noise.png")
     draw_differences(heads, options.out / "results_differences.png")
 
