@@ -67,7 +67,7 @@ CHANGES = {  # the rows of ablations.toml
 LENGTHS = {  # the rows of lengths.toml
     f"{name}{end}": f"{NAMES[name]}, {steps} steps"
     for end, steps in (("_short", "100"), ("", "400"), ("_long", "1,600"))
-    for name in ("infonce", "otter", "trust_otter", "trust_otter_half")
+    for name in ("infonce", "softclip", "small_loss", "otter", "trust_otter", "trust_otter_half")
 }
 DRAWN = ("val/name@10", "seen/name@1", "unseen/name@10")
 HITS = tuple(f"{kind}/name@{k}" for kind in ("val", "seen", "unseen") for k in (1, 5, 10))
@@ -292,7 +292,7 @@ def main() -> None:
     print("\n**what each choice is worth**, against OTTER\n")
     print(table(["changed", *head], compared(ablations, columns, "otter")))
     lengths = read("lengths")
-    settings = sorted({setting for setting, _ in lengths}, key=lambda s: s.split("_")[1:3][::-1])
+    settings = sorted({s for s, _ in lengths}, key=lambda s: ("share1" not in s.split("_"), told(s)))
     for measures in (("seen/name@1", "unseen/name@10"), ("val/name@10", "seen/name@10")):
         columns = [(s, name) for s in settings for name in measures]
         head = [f"{told(s)}: {name.replace('/name', ' ')}" for s, name in columns]
