@@ -292,7 +292,7 @@ def main() -> None:
     print("\n**what each choice is worth**, against OTTER\n")
     print(table(["changed", *head], compared(ablations, columns, "otter")))
     lengths = read("lengths")
-    settings = sorted({s for s, _ in lengths}, key=lambda s: ("share1" not in s.split("_"), told(s)))
+    settings = sorted({s for s, _ in lengths}, key=lambda s: ("_share1_" not in s, told(s)))
     for measures in (("seen/name@1", "unseen/name@10"), ("val/name@10", "seen/name@10")):
         columns = [(s, name) for s in settings for name in measures]
         head = [f"{told(s)}: {name.replace('/name', ' ')}" for s, name in columns]
