@@ -107,12 +107,12 @@ def load(cell: Cell, study: Study, out: pathlib.Path) -> list[Outcome]:
     try:
         found = files.read_json(path)
         before = found["definition"] | {"objective": _complete(found["definition"]["objective"])}
-        runs = {run["seed"]: run for run in map(_checked, found["seeds"])}
+        runs = {run["seed"]: run for run in _checked(found["seeds"], study.weights)}
         if len(runs) < len(found["seeds"]):
             raise ValueError("two runs of one seed")
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}.") from error
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(
             f"{path} is damaged ({error}). Remove it to run this cell again."
         ) from error
@@ -122,15 +122,15 @@ def load(cell: Cell, study: Study, out: pathlib.Path) -> list[Outcome]:
     return [runs[seed] for seed in cell.seeds if seed in runs]
 
 
-def _checked(run: Any) -> Outcome:
-    """Returns a run of a cell's file. Raises ValueError, KeyError or TypeError if it is none."""
-    weights = run["scores"]
-    if type(run["seed"]) is not int or not {"ema", "student"} & {*weights}:
-        raise ValueError("a run without seed or scores")
-    numbers = [value for scores in weights.values() for value in dict(scores).values()]
-    if not all(isinstance(value, (int, float)) for value in (*numbers, run["seconds"] or 0)):
-        raise ValueError(f"what is no number, in the run of seed {run['seed']}")
-    return run
+def _checked(runs: Any, weights: str) -> Sequence[Outcome]:
+    """Returns the runs of a cell's file. Raises an error of Python if they are none."""
+    for run in runs:
+        if type(run["seed"]) is not int or weights not in run["scores"]:
+            raise ValueError(f"a run without its seed, or its scores under {weights} weights")
+        numbers = [value for own in run["scores"].values() for value in dict(own).values()]
+        if not all(isinstance(value, (int, float)) for value in (*numbers, run["seconds"] or 0)):
+            raise ValueError(f"what is no number, in the run of seed {run['seed']}")
+    return runs
 
 
 def is_finished(cell: Cell, runs: Sequence[Outcome]) -> bool:

@@ -1,6 +1,7 @@
 """Writes the table of a study, as Markdown, CSV and JSON, and the raw values behind it."""
 
 import csv
+import io
 import json
 import pathlib
 from collections.abc import Iterable, Sequence
@@ -158,7 +159,8 @@ def _values(cell: Any) -> str:
 
 
 def _write_csv(path: pathlib.Path, names: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
-    with files.written_whole(path) as scratch, scratch.open("w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(names)
-        writer.writerows(rows)
+    text = io.StringIO(newline="")
+    writer = csv.writer(text)
+    writer.writerow(names)
+    writer.writerows(rows)
+    files.write_text(path, text.getvalue())
