@@ -276,8 +276,8 @@ def main() -> None:
         print(table([head, *(NAMES[name] for name in others)], rows))
     for setting in HEADS[:3]:
         print(f"\n**last block trained, {told(setting)}**\n")
-        columns = [(setting, name) for name in MEASURES]
-        rows = compared(blocks, columns, "infonce", NAMES | LENGTHS | NAMES)
+        columns, short = [(setting, name) for name in MEASURES], "infonce_short"
+        rows = compared(blocks, columns, "infonce", NAMES | {short: LENGTHS[short]})
         print(table(["method", *HEADINGS], rows))
     settings = list(dict.fromkeys(setting for setting, _ in sizes))
     for name in ("seen/name@1", "unseen/name@10"):

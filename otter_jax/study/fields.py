@@ -17,8 +17,7 @@ def section(cls: type, table: Any, where: str) -> Any:
 
     Raises UserError for unknown and missing keys, and for values of another type than the field's.
     """
-    if not isinstance(table, Mapping):
-        raise UserError(f"{where}={table!r}: a table of keys and values.")
+    check_table(table, where)
     fields = {field.name: field for field in dataclasses.fields(cls)}
     refuse_unknown(table, fields, where)
     for name, field in fields.items():
@@ -30,6 +29,12 @@ def section(cls: type, table: Any, where: str) -> Any:
             raise UserError(f"{where}.{name} is missing.")
     kinds = typing.get_type_hints(cls)
     return cls(**{n: _value(kinds[n], value, f"{where}.{n}") for n, value in table.items()})
+
+
+def check_table(value: Any, where: str) -> None:
+    """Raises UserError if a value is no table."""
+    if not isinstance(value, Mapping):
+        raise UserError(f"{where}={value!r}: a table of keys and values.")
 
 
 def refuse_unknown(table: Mapping[str, Any], known: Iterable[str], where: str) -> None:
@@ -66,8 +71,7 @@ def _value(kind: Any, value: Any, where: str) -> Any:
             raise UserError(f"{where}={value!r}: a list.")
         return tuple(_value(of[0], each, where) for each in value)
     if origin not in (None, types.UnionType):
-        if not isinstance(value, Mapping):
-            raise UserError(f"{where}={value!r}: a table of keys and values.")
+        check_table(value, where)
         return {name: _value(of[1], each, f"{where}.{name}") for name, each in value.items()}
     if kind is float and type(value) is int:
         return float(value)

@@ -8,14 +8,14 @@ import math
 import pathlib
 import re
 import tomllib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from otter_jax import files
 from otter_jax.errors import UserError
 from otter_jax.objective import METHODS, Objective
 from otter_jax.study.cells import Cell, grid
-from otter_jax.study.fields import WORDS, refuse_unknown, section
+from otter_jax.study.fields import WORDS, check_table, refuse_unknown, section
 from otter_jax.study.linear import LINEAR
 from otter_jax.study.plan import (
     COMMON,
@@ -71,12 +71,9 @@ def _whole(table: dict[str, Any], common: dict[str, Any]) -> WholeStudy:
         raise UserError(f"{where}: config={table['config']!r}: a name, or a path FOLDER/NAME.py.")
     settings = []
     for one in _tables(table["settings"], where):
-        flat = flatten(one)
-        lists = [value if isinstance(value, list) else [value] for value in flat.values()]
-        for values in itertools.product(*lists):
-            one = dict(zip(flat, values, strict=True))
-            _check_keys(one, f"{where}: settings")
-            settings.append(Keys(tuple(one.items())))
+        for keys in _combinations(flatten(one), f"{where}: settings"):
+            _check_keys(keys, f"{where}: settings")
+            settings.append(Keys(tuple(keys.items())))
     methods = _methods(table["methods"], common["choose"], _keys, where)
     settings = tuple(dict.fromkeys(settings))
     return WholeStudy(config=table["config"], settings=settings, methods=methods, **common)
@@ -138,23 +135,26 @@ def _tables(tables: Any, where: str) -> list[dict[str, Any]]:
     return tables
 
 
+def _combinations(table: dict[str, Any], where: str) -> Iterator[dict[str, Any]]:
+    """Yields each combination of the values of a table, where a list is several values."""
+    lists = [value if isinstance(value, list) else [value] for value in table.values()]
+    for key, values in zip(table, lists, strict=True):
+        if not values:
+            raise UserError(f"{where}.{key}=[]: a value, or a list of them.")
+    for values in itertools.product(*lists):
+        yield dict(zip(table, values, strict=True))
+
+
 def _settings(tables: Any, data: Data, where: str) -> tuple[Setting, ...]:
     """Returns the products of the lists in each table of [[settings]], each setting once."""
     names = [field.name for field in dataclasses.fields(Setting)]
     found = []
     for table in _tables(tables, where):
         refuse_unknown(table, names, f"{where}: settings")
-        default = {"noise": 0.0, "share": 1.0}
-        lists = []
-        for name in names:
-            if name not in table and name not in default:
-                raise UserError(f"{where}: settings.{name} is missing in a [[settings]].")
-            value = table.get(name, default.get(name))
-            lists.append(value if isinstance(value, list) else [value])
-            if not lists[-1]:
-                raise UserError(f"{where}: settings.{name}=[]: a value, or a list of them.")
-        for values in itertools.product(*lists):
-            one = dict(zip(names, values, strict=True))
+        table = {"noise": 0.0, "share": 1.0} | table
+        if missing := [name for name in names if name not in table]:
+            raise UserError(f"{where}: settings.{missing[0]} is missing in a [[settings]].")
+        for one in _combinations(table, f"{where}: settings"):
             found.append(section(Setting, one, f"{where}: settings"))
     known = (*data.train, *data.mixed)
     for setting in found:
@@ -178,18 +178,20 @@ def _methods(
     """Returns the methods, each checked with all values that may be chosen for it."""
     fields = {field.name for field in dataclasses.fields(Objective)}
     found = {}
-    for name, table in _table(tables, f"{where}: methods").items():
+    check_table(tables, f"{where}: methods")
+    for name, table in tables.items():
         here = f"{where}: methods.{name}"
-        refuse_unknown(_table(table, here), ("method", "objective", "choose", "train"), here)
+        check_table(table, here)
+        refuse_unknown(table, ("method", "objective", "choose", "train"), here)
         method = table.get("method", name)
         known = (*METHODS, *LINEAR)
         if method not in known:
             raise UserError(
                 f"{here}.method={method!r}{_meant(method, known)} There are: {', '.join(known)}."
             )
-        own, choose, training = (
-            _table(table.get(key, {}), f"{here}.{key}") for key in ("objective", "choose", "train")
-        )
+        own, choose, training = (table.get(key, {}) for key in ("objective", "choose", "train"))
+        for key, value in (("objective", own), ("choose", choose), ("train", training)):
+            check_table(value, f"{here}.{key}")
         if method in LINEAR:
             choose = {STRENGTH: list(STRENGTHS)} | choose
             refuse_unknown(training, (), f"{here}.train")
@@ -201,22 +203,14 @@ def _methods(
             objective = section(Objective, usual | own, "objective")
             for key, values in choose.items():
                 _check_grid(key, values, "choose")
-                for value in values if key in fields else ():
-                    section(Objective, usual | {key: value}, "choose")
             lists = {key: tuple(values) for key, values in choose.items()}
             found[name] = Method(name, method, objective, lists, trained(training, "train"))
             for values in found[name].grid(common):
-                found[name].with_values(values)
+                chosen = {k: v for k, v in values.items() if k in fields and k not in COMMON}
+                section(Objective, dataclasses.asdict(objective) | chosen, "choose")
         except UserError as error:
             raise UserError(f"{here}: {error}") from error
     return found
-
-
-def _table(value: Any, where: str) -> dict[str, Any]:
-    """Returns a table. Raises UserError if it is none."""
-    if not isinstance(value, dict):
-        raise UserError(f"{where}={value!r}: a table of keys and values.")
-    return value
 
 
 def _check_grid(key: str, values: Any, where: str) -> None:

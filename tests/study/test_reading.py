@@ -58,6 +58,13 @@ def test_a_mistake_is_named(kind, tmp_path):
     assert str(path) in str(error.value)
 
 
+def test_values_are_chosen_beside_a_methods_own(tmp_path):
+    path = tmp_path / "study.toml"
+    own = 'objective.teacher = "softmax"\nchoose.alpha = [0.5]'
+    path.write_text(f'{studies.FILE}\n[methods.mine]\nmethod = "infonce"\n{own}\n')
+    assert reading.read(path).methods["mine"].choose == {"alpha": (0.5,)}
+
+
 def test_no_file_is_said(tmp_path):
     with pytest.raises(UserError, match="There is no study file"):
         reading.read(tmp_path / "study.toml")

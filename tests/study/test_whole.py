@@ -107,6 +107,7 @@ MISTAKES = {
     ),
     "seed": ("train.epochs = 0.8", "seed = [1, 2]", "seed is what the study sets"),
     "rate": ("infonce = {}", "infonce.train.optim.learning_rate = 0.1", "what the study sets"),
+    "none": ("train.epochs = 0.8", "train.epochs = []", "a value, or a list of them"),
     "list": ("train.epochs = 0.8", 'data.tars = [["a.tar"]]', "a text, a number"),
     "section": ("[choose]", "[data]\n[choose]", "there is no key 'data'"),
 }
