@@ -14,6 +14,7 @@ from typing import Any, Protocol, runtime_checkable
 import grain
 import numpy as np
 from absl import flags
+from jaxtyping import UInt8
 
 from otter_jax.data import images, worker
 from otter_jax.data.source import Source
@@ -148,9 +149,26 @@ def eval_batches(
     Raises UserError for sizes that do not fit, or a source without images.
     """
     rows = _rows_per_process(source, batch_size, num_processes, image_size, resize, exif)
-    steps = -(-len(source) // batch_size)
-    ds = grain.MapDataset.range(steps * batch_size).map(_EvalRow(source, image_size, resize, exif))
-    return _run(ds.batch(rows)[process::num_processes], rows * image_size**2 * 3, num_workers=0)
+    ds = _all_rows(_EvalRow(source, image_size, resize, exif), batch_size).batch(rows)
+    return _run(ds[process::num_processes], rows * image_size**2 * 3, num_workers=0)
+
+
+def view_batches(
+    source: Source, *, batch_size: int, image_size: int, resize: int, flip: bool, view: int
+) -> Iterator[Batch]:
+    """Yields every record once, as `eval_batches` does, but cropped at random as in training.
+
+    Crops, and which half is mirrored if `flip` is set, are drawn by `view` and a record's number.
+    """
+    rows = _rows_per_process(source, batch_size, 1, image_size, resize, exif="apply")
+    row = _ViewRow(source, image_size, resize, exif="apply", flip=flip, view=view)
+    return _run(_all_rows(row, rows).batch(rows), rows * image_size**2 * 3, num_workers=0)
+
+
+def _all_rows(row: "_EvalRow", batch_size: int) -> grain.MapDataset:
+    """Returns every record's row, in order; rows past the last record fill the last batch."""
+    steps = -(-len(row.source) // batch_size)
+    return grain.MapDataset.range(steps * batch_size).map(row)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -184,8 +202,8 @@ class _TrainRow(grain.transforms.RandomMap):
             pixels = images.random_resized_crop(decoded, self.image_size, self.min_area, rng)
         else:
             pixels = images.random_crop(decoded, self.resize, self.image_size, rng)
-        if self.flip and rng.random() < 0.5:
-            pixels = np.ascontiguousarray(pixels[:, ::-1])
+        if self.flip:
+            pixels = _mirrored(pixels, rng)
         if self.jitter:
             pixels = images.jitter(pixels, self.jitter, rng)
         replaced = np.int32(-1 if number == index else index)
@@ -216,9 +234,31 @@ class _EvalRow(grain.transforms.Map):
             return row
         return {
             **row,
-            "image": images.center_crop(decoded, self.resize, self.image_size),
+            "image": self.crop(decoded, index),
             "valid": np.bool_(True),
         }
+
+    def crop(self, decoded: images.Pixels, index: int) -> UInt8[np.ndarray, "S S 3"]:
+        """Returns the middle of a record's image."""
+        return images.center_crop(decoded, self.resize, self.image_size)
+
+
+@dataclasses.dataclass(frozen=True)
+class _ViewRow(_EvalRow):
+    """Loads the row of a record as `_EvalRow` does, cropped and mirrored at random."""
+
+    flip: bool
+    view: int
+
+    def crop(self, decoded: images.Pixels, index: int) -> UInt8[np.ndarray, "S S 3"]:
+        rng = np.random.default_rng([self.view, index])
+        pixels = images.random_crop(decoded, self.resize, self.image_size, rng)
+        return _mirrored(pixels, rng) if self.flip else pixels
+
+
+def _mirrored(pixels: images.Pixels, rng: np.random.Generator) -> images.Pixels:
+    """Mirrors half of all pictures."""
+    return np.ascontiguousarray(pixels[:, ::-1]) if rng.random() < 0.5 else pixels
 
 
 def _rows_per_process(

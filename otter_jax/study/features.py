@@ -22,11 +22,21 @@ ABOUT = "about"  # the entry of a file that holds, as JSON, all that is no array
 
 @dataclasses.dataclass(frozen=True)
 class Part:
-    """Holds a set's pictures and texts, a row each, and the labels of each row by their field."""
+    """Holds a set's pictures and texts, a row each, and the labels of each row by their field.
+
+    Attributes:
+      images: of the middle of each picture.
+      views: of random crops of each picture, if training sees these.
+    """
 
     images: Shaped[np.ndarray, "N *features"]
     texts: Float[np.ndarray, "N W"]
     labels: Mapping[str, list[list[str]]]
+    views: Shaped[np.ndarray, "V N *features"] | None = None
+
+    def trained_on(self) -> Shaped[np.ndarray, "V N *features"]:
+        """Returns what training sees: the views, or the middle of pictures as the only one."""
+        return self.images[None] if self.views is None else self.views
 
     def __len__(self) -> int:
         return len(self.texts)
@@ -82,6 +92,8 @@ class Features:
         arrays = {f"given/{name}": value for name, value in self.given.items()}
         for name, part in self.parts.items():
             arrays |= {f"parts/{name}/images": part.images, f"parts/{name}/texts": part.texts}
+            if part.views is not None:
+                arrays[f"parts/{name}/views"] = part.views
         arrays |= {f"banks/{name}/texts": bank.texts for name, bank in self.banks.items()}
         about = {
             "about": dict(self.about),
@@ -101,7 +113,12 @@ class Features:
                 arrays = {name: found[name] for name in found.files}
             more = json.loads(arrays.pop(ABOUT).tobytes())
             parts = {
-                name: Part(arrays[f"parts/{name}/images"], arrays[f"parts/{name}/texts"], labels)
+                name: Part(
+                    arrays[f"parts/{name}/images"],
+                    arrays[f"parts/{name}/texts"],
+                    labels,
+                    arrays.get(f"parts/{name}/views"),
+                )
                 for name, labels in more["labels"].items()
             }
             banks = {

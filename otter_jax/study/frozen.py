@@ -5,7 +5,7 @@ import dataclasses
 import functools
 import hashlib
 import pathlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -17,13 +17,14 @@ from ml_collections import ConfigDict
 
 from otter_jax import caches
 from otter_jax.data.captions import Tokenizer
-from otter_jax.data.pipeline import eval_batches
+from otter_jax.data.pipeline import Batch, eval_batches, view_batches
 from otter_jax.data.source import Source
 from otter_jax.errors import UserError
 from otter_jax.models.efficientnet import EfficientNet
 from otter_jax.models.towers import Towers
 from otter_jax.objective import Objective
 from otter_jax.run import cluster, trained
+from otter_jax.study.plan import Views
 from otter_jax.weights.tensors import Tell, quiet
 
 ROWS = 64  # pictures or texts at once
@@ -42,15 +43,17 @@ class Encoders:
         model: Mapping[str, Any],
         *,
         image_size: int,
+        resize: int,
         max_tokens: int,
         enter: str,
         tell: Tell = quiet,
     ):
         """`model` is a config's section; `enter` names the block that training begins with.
 
-        With `enter` "" the image encoder is frozen as a whole. `tell` is told what the user should
-        see. Raises UserError as
-        `weights.load_image` and `weights.load_text` do, and for an encoder without such a block.
+        With `enter` "" the image encoder is frozen as a whole. Pictures are cropped to
+        `image_size` pixels once their shorter side has `resize`. `tell` is told what the user
+        should see. Raises UserError as `weights.load_image` and `weights.load_text` do, and for an
+        encoder without such a block.
         """
         objective = dataclasses.asdict(Objective())  # of the temperatures, which are not used
         config = ConfigDict({"model": model, "gates": {"shape": ""}, "objective": objective})
@@ -61,10 +64,10 @@ class Encoders:
             for name, tree in variables.items()
         }
         self._tokenizer = Tokenizer(folder, max_tokens)
-        self._image_size, self.enter = image_size, enter
+        self._sizes, self.enter = {"image_size": image_size, "resize": resize}, enter
         facts = (
-            cluster.fingerprint(self._variables), self._tokenizer.digest, image_size, max_tokens,
-            enter, tuple(self.model.mean), tuple(self.model.std), repr(self.model.img),
+            cluster.fingerprint(self._variables), self._tokenizer.digest, image_size, resize,
+            max_tokens, enter, tuple(self.model.mean), tuple(self.model.std), repr(self.model.img),
             repr(self.model.txt),
         )  # fmt: skip
         self.digest = hashlib.sha256(repr(facts).encode()).hexdigest()
@@ -84,21 +87,25 @@ class Encoders:
             if path[1] == "img" and path[2] not in before
         }
 
-    def images(
-        self, source: Source, advance: Callable[[int], None] = lambda count: None
-    ) -> Float[np.ndarray, "N *features"]:
+    def images(self, source: Source) -> Float[np.ndarray, "N *features"]:
         """Returns what each picture gives, cropped in the middle as evaluation does.
 
         Raises UserError for pictures that cannot be read.
         """
+        return self._images(source, eval_batches(source, batch_size=ROWS, **self._sizes))
+
+    def view(self, source: Source, number: int, flip: bool) -> Float[np.ndarray, "N *features"]:
+        """Returns what each picture gives in one of its random crops; raises as `images` does."""
+        batches = view_batches(source, batch_size=ROWS, view=number, flip=flip, **self._sizes)
+        return self._images(source, batches)
+
+    def _images(self, source: Source, batches: Iterator[Batch]) -> Float[np.ndarray, "N *features"]:
+        """Returns what the pictures of these batches give."""
         found, wrong = [], []
-        size = self._image_size
-        batches = eval_batches(source, batch_size=ROWS, image_size=size, resize=size)
         with contextlib.closing(batches) as batches:
             for batch in batches:
                 found.append(np.asarray(self._embed_images(self._variables, batch["image"])))
                 wrong += batch["index"][~batch["valid"] & (batch["index"] >= 0)].tolist()
-                advance(int((batch["index"] >= 0).sum()))
         if wrong:
             some = ", ".join(source.key(i) for i in wrong[:3])
             raise UserError(
@@ -124,19 +131,36 @@ class Encoders:
 
 
 def kept_images(
-    encoders: Encoders, source: Source, folder: pathlib.Path, dtype: str, **options: Any
+    encoders: Encoders, source: Source, folder: pathlib.Path, dtype: str
 ) -> Shaped[np.ndarray, "N *features"]:
     """Returns the images' features in `dtype`, from a file in `folder` if they were made before."""
+    facts = encoders.digest, _contents(source), len(source), dtype
+    path = folder / caches.named("images", *facts)
+    return caches.kept(path, lambda: {"images": encoders.images(source).astype(dtype)})["images"]
+
+
+def kept_views(
+    encoders: Encoders, source: Source, views: Views, folder: pathlib.Path, dtype: str, tell: Tell
+) -> Shaped[np.ndarray, "V N *features"]:
+    """Returns the features of random crops in `dtype`, each view from a file of its own."""
+    facts = encoders.digest, _contents(source), len(source), dtype, views.flip
+
+    def make(number):
+        return {"images": encoders.view(source, number, views.flip).astype(dtype)}
+
+    found = []
+    for number in range(views.count):
+        tell(f"{source.name}: random crop {number + 1} of {views.count} of each picture")
+        path = folder / caches.named("views", *facts, number)
+        found.append(caches.kept(path, functools.partial(make, number))["images"])
+    return np.stack(found)
+
+
+def _contents(source: Source) -> str:
+    """Returns a digest of a set's pictures."""
     pictures = source.pictures()
-    contents = cluster.fingerprint(
-        [source[i]["image"] for i in range(len(source))] if pictures is None else pictures
-    )
-    path = folder / caches.named("images", encoders.digest, contents, len(source), dtype)
-
-    def make():
-        return {"images": encoders.images(source, **options).astype(dtype)}
-
-    return caches.kept(path, make)["images"]
+    whole = [source[i]["image"] for i in range(len(source))] if pictures is None else pictures
+    return cluster.fingerprint(whole)
 
 
 def kept_texts(

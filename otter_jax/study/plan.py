@@ -86,6 +86,22 @@ class Names:
 
 
 @dataclasses.dataclass(frozen=True)
+class Views:
+    """Random crops that training pictures are seen in, as `train` crops them.
+
+    Attributes:
+      count: crops of each picture that are kept: epoch e sees number e % count; 0: training sees
+        the middle of pictures, as evaluation does.
+      resize: pixels of the shorter side before any crop, of evaluated pictures, too.
+      flip: mirror half of the crops.
+    """
+
+    count: int = 0
+    resize: int = 0
+    flip: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
 class Data:
     """Sets of pairs as web-dataset tars, and how their pictures and texts are read.
 
@@ -93,6 +109,7 @@ class Data:
       train, eval: {name: tars}, relative to the folder on the command line.
       mixed: {name: names of sets in `train`} that are trained on together.
       image_size: pixels; pictures are resized and cropped in the middle as in evaluation.
+      views: random crops of training pictures in place of their middle.
       dtype: of the features on disk and in memory, "float32" or "float16".
     """
 
@@ -104,6 +121,12 @@ class Data:
     max_tokens: int = 60
     mixed: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
     dtype: str = "float32"
+    views: Views = Views()
+
+    @property
+    def resize(self) -> int:
+        """Returns the pixels of a picture's shorter side before it is cropped."""
+        return self.views.resize if self.views.count else self.image_size
 
     def parts(self, name: str) -> tuple[str, ...]:
         """Returns the sets in `train` that a setting's set is made of."""
@@ -273,13 +296,9 @@ class FrozenStudy(Study):
     train: Train
 
     def about(self) -> dict[str, Any]:
-        """Returns all that features depend on, as JSON has it."""
-        return json.loads(
-            json.dumps(
-                {
-                    "model": self.model.section(),
-                    "data": dataclasses.asdict(self.data),
-                    "trained": self.train.trained,
-                }
-            )
-        )
+        """Returns all that features depend on, as JSON has it; `views` only if there are any."""
+        data = dataclasses.asdict(self.data)
+        if not self.data.views.count:
+            del data["views"]
+        about = {"model": self.model.section(), "data": data, "trained": self.train.trained}
+        return json.loads(json.dumps(about))

@@ -35,6 +35,7 @@ def features(
     encoders = frozen.Encoders(
         study.model.section(),
         image_size=study.data.image_size,
+        resize=study.data.resize,
         max_tokens=study.data.max_tokens,
         enter="" if study.train.trained == HEADS else study.train.trained,
         tell=tell,
@@ -44,10 +45,14 @@ def features(
     for name, source in sources.items():
         tell(f"{name}: features of {len(source):,} pairs")
         captions = [source[i]["caption"] for i in range(len(source))]
+        views = None
+        if study.data.views.count and name in study.data.train:
+            views = frozen.kept_views(encoders, source, study.data.views, folder, dtype, tell)
         parts[name] = Part(
             frozen.kept_images(encoders, source, folder, dtype),
             frozen.kept_texts(encoders, captions, folder, dtype),
             {spec.label: _labels(source, spec.label) for spec in study.data.search.values()},
+            views,
         )
     banks = {}
     for name, spec in study.data.search.items():

@@ -31,6 +31,7 @@ from otter_jax.study.plan import (
     Setting,
     Study,
     Train,
+    Views,
     WholeStudy,
 )
 
@@ -267,6 +268,14 @@ def _check_data(data: Data, where: str) -> None:
     twice = sorted({*data.train} & {*data.eval} | {*data.train} & {*data.mixed})
     if twice or "val" in data.eval:
         raise UserError(f"{where}: data has two sets called {[*twice, 'val'][0]!r}.")
+    views = data.views
+    if views.count < 0 or (views.count and views.resize < data.image_size):
+        raise UserError(
+            f"{where}: data.views: count={views.count} must be at least 0, and "
+            f"resize={views.resize} at least data.image_size, {data.image_size}."
+        )
+    if not views.count and views != Views():
+        raise UserError(f"{where}: data.views.count is missing: how many crops of each picture?")
     if data.dtype not in ("float32", "float16"):
         raise UserError(f'{where}: data.dtype={data.dtype!r}: "float32" or "float16".')
 

@@ -52,8 +52,11 @@ class Runner:
         sizes = [len(features.parts[name]) for name in names]
         starts = itertools.accumulate(sizes, initial=0)
         self._starts = dict(zip(names, starts, strict=False))
-        self._images = _stacked(features.parts[name].images for name in names)
-        self._texts = _stacked(features.parts[name].texts for name in names)
+        # Row v * pairs + i holds view v of pair i.
+        views = np.concatenate([features.parts[name].trained_on() for name in names], axis=1)
+        self._views, self._size = views.shape[:2]
+        self._images = jax.device_put(views.reshape(-1, *views.shape[2:]))
+        self._texts = jax.device_put(np.concatenate([features.parts[n].texts for n in names]))
         self._given = jax.device_put(traverse_util.unflatten_dict(dict(features.given), sep="/"))
         self._held = held_out(study, features)
         self.searches = searches(study, features, self._held)
@@ -117,10 +120,12 @@ class Runner:
         return {"seed": seed, "scores": both, "device": "cpu", "seconds": round(taken, 3)}
 
     def _moments(self, setting: Setting, seed: int) -> linear.Moments:
-        """Returns the moments of a run's pairs; those of the last runs are kept."""
+        """Returns the moments of a run's pairs, of the middle of pictures; the last are kept."""
         if (setting, seed) not in self._known:
             pairs = self._pairs(setting, seed)
-            images, texts = np.asarray(self._images), np.asarray(self._texts)
+            parts = [self._features.parts[name] for name in self._study.data.train]
+            images = np.concatenate([part.images for part in parts])
+            texts = np.concatenate([part.texts for part in parts])
             found = linear.moments(images[pairs.images], texts[pairs.texts])
             self._known[setting, seed] = found
             while len(self._known) > 8:
@@ -197,7 +202,9 @@ class Runner:
             steps=length // setting.batch,
             seed=seed,
         )
-        self._seen[key] = pairs.images[order], pairs.texts[order], pairs.wrong[order]
+        epochs = np.arange(order.size, dtype=np.int32).reshape(order.shape) // len(pairs.images)
+        images = epochs % self._views * self._size + pairs.images[order]
+        self._seen[key] = images, pairs.texts[order], pairs.wrong[order]
         while len(self._seen) > REMEMBERED:
             del self._seen[next(iter(self._seen))]
         return self._seen[key]
@@ -274,10 +281,6 @@ def model_of(study: FrozenStudy, features: Features) -> CachedTowers:
         img = EfficientNet(**arguments, pruned=pruned, enter=trained)
     txt_width = next(iter(features.parts.values())).texts.shape[1]
     return CachedTowers(img=img, txt=Frozen(txt_width), dim=study.model.dim, txt_width=txt_width)
-
-
-def _stacked(arrays: Iterable[Any]) -> jax.Array:
-    return jax.device_put(np.concatenate(list(arrays)))
 
 
 def _rounded(values: Any) -> list[float | None]:

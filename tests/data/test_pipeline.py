@@ -24,7 +24,7 @@ from records import (
     take,
 )
 
-from otter_jax.data.pipeline import eval_batches, train_batches
+from otter_jax.data.pipeline import eval_batches, train_batches, view_batches
 from otter_jax.data.source import Source
 from otter_jax.errors import UserError
 
@@ -198,6 +198,31 @@ def test_evaluation_sees_every_record_once_in_order(source, num_processes):
     np.testing.assert_array_equal(
         everything["image"][0, :, :, 1], np.tile(range(40, 200, 20), (8, 1))
     )
+
+
+def seen_in(source, view, flip=True):
+    sizes = {"batch_size": 10, "image_size": SIZE, "resize": 10}
+    return joined(list(view_batches(source, view=view, flip=flip, **sizes)))
+
+
+def test_a_view_has_every_record_once_in_order_cropped_at_random(source):
+    first, again, other = seen_in(source, 0), seen_in(source, 0), seen_in(source, 1)
+    assert_same([first], [again])
+    np.testing.assert_array_equal(first["index"], [*range(N), *[-1] * 6])
+    assert numbers(first)[:N] == numbers(other)[:N] == list(range(N))
+    assert (first["image"][:N] != other["image"][:N]).any()
+    # Columns of these pictures grow brighter to the right: each crop, or its mirror, is one of
+    # five windows.
+    whole = list(range(0, 240, 20))
+    windows = {tuple(whole[left : left + SIZE]) for left in range(5)}
+    rows = [tuple(pixels[0, :, 1].tolist()) for pixels in first["image"][:N]]
+    upright = {row for row in rows if row in windows}
+    assert len(upright) > 1
+    mirrored = {row[::-1] for row in rows if row not in windows}
+    assert len(mirrored) > 1
+    assert mirrored <= windows
+    never = seen_in(source, 0, flip=False)["image"][:N]
+    assert {tuple(pixels[0, :, 1].tolist()) for pixels in never} <= windows
 
 
 def test_evaluation_marks_and_names_an_unreadable_image():

@@ -87,6 +87,18 @@ def test_features_are_made_once_and_carry_a_study(home, capsys):
     assert "| val | colour@1 | found@1 |" in table  # among four names there are no five best
 
 
+def test_views_are_random_crops_of_what_is_trained_on(home):
+    change = "max_tokens = 8", "max_tokens = 8\nviews = { count = 2, resize = 40, flip = true }"
+    assert call(home, "--prepare", home / "views.npz", change=change) == 0
+    parts = Features.load(home / "views.npz").parts
+    first, second = parts["squares"].views
+    assert first.shape == parts["squares"].images.shape
+    assert (first != second).any()
+    assert parts["again"].views is None
+    with mock.patch.object(frozen.Encoders, "view", side_effect=AssertionError):
+        assert call(home, "--out", home / "seen", change=change) == 0
+
+
 def test_a_block_of_an_encoder_without_any_is_refused(home, capsys):
     assert call(home, "--prepare", home / "no.npz", trained="blocks_6_0") == 2
     assert "the blocks of EfficientNets can" in capsys.readouterr().err

@@ -1,6 +1,7 @@
 """The command: two methods, two seeds, cell by cell, and what stands in its table."""
 
 import csv
+import dataclasses
 import fcntl
 import json
 import shutil
@@ -12,7 +13,9 @@ import pytest
 import studies
 
 from otter_jax.commands import study as command
+from otter_jax.study import reading
 from otter_jax.study.features import Features
+from otter_jax.study.running import Runner
 
 
 def call(path, features, out, *flags):
@@ -292,6 +295,28 @@ def test_a_dry_run_counts_and_writes_nothing(done, tmp_path, capsys):
     assert not out.exists()
     assert again(done, "--dry") == 0
     assert "0 runs are left" in capsys.readouterr().out
+
+
+def test_an_epoch_sees_one_view_of_each_picture(done, tmp_path):
+    """Views are a table of numbers: which pair, and which view of it, a row of features is of."""
+    study = reading.read(done / "study.toml")
+    features = Features.load(done / "features.npz")
+    mine, count = features.parts["mine"], 3
+    numbered = np.stack([np.full_like(mine.images, view) for view in range(count)])
+    numbered[..., 0] = np.arange(len(mine))
+    views = {"mine": dataclasses.replace(mine, views=numbered)}
+    runner = Runner(study, dataclasses.replace(features, parts=features.parts | views))
+    plain = Runner(study, features)
+    setting, length = study.settings[1], 400
+    rows, texts, wrong = runner.seen(setting, length, seed=0)
+    pairs, plain_texts, plain_wrong = plain.seen(setting, length, seed=0)
+    np.testing.assert_array_equal(texts, plain_texts)
+    np.testing.assert_array_equal(wrong, plain_wrong)
+    found = numbered.reshape(-1, numbered.shape[-1])[rows.ravel()]
+    np.testing.assert_array_equal(found[:, 0], pairs.ravel())
+    epochs = np.arange(length) // len(np.unique(pairs))
+    assert epochs.max() > count
+    np.testing.assert_array_equal(found[:, 1], epochs % count)
 
 
 def test_features_are_written_and_read_back(done, tmp_path):
