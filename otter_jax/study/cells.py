@@ -72,12 +72,14 @@ Outcome = Mapping[str, Any]  # of a run, as JSON has it: seed, scores, device, s
 
 
 def grid(study: Study, setting: Setting | Keys, method: str) -> list[Cell]:
-    """Returns the cells among which the values of a method in a setting are chosen."""
-    seeds = tuple(range(FIRST_CHOOSING, FIRST_CHOOSING + study.choose.seeds))
-    return [
-        Cell(setting, method, "choose", tuple(sorted(values.items())), seeds)
-        for values in study.methods[method].grid(study.choose)
-    ]
+    """Returns the cells among which the values of a method in a setting are chosen.
+
+    If there is one alone, nothing is chosen, and it has no runs.
+    """
+    found = list(study.methods[method].grid(study.choose))
+    last = FIRST_CHOOSING + (study.choose.seeds if len(found) > 1 else 0)
+    seeds = tuple(range(FIRST_CHOOSING, last))
+    return [Cell(setting, method, "choose", tuple(sorted(one.items())), seeds) for one in found]
 
 
 def main_cell(study: Study, chosen: Cell) -> Cell:

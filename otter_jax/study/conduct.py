@@ -248,7 +248,7 @@ def cost(
 
     for (batch, length), group in itertools.groupby(sorted(own, key=size), key=size):
         grids = [cell_files.grid(study, *line) for line in group]
-        choose = [_missing(cell, made) for grid in grids for cell in grid]
+        choose = [_missing(cell, made) for grid in grids for cell in grid if cell.seeds]
         main = [_missing_main(study, grid, made) for grid in grids]
         runs = sum(choose) + sum(main)
         seconds = runner.probe(grids[0][0]) if runs else 0.0

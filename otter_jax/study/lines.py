@@ -1,5 +1,6 @@
 """Lines of a study: a method in a setting, the cells it is chosen from, and what is chosen."""
 
+import math
 from collections.abc import Mapping, Sequence
 
 from otter_jax.errors import UserError
@@ -39,10 +40,12 @@ def chosen(study: Study, grid: Sequence[Cell], found: Mapping[Cell, Sequence[Out
 
 
 def validation(study: Study, runs: Sequence[Outcome]) -> float:
-    """Returns the mean over runs and over the measures that values are chosen by.
+    """Returns the mean over runs and over the measures that values are chosen by; NaN of no runs.
 
     Raises UserError if a run that did not diverge has no such measure.
     """
+    if not runs:
+        return math.nan
     total = 0.0
     for run in runs:
         scores = run["scores"][study.weights]

@@ -143,12 +143,18 @@ def _write_runs(finished: Finished, measures: Sequence[str], path: pathlib.Path)
 
 
 def _write_chosen(finished: Finished, path: pathlib.Path) -> None:
-    """Writes what was chosen among: each cell's mean on validation."""
+    """Writes what was chosen among: each cell's mean on validation; of one alone there is none."""
     rows = []
     for (setting, method), grid in finished.grids.items():
         best, _ = max(grid, key=lambda pair: pair[1])  # of equal ones the first, as is chosen
         rows += [
-            [setting, method, _values(cell), round(value, 5), int(cell == best)]
+            [
+                setting,
+                method,
+                _values(cell),
+                round(value, 5) if len(grid) > 1 else "",
+                int(cell == best),
+            ]
             for cell, value in grid
         ]
     _write_csv(path, ("setting", "method", "values", "validation", "best"), rows)

@@ -44,7 +44,10 @@ def call(home, *flags, change=("", "")):
 
 def test_runs_are_in_directories_that_cells_name_and_go_on(home, capsys):
     assert call(home) == 0
-    (main,) = (home / "out" / "cells").rglob("main_*.json")
+    (main,) = (home / "out" / "cells").rglob("*.json")  # of one combination nothing is chosen
+    assert "main_" in main.name
+    (row,) = (home / "out" / "chosen.csv").read_text().splitlines()[1:]
+    assert row.endswith(",,1")
     cell = json.loads(main.read_text())
     assert [run["seed"] for run in cell["seeds"]] == [0, 1]
     for run in cell["seeds"]:
@@ -90,8 +93,9 @@ def test_a_stop_while_the_last_state_is_saved_ends_the_study(home, tmp_path, cap
 
 
 def test_a_measure_that_runs_have_not_is_said(home, capsys):
-    assert call(home) == 0
-    assert call(home, change=("colours/FH@1", "colours/FH@3")) == 2
+    grid = '[1e-2]\nlog_scale = [2.5]\nby = ["colours/FH@1"]'
+    larger = '[1e-2, 2e-2]\nlog_scale = [2.5]\nby = ["colours/FH@3"]'
+    assert call(home, change=(grid, larger)) == 2
     assert "runs have no such measure; they have colours/FH@1" in capsys.readouterr().err
 
 
