@@ -159,6 +159,7 @@ def view_batches(
     """Yields every record once, as `eval_batches` does, but cropped at random as in training.
 
     Crops, and which half is mirrored if `flip` is set, are drawn by `view` and a record's number.
+    Raises UserError as `eval_batches` does.
     """
     rows = _rows_per_process(source, batch_size, 1, image_size, resize, exif="apply")
     row = _ViewRow(source, image_size, resize, exif="apply", flip=flip, view=view)
@@ -257,7 +258,7 @@ class _ViewRow(_EvalRow):
 
 
 def _mirrored(pixels: images.Pixels, rng: np.random.Generator) -> images.Pixels:
-    """Mirrors half of all pictures."""
+    """Returns a picture, mirrored with a probability of one half."""
     return np.ascontiguousarray(pixels[:, ::-1]) if rng.random() < 0.5 else pixels
 
 

@@ -77,8 +77,8 @@ def grid(study: Study, setting: Setting | Keys, method: str) -> list[Cell]:
     If there is one alone, nothing is chosen, and it has no runs.
     """
     found = list(study.methods[method].grid(study.choose))
-    last = FIRST_CHOOSING + (study.choose.seeds if len(found) > 1 else 0)
-    seeds = tuple(range(FIRST_CHOOSING, last))
+    seeds = tuple(range(FIRST_CHOOSING, FIRST_CHOOSING + study.choose.seeds))
+    seeds = seeds if len(found) > 1 else ()
     return [Cell(setting, method, "choose", tuple(sorted(one.items())), seeds) for one in found]
 
 

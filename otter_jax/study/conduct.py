@@ -183,6 +183,8 @@ def _stage(
     tell: Tell,
 ) -> None:
     """Makes the runs that are missing, each kept once it is made; adds them to `made`."""
+    for cell in wanted:
+        validation(study, made[cell])  # says now if kept runs lack a measure
     kept = {(cell, run["seed"]) for cell in wanted for run in made[cell]}
     missing = [(cell, seed) for cell in wanted for seed in cell.seeds if (cell, seed) not in kept]
     if not missing:
@@ -251,7 +253,7 @@ def cost(
         choose = [_missing(cell, made) for grid in grids for cell in grid if cell.seeds]
         main = [_missing_main(study, grid, made) for grid in grids]
         runs = sum(choose) + sum(main)
-        seconds = runner.probe(grids[0][0]) if runs else 0.0
+        seconds = runner.probe(cell_files.main_cell(study, grids[0][0])) if runs else 0.0
         whole += seconds * runs
         shown = f", {length:,} pairs a run" if length else ""
         each = f"of {seconds:.2f} s each" if seconds == seconds else "each of unknown length"

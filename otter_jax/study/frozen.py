@@ -24,7 +24,6 @@ from otter_jax.models.efficientnet import EfficientNet
 from otter_jax.models.towers import Towers
 from otter_jax.objective import Objective
 from otter_jax.run import cluster, trained
-from otter_jax.study.plan import Views
 from otter_jax.weights.tensors import Tell, quiet
 
 ROWS = 64  # pictures or texts at once
@@ -35,7 +34,8 @@ class Encoders:
 
     Attributes:
       enter: the block that training begins with; "" if none is trained.
-      digest: of all that features depend on beside the set.
+      resize: pixels of a picture's shorter side before it is cropped.
+      digest: of all else that features depend on beside the set.
     """
 
     def __init__(
@@ -64,10 +64,10 @@ class Encoders:
             for name, tree in variables.items()
         }
         self._tokenizer = Tokenizer(folder, max_tokens)
-        self._sizes, self.enter = {"image_size": image_size, "resize": resize}, enter
+        self._image_size, self.resize, self.enter = image_size, resize, enter
         facts = (
-            cluster.fingerprint(self._variables), self._tokenizer.digest, image_size, resize,
-            max_tokens, enter, tuple(self.model.mean), tuple(self.model.std), repr(self.model.img),
+            cluster.fingerprint(self._variables), self._tokenizer.digest, image_size, max_tokens,
+            enter, tuple(self.model.mean), tuple(self.model.std), repr(self.model.img),
             repr(self.model.txt),
         )  # fmt: skip
         self.digest = hashlib.sha256(repr(facts).encode()).hexdigest()
@@ -92,11 +92,13 @@ class Encoders:
 
         Raises UserError for pictures that cannot be read.
         """
-        return self._images(source, eval_batches(source, batch_size=ROWS, **self._sizes))
+        sizes = {"image_size": self._image_size, "resize": self.resize}
+        return self._images(source, eval_batches(source, batch_size=ROWS, **sizes))
 
     def view(self, source: Source, number: int, flip: bool) -> Float[np.ndarray, "N *features"]:
         """Returns what each picture gives in one of its random crops; raises as `images` does."""
-        batches = view_batches(source, batch_size=ROWS, view=number, flip=flip, **self._sizes)
+        sizes = {"image_size": self._image_size, "resize": self.resize}
+        batches = view_batches(source, batch_size=ROWS, view=number, flip=flip, **sizes)
         return self._images(source, batches)
 
     def _images(self, source: Source, batches: Iterator[Batch]) -> Float[np.ndarray, "N *features"]:
@@ -134,26 +136,33 @@ def kept_images(
     encoders: Encoders, source: Source, folder: pathlib.Path, dtype: str
 ) -> Shaped[np.ndarray, "N *features"]:
     """Returns the images' features in `dtype`, from a file in `folder` if they were made before."""
-    facts = encoders.digest, _contents(source), len(source), dtype
+    facts = encoders.digest, encoders.resize, _contents(source), len(source), dtype
     path = folder / caches.named("images", *facts)
     return caches.kept(path, lambda: {"images": encoders.images(source).astype(dtype)})["images"]
 
 
 def kept_views(
-    encoders: Encoders, source: Source, views: Views, folder: pathlib.Path, dtype: str, tell: Tell
+    encoders: Encoders,
+    source: Source,
+    count: int,
+    flip: bool,
+    folder: pathlib.Path,
+    dtype: str,
+    tell: Tell,
 ) -> Shaped[np.ndarray, "V N *features"]:
-    """Returns the features of random crops in `dtype`, each view from a file of its own."""
-    facts = encoders.digest, _contents(source), len(source), dtype, views.flip
+    """Returns the features of `count` random crops of each picture, kept as `kept_images` does."""
 
-    def make(number):
-        return {"images": encoders.view(source, number, views.flip).astype(dtype)}
+    def make():
+        found = None
+        for number in range(count):
+            tell(f"{source.name}: random crop {number + 1} of {count} of each picture")
+            view = encoders.view(source, number, flip)
+            found = np.empty((count, *view.shape), dtype) if found is None else found
+            found[number] = view
+        return {"views": found}
 
-    found = []
-    for number in range(views.count):
-        tell(f"{source.name}: random crop {number + 1} of {views.count} of each picture")
-        path = folder / caches.named("views", *facts, number)
-        found.append(caches.kept(path, functools.partial(make, number))["images"])
-    return np.stack(found)
+    facts = encoders.digest, encoders.resize, _contents(source), len(source), dtype, count, flip
+    return caches.kept(folder / caches.named("views", *facts), make)["views"]
 
 
 def _contents(source: Source) -> str:

@@ -86,30 +86,17 @@ class Names:
 
 
 @dataclasses.dataclass(frozen=True)
-class Views:
-    """Random crops that training pictures are seen in, as `train` crops them.
-
-    Attributes:
-      count: crops of each picture that are kept: epoch e sees number e % count; 0: training sees
-        the middle of pictures, as evaluation does.
-      resize: pixels of the shorter side before any crop, of evaluated pictures, too.
-      flip: mirror half of the crops.
-    """
-
-    count: int = 0
-    resize: int = 0
-    flip: bool = False
-
-
-@dataclasses.dataclass(frozen=True)
 class Data:
     """Sets of pairs as web-dataset tars, and how their pictures and texts are read.
 
     Attributes:
       train, eval: {name: tars}, relative to the folder on the command line.
       mixed: {name: names of sets in `train`} that are trained on together.
-      image_size: pixels; pictures are resized and cropped in the middle as in evaluation.
-      views: random crops of training pictures in place of their middle.
+      image_size: pixels of a crop.
+      resize: pixels of the shorter side before it; 0: as many as the crop.
+      views: how many random crops of each training picture are kept, which epochs see in turn;
+        0: training sees the middle of pictures, as evaluation always does.
+      flip: mirror half of the random crops.
       dtype: of the features on disk and in memory, "float32" or "float16".
     """
 
@@ -121,12 +108,9 @@ class Data:
     max_tokens: int = 60
     mixed: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
     dtype: str = "float32"
-    views: Views = Views()
-
-    @property
-    def resize(self) -> int:
-        """Returns the pixels of a picture's shorter side before it is cropped."""
-        return self.views.resize if self.views.count else self.image_size
+    resize: int = 0
+    views: int = 0
+    flip: bool = False
 
     def parts(self, name: str) -> tuple[str, ...]:
         """Returns the sets in `train` that a setting's set is made of."""
@@ -156,7 +140,7 @@ class Train:
 class Choose:
     """Says what is chosen for a method in a setting, by the mean of `by` over `seeds` seeds.
 
-    These seeds are no seeds of the main runs.
+    These seeds are no seeds of the main runs. Of one combination of values nothing is chosen.
 
     Attributes:
       learning_rate, log_scale: the grid, beside each method's own; the largest rate, and where the
@@ -296,9 +280,12 @@ class FrozenStudy(Study):
     train: Train
 
     def about(self) -> dict[str, Any]:
-        """Returns all that features depend on, as JSON has it; `views` only if there are any."""
+        """Returns all that features depend on, as JSON has it.
+
+        What crops are is left out where it is not set, as in features that were made before.
+        """
+        crops = ("resize", "views", "flip")
         data = dataclasses.asdict(self.data)
-        if not self.data.views.count:
-            del data["views"]
+        data = {k: value for k, value in data.items() if value or k not in crops}
         about = {"model": self.model.section(), "data": data, "trained": self.train.trained}
         return json.loads(json.dumps(about))

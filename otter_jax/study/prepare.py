@@ -35,7 +35,7 @@ def features(
     encoders = frozen.Encoders(
         study.model.section(),
         image_size=study.data.image_size,
-        resize=study.data.resize,
+        resize=study.data.resize or study.data.image_size,
         max_tokens=study.data.max_tokens,
         enter="" if study.train.trained == HEADS else study.train.trained,
         tell=tell,
@@ -46,8 +46,9 @@ def features(
         tell(f"{name}: features of {len(source):,} pairs")
         captions = [source[i]["caption"] for i in range(len(source))]
         views = None
-        if study.data.views.count and name in study.data.train:
-            views = frozen.kept_views(encoders, source, study.data.views, folder, dtype, tell)
+        if study.data.views and name in study.data.train:
+            count, flip = study.data.views, study.data.flip
+            views = frozen.kept_views(encoders, source, count, flip, folder, dtype, tell)
         parts[name] = Part(
             frozen.kept_images(encoders, source, folder, dtype),
             frozen.kept_texts(encoders, captions, folder, dtype),

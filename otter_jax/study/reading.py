@@ -31,12 +31,12 @@ from otter_jax.study.plan import (
     Setting,
     Study,
     Train,
-    Views,
     WholeStudy,
 )
 
 SHARED = ("settings", "methods", "choose", "seeds", "baseline", "weights")
 SET = ("method", "seed", "optim.learning_rate")  # of a config, by the study; so is `objective`
+MOST_VIEWS = 1000  # crops of a picture; more are a mistake
 LONGEST = 200  # bytes of a name in a path, which systems limit to 255
 
 
@@ -268,14 +268,17 @@ def _check_data(data: Data, where: str) -> None:
     twice = sorted({*data.train} & {*data.eval} | {*data.train} & {*data.mixed})
     if twice or "val" in data.eval:
         raise UserError(f"{where}: data has two sets called {[*twice, 'val'][0]!r}.")
-    views = data.views
-    if views.count < 0 or (views.count and views.resize < data.image_size):
+    if data.image_size < 1 or (data.resize and data.resize < data.image_size):
         raise UserError(
-            f"{where}: data.views: count={views.count} must be at least 0, and "
-            f"resize={views.resize} at least data.image_size, {data.image_size}."
+            f"{where}: data.resize={data.resize}: 0, or at least data.image_size="
+            f"{data.image_size}, which is at least 1."
         )
-    if not views.count and views != Views():
-        raise UserError(f"{where}: data.views.count is missing: how many crops of each picture?")
+    if not 0 <= data.views <= MOST_VIEWS:
+        raise UserError(f"{where}: data.views={data.views}: from 0 to {MOST_VIEWS}.")
+    if data.flip and not data.views:
+        raise UserError(
+            f"{where}: data.flip mirrors random crops, of which there are none: set data.views."
+        )
     if data.dtype not in ("float32", "float16"):
         raise UserError(f'{where}: data.dtype={data.dtype!r}: "float32" or "float16".')
 

@@ -1,5 +1,6 @@
 """Runs the cells of a study on frozen features, as many runs side by side as the device takes."""
 
+import functools
 import itertools
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -52,10 +53,9 @@ class Runner:
         sizes = [len(features.parts[name]) for name in names]
         starts = itertools.accumulate(sizes, initial=0)
         self._starts = dict(zip(names, starts, strict=False))
-        # Row v * pairs + i holds view v of pair i.
         views = np.concatenate([features.parts[name].trained_on() for name in names], axis=1)
-        self._views, self._size = views.shape[:2]
-        self._images = jax.device_put(views.reshape(-1, *views.shape[2:]))
+        self._view_count, self._pair_count = views.shape[:2]
+        self._images = jax.device_put(views.reshape(-1, *views.shape[2:]))  # view by view
         self._texts = jax.device_put(np.concatenate([features.parts[n].texts for n in names]))
         self._given = jax.device_put(traverse_util.unflatten_dict(dict(features.given), sep="/"))
         self._held = held_out(study, features)
@@ -122,15 +122,17 @@ class Runner:
     def _moments(self, setting: Setting, seed: int) -> linear.Moments:
         """Returns the moments of a run's pairs, of the middle of pictures; the last are kept."""
         if (setting, seed) not in self._known:
-            pairs = self._pairs(setting, seed)
-            parts = [self._features.parts[name] for name in self._study.data.train]
-            images = np.concatenate([part.images for part in parts])
-            texts = np.concatenate([part.texts for part in parts])
-            found = linear.moments(images[pairs.images], texts[pairs.texts])
+            pairs, texts = self._pairs(setting, seed), np.asarray(self._texts)
+            found = linear.moments(self._middles[pairs.images], texts[pairs.texts])
             self._known[setting, seed] = found
             while len(self._known) > 8:
                 del self._known[next(iter(self._known))]
         return self._known[setting, seed]
+
+    @functools.cached_property
+    def _middles(self) -> Shaped[np.ndarray, "N *features"]:
+        """Returns the features of the middle of each training picture."""
+        return np.concatenate([self._features.parts[n].images for n in self._study.data.train])
 
     def _run_chunk(self, program: engine.Program, chunk: Sequence[Run]) -> list[Outcome]:
         """Makes some runs side by side; returns their outcomes."""
@@ -187,7 +189,10 @@ class Runner:
     def seen(
         self, setting: Setting, length: int, seed: int
     ) -> tuple[Shaped[np.ndarray, "steps B"], ...]:
-        """Returns the rows of pictures and captions in each batch, and which captions are wrong.
+        """Returns the rows of views and captions in each batch, and which captions are wrong.
+
+        An epoch sees one view of each picture, the next epoch the next; row v * N + i of the views
+        of N pairs is view v of pair i.
 
         Args:
           length: pairs that the run is shown in all.
@@ -203,7 +208,7 @@ class Runner:
             seed=seed,
         )
         epochs = np.arange(order.size, dtype=np.int32).reshape(order.shape) // len(pairs.images)
-        images = epochs % self._views * self._size + pairs.images[order]
+        images = epochs % self._view_count * self._pair_count + pairs.images[order]
         self._seen[key] = images, pairs.texts[order], pairs.wrong[order]
         while len(self._seen) > REMEMBERED:
             del self._seen[next(iter(self._seen))]

@@ -49,14 +49,22 @@ def markdown(finished: Finished, baselines: dict[str, dict[str, float]]) -> str:
         "",
         f"Means over {study.seeds} seeds ± standard error, {study.weights} weights. In brackets "
         f"the mean difference to {study.baseline}, with its 95 % interval (Student's t, runs "
-        "paired by seed; one run has neither). Bold: the interval is above 0. Values were chosen "
-        f"on val alone, by other seeds: {', '.join(study.choose.by)}.",
+        "paired by seed; one run has neither). Bold: the interval is above 0."
+        + _said_of_choice(finished),
     ]
     for setting in finished.settings:
         lines += ["", f"## {setting.described()}", ""]
         lines += _part(finished, setting, measures, baselines)
     lines += ["", "## All settings and measures", "", *_counts(finished, measures)]
     return "\n".join(lines) + "\n"
+
+
+def _said_of_choice(finished: Finished) -> str:
+    """Says by what values were chosen, if any were."""
+    if all(len(grid) == 1 for grid in finished.grids.values()):
+        return ""
+    by = ", ".join(finished.study.choose.by)
+    return f" Values were chosen on val alone, by other seeds: {by}."
 
 
 def _part(finished, setting, measures, baselines) -> list[str]:
@@ -148,13 +156,7 @@ def _write_chosen(finished: Finished, path: pathlib.Path) -> None:
     for (setting, method), grid in finished.grids.items():
         best, _ = max(grid, key=lambda pair: pair[1])  # of equal ones the first, as is chosen
         rows += [
-            [
-                setting,
-                method,
-                _values(cell),
-                round(value, 5) if len(grid) > 1 else "",
-                int(cell == best),
-            ]
+            [setting, method, _values(cell), _number(value), int(cell == best)]
             for cell, value in grid
         ]
     _write_csv(path, ("setting", "method", "values", "validation", "best"), rows)

@@ -88,7 +88,7 @@ def test_features_are_made_once_and_carry_a_study(home, capsys):
 
 
 def test_views_are_random_crops_of_what_is_trained_on(home):
-    change = "max_tokens = 8", "max_tokens = 8\nviews = { count = 2, resize = 40, flip = true }"
+    change = "max_tokens = 8", "max_tokens = 8\nresize = 40\nviews = 2\nflip = true"
     assert call(home, "--prepare", home / "views.npz", change=change) == 0
     parts = Features.load(home / "views.npz").parts
     first, second = parts["squares"].views

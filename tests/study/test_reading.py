@@ -28,10 +28,9 @@ WRONG = {  # what is replaced, by what, and words of the answer
     "noise": ("noise = [0.0, 0.5]", "noise = 1.5", "from 0 to 1"),
     "rate": ("learning_rate = [1e-2, 3e-2]", "learning_rate = [-1.0]", "numbers above 0"),
     "search": ('search = "name"', 'search = "nam"', "one of name"),
-    "views": (
-        "max_tokens = 8", "max_tokens = 8\nviews = { count = 2, resize = 31 }", "resize=31 at least"
-    ),
-    "no views": ("max_tokens = 8", "max_tokens = 8\nviews.flip = true", "count is missing"),
+    "resize": ("max_tokens = 8", "resize = 31", "resize=31: 0, or at least data.image_size=32"),
+    "views": ("max_tokens = 8", "views = -1", "views=-1: from 0"),
+    "no views": ("max_tokens = 8", "flip = true", "none: set data.views"),
     "no noise": ("noise = [0.0, 0.5]", "noise = []", "a value, or a list of them"),
     "no start": ("log_scale = [2.0]", "log_scale = []", "choose.log_scale=.*a list of values"),
     "no measure": ("log_scale = [2.0]", "log_scale = [2.0]\nby = []", "a list of measures"),

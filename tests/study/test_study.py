@@ -13,6 +13,7 @@ import pytest
 import studies
 
 from otter_jax.commands import study as command
+from otter_jax.study import cells as cells_of
 from otter_jax.study import reading
 from otter_jax.study.features import Features
 from otter_jax.study.running import Runner
@@ -297,26 +298,60 @@ def test_a_dry_run_counts_and_writes_nothing(done, tmp_path, capsys):
     assert "0 runs are left" in capsys.readouterr().out
 
 
-def test_an_epoch_sees_one_view_of_each_picture(done, tmp_path):
-    """Views are a table of numbers: which pair, and which view of it, a row of features is of."""
+def seen_in_views(done, count):
+    """A study of two sets, a runner on it, and one on numbered views: their pair and view."""
     study = reading.read(done / "study.toml")
+    data = dataclasses.replace(
+        study.data, train={"mine": (), "more": ()}, mixed={"both": ("more", "mine")}
+    )
+    ridge = dataclasses.replace(study.methods["otter"], base="ridge", choose={"strength": (0.1,)})
+    study = dataclasses.replace(study, data=data, methods=study.methods | {"ridge": ridge})
     features = Features.load(done / "features.npz")
-    mine, count = features.parts["mine"], 3
-    numbered = np.stack([np.full_like(mine.images, view) for view in range(count)])
-    numbered[..., 0] = np.arange(len(mine))
-    views = {"mine": dataclasses.replace(mine, views=numbered)}
-    runner = Runner(study, dataclasses.replace(features, parts=features.parts | views))
-    plain = Runner(study, features)
-    setting, length = study.settings[1], 400
-    rows, texts, wrong = runner.seen(setting, length, seed=0)
-    pairs, plain_texts, plain_wrong = plain.seen(setting, length, seed=0)
-    np.testing.assert_array_equal(texts, plain_texts)
-    np.testing.assert_array_equal(wrong, plain_wrong)
-    found = numbered.reshape(-1, numbered.shape[-1])[rows.ravel()]
+    parts = features.parts | {"more": studies.drawn(20, 4, range(12))}
+    plain = dataclasses.replace(features, parts=parts)
+    start = 0
+    for name in data.train:
+        own = parts[name]
+        views = np.stack([np.full_like(own.images, view) for view in range(count)])
+        views[..., 0] = start + np.arange(len(own))
+        start += len(own)
+        parts = parts | {name: dataclasses.replace(own, views=views)}
+    return study, Runner(study, plain), Runner(study, dataclasses.replace(features, parts=parts))
+
+
+def test_an_epoch_sees_one_view_of_each_picture(done):
+    count, length = 3, 600
+    study, plain, runner = seen_in_views(done, count)
+    setting = dataclasses.replace(study.settings[1], set="both", share=0.9)
+    rows, *others = runner.seen(setting, length, seed=0)
+    pairs, *plain_others = plain.seen(setting, length, seed=0)
+    assert pairs.max() > 48  # of the second set
+    for own, theirs in zip(others, plain_others, strict=True):
+        np.testing.assert_array_equal(own, theirs)
+    views = np.concatenate([runner._features.parts[n].views for n in study.data.train], axis=1)
+    found = views.reshape(-1, views.shape[-1])[rows.ravel()]
     np.testing.assert_array_equal(found[:, 0], pairs.ravel())
     epochs = np.arange(length) // len(np.unique(pairs))
     assert epochs.max() > count
     np.testing.assert_array_equal(found[:, 1], epochs % count)
+
+
+def test_closed_forms_see_the_middle_of_pictures(done):
+    study, plain, runner = seen_in_views(done, 2)
+    (cell,) = cells_of.grid(study, dataclasses.replace(study.settings[0], set="both"), "ridge")
+    ((_, own),), ((_, theirs),) = (list(each([(cell, 3)])) for each in (runner, plain))
+    assert own["scores"] == theirs["scores"]
+
+
+def test_of_one_combination_of_values_nothing_is_chosen(tmp_path, capsys):
+    path, features = studies.make(tmp_path, studies.FILE.replace("[1e-2, 3e-2]", "[1e-2]"))
+    out = tmp_path / "out"
+    assert call(path, features, out, "--dry") == 0
+    assert "2 lines; 0 cells of 1 runs to choose from" in capsys.readouterr().out
+    assert call(path, features, out) == 0
+    assert {cell.name.split("_")[0] for cell in (out / "cells").rglob("*.json")} == {"main"}
+    assert [row["validation"] for row in table(out / "chosen.csv")] == [""] * 4
+    assert "Values were chosen" not in (out / "table.md").read_text()
 
 
 def test_features_are_written_and_read_back(done, tmp_path):

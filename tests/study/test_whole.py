@@ -97,6 +97,9 @@ def test_a_measure_that_runs_have_not_is_said(home, capsys):
     larger = '[1e-2, 2e-2]\nlog_scale = [2.5]\nby = ["colours/FH@3"]'
     assert call(home, change=(grid, larger)) == 2
     assert "runs have no such measure; they have colours/FH@1" in capsys.readouterr().err
+    # Where nothing is chosen, runs that are kept are not shown as if they had it.
+    assert call(home, change=("colours/FH@1", "colours/FH@3")) == 2
+    assert "runs have no such measure" in capsys.readouterr().err
 
 
 MISTAKES = {
