@@ -279,6 +279,12 @@ def main() -> None:
         columns, short = [(setting, name) for name in MEASURES], "infonce_short"
         rows = compared(blocks, columns, "infonce", NAMES | {short: LENGTHS[short]})
         print(table(["method", *HEADINGS], rows))
+    for study in ("crops", "pairs_cpu", "pairs_cpu_long"):
+        runs = read(study)
+        for setting in dict.fromkeys(setting for setting, _ in runs):
+            print(f"\n**{study}, {told(setting)}**\n")
+            columns = [(setting, name) for name in MEASURES]
+            print(table(["method", *HEADINGS], compared(runs, columns, "infonce")))
     settings = list(dict.fromkeys(setting for setting, _ in sizes))
     for name in ("seen/name@1", "unseen/name@10"):
         print(f"\n**{name}, batches and shares**\n")

@@ -4,12 +4,11 @@
     otter-jax train --config pairs --workdir runs/mine --config.data.name=mine
 
 Variants: pairs:infonce, :ls, :kd, :otter, :siglip, :softclip, :trust, :trust_otter (the default,
-since one's own pairs usually contain wrong captions; for few epochs :infonce may find more:
-docs/results.md). Both encoders of the
-quickstart are trained as a whole, at full resolution, for a GPU. Each also with _cpu, such as
-:otter_cpu, or :cpu for short (:trust_otter_cpu), for a workstation without a GPU: as in the
-quickstart the text encoder and most of the image encoder stay as they are, and pictures are 128
-pixels wide: 2 GB of memory instead of 45.
+since one's own pairs usually contain wrong captions; where few do, :infonce finds more:
+docs/results.md). Both encoders of the quickstart are trained as a whole, at full resolution, for
+a GPU. Each also with _cpu, such as :otter_cpu, or :cpu for short (:trust_otter_cpu), for a
+workstation without a GPU: as in the quickstart the text encoder and most of the image encoder stay
+as they are, and pictures are 128 pixels wide: 2 GB of memory instead of 45.
 
 One pair in twenty is held out. Each image of these is searched among their captions, and the
 checkpoint that does this best is kept beside the latest. The optimiser is a starting point, not

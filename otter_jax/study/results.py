@@ -66,7 +66,7 @@ class Result:
 
 @dataclasses.dataclass(frozen=True)
 class Finished:
-    """Holds the main cells that are finished, and the cells that their values are chosen from."""
+    """Holds the main cells that are finished, and those that values are chosen among, if any."""
 
     study: Study
     main: Mapping[tuple[Setting | Keys, str], tuple[Cell, Sequence[Outcome]]]
@@ -110,7 +110,8 @@ def read(study: Study, out: pathlib.Path) -> Finished:
         found = {cell: cell_files.load(cell, study, out) for cell in cell_files.grid(study, *line)}
         if not all(cell_files.is_finished(cell, runs) for cell, runs in found.items()):
             continue
-        grids[line] = [(cell, validation(study, runs)) for cell, runs in found.items()]
+        if len(found) > 1:
+            grids[line] = [(cell, validation(study, runs)) for cell, runs in found.items()]
         cell = cell_files.main_cell(study, chosen(study, list(found), found))
         runs = cell_files.load(cell, study, out)
         if cell_files.is_finished(cell, runs):

@@ -61,7 +61,7 @@ def markdown(finished: Finished, baselines: dict[str, dict[str, float]]) -> str:
 
 def _said_of_choice(finished: Finished) -> str:
     """Says by what values were chosen, if any were."""
-    if all(len(grid) == 1 for grid in finished.grids.values()):
+    if not finished.grids:
         return ""
     by = ", ".join(finished.study.choose.by)
     return f" Values were chosen on val alone, by other seeds: {by}."
@@ -151,12 +151,12 @@ def _write_runs(finished: Finished, measures: Sequence[str], path: pathlib.Path)
 
 
 def _write_chosen(finished: Finished, path: pathlib.Path) -> None:
-    """Writes what was chosen among: each cell's mean on validation; of one alone there is none."""
+    """Writes what was chosen among: each cell's mean on validation."""
     rows = []
     for (setting, method), grid in finished.grids.items():
         best, _ = max(grid, key=lambda pair: pair[1])  # of equal ones the first, as is chosen
         rows += [
-            [setting, method, _values(cell), _number(value), int(cell == best)]
+            [setting, method, _values(cell), round(value, 5), int(cell == best)]
             for cell, value in grid
         ]
     _write_csv(path, ("setting", "method", "values", "validation", "best"), rows)
