@@ -4,7 +4,7 @@
     otter-jax train --config pairs --workdir runs/mine --config.data.name=mine
 
 Variants: pairs:infonce, :ls, :kd, :otter, :siglip, :softclip, :trust, :trust_otter (the default,
-since one's own pairs usually contain wrong captions; where few do, :infonce finds more:
+since one's own pairs usually contain wrong captions; in few epochs :trust finds more:
 docs/results.md). Both encoders of the quickstart are trained as a whole, at full resolution, for
 a GPU. Each also with _cpu, such as :otter_cpu, or :cpu for short (:trust_otter_cpu), for a
 workstation without a GPU: as in the quickstart the text encoder and most of the image encoder stay
