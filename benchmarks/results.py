@@ -69,6 +69,7 @@ LENGTHS = {  # the rows of lengths.toml
     for end, steps in (("_short", "100"), ("", "400"), ("_long", "1,600"))
     for name in ("infonce", "softclip", "small_loss", "otter", "trust_otter", "trust_otter_half")
 }
+CHOSEN = {f"{name}_chosen": f"{NAMES[name]}, values chosen" for name in ("infonce", "trust_otter")}
 DRAWN = ("val/name@10", "seen/name@1", "unseen/name@10")
 HITS = tuple(f"{kind}/name@{k}" for kind in ("val", "seen", "unseen") for k in (1, 5, 10))
 MEASURES = ("val/name@5", "val/name@10", "seen/name@1", "seen/name@5", "seen/name@10",
@@ -284,7 +285,7 @@ def main() -> None:
         for setting in dict.fromkeys(setting for setting, _ in runs):
             print(f"\n**{study}, {told(setting)}**\n")
             columns = [(setting, name) for name in MEASURES]
-            print(table(["method", *HEADINGS], compared(runs, columns, "infonce")))
+            print(table(["method", *HEADINGS], compared(runs, columns, "infonce", NAMES | CHOSEN)))
     settings = list(dict.fromkeys(setting for setting, _ in sizes))
     for name in ("seen/name@1", "unseen/name@10"):
         print(f"\n**{name}, batches and shares**\n")

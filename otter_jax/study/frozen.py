@@ -64,7 +64,8 @@ class Encoders:
             for name, tree in variables.items()
         }
         self._tokenizer = Tokenizer(folder, max_tokens)
-        self._image_size, self.resize, self.enter = image_size, resize, enter
+        self._sizes = {"image_size": image_size, "resize": resize}
+        self.resize, self.enter = resize, enter
         facts = (
             cluster.fingerprint(self._variables), self._tokenizer.digest, image_size, max_tokens,
             enter, tuple(self.model.mean), tuple(self.model.std), repr(self.model.img),
@@ -92,13 +93,11 @@ class Encoders:
 
         Raises UserError for pictures that cannot be read.
         """
-        sizes = {"image_size": self._image_size, "resize": self.resize}
-        return self._images(source, eval_batches(source, batch_size=ROWS, **sizes))
+        return self._images(source, eval_batches(source, batch_size=ROWS, **self._sizes))
 
     def view(self, source: Source, number: int, flip: bool) -> Float[np.ndarray, "N *features"]:
         """Returns what each picture gives in one of its random crops; raises as `images` does."""
-        sizes = {"image_size": self._image_size, "resize": self.resize}
-        batches = view_batches(source, batch_size=ROWS, view=number, flip=flip, **sizes)
+        batches = view_batches(source, batch_size=ROWS, view=number, flip=flip, **self._sizes)
         return self._images(source, batches)
 
     def _images(self, source: Source, batches: Iterator[Batch]) -> Float[np.ndarray, "N *features"]:
@@ -136,8 +135,7 @@ def kept_images(
     encoders: Encoders, source: Source, folder: pathlib.Path, dtype: str
 ) -> Shaped[np.ndarray, "N *features"]:
     """Returns the images' features in `dtype`, from a file in `folder` if they were made before."""
-    facts = encoders.digest, encoders.resize, _contents(source), len(source), dtype
-    path = folder / caches.named("images", *facts)
+    path = folder / caches.named("images", *_facts(encoders, source, dtype))
     return caches.kept(path, lambda: {"images": encoders.images(source).astype(dtype)})["images"]
 
 
@@ -161,15 +159,15 @@ def kept_views(
             found[number] = view
         return {"views": found}
 
-    facts = encoders.digest, encoders.resize, _contents(source), len(source), dtype, count, flip
-    return caches.kept(folder / caches.named("views", *facts), make)["views"]
+    path = folder / caches.named("views", *_facts(encoders, source, dtype), count, flip)
+    return caches.kept(path, make)["views"]
 
 
-def _contents(source: Source) -> str:
-    """Returns a digest of a set's pictures."""
+def _facts(encoders: Encoders, source: Source, dtype: str) -> tuple[Any, ...]:
+    """Returns all that the features of a set's pictures depend on."""
     pictures = source.pictures()
     whole = [source[i]["image"] for i in range(len(source))] if pictures is None else pictures
-    return cluster.fingerprint(whole)
+    return encoders.digest, encoders.resize, cluster.fingerprint(whole), len(source), dtype
 
 
 def kept_texts(
