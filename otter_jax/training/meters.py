@@ -17,11 +17,11 @@ from otter_jax.data.source import Source
 from otter_jax.files import read_text, write_text
 from otter_jax.run import cluster
 from otter_jax.run.directory import evaluations
+from otter_jax.training.profiling import PAUSED, WAITING
 
 LINES, EVENTS = "metrics.jsonl", "tensorboard"  # in a run's directory
 LARGEST = 1 << 30  # bytes of metrics.jsonl: five million lines
 NAMED = 10  # unreadable images
-WAITING, PAUSED = "waiting for a batch", "between steps"  # in traces (training.profiling)
 
 Metrics = dict[str, float]
 

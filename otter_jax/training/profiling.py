@@ -17,13 +17,13 @@ import rich.console
 from otter_jax.errors import UserError
 from otter_jax.files import write_text
 from otter_jax.run import cluster
-from otter_jax.training.meters import PAUSED, WAITING
 
 FOLDER, TABLE = "profile", "where_time_goes.txt"  # in a run's directory
 SCOPES = ("embedding", "loss", "teacher", "targets", "update")  # of several, the last counts
 BACKWARD, INPUT, REST = "backward", "input wait", "rest"
 ROWS = ("embedding", "teacher", "targets", "loss", BACKWARD, "update", INPUT, REST)
 STEPS = "profiled steps"  # the event of a trace that is as long as what is looked at
+WAITING, PAUSED = "waiting for a batch", "between steps"  # the loop's events beside operations
 COMPUTATION = re.compile(r"^(?:ENTRY )?%?([\w.-]+) .*\{$")
 INSTRUCTION = re.compile(r"^\s+(?:ROOT )?%?([\w.-]+) = (.*)$")
 CALLED = re.compile(r"(?:calls|to_apply|body)=%?([\w.-]+)")

@@ -10,8 +10,7 @@ import rich.console
 from otter_jax.commands import flags, train
 from otter_jax.errors import UserError
 from otter_jax.training import profiling
-from otter_jax.training.meters import PAUSED, WAITING
-from otter_jax.training.profiling import Span
+from otter_jax.training.profiling import PAUSED, WAITING, Span
 
 PROGRAM = """HloModule jit_train_step, is_scheduled=true
 
