@@ -6,12 +6,13 @@ prints a table, and writes gpu_step.json into $OUT (or the current directory). B
 stands the same in PyTorch on the same GPU: the released algorithm, and a training step with
 autocast to bfloat16, channels_last, fused optimiser and torch.compile. Needs jax, flax, optax,
 torch, torchvision and transformers, and no network: weights and inputs are random. `--only ROW ...`
-runs some rows, such as step_here_512; `--trace FOLDER` says where the time of our steps goes.
+runs some rows, such as step_here_512; `--trace FOLDER` says where the time of our steps goes, and
+needs rich and orbax-checkpoint, too.
 
 Every row is a process of its own. First all compile at once and fill the caches of compiled
-programs, for at most half of `--seconds`; then one after the other is timed alone. A row that fails
-says so, and the others go on. Ours are compiled without XLA's Triton products, which take minutes
-to try out, unless XLA_FLAGS is set.
+programs, for at most half of `--seconds`; then one after the other is timed alone, for at most a
+third. A row that fails says so, and the others go on. Ours are compiled without XLA's Triton
+products, which take minutes to try out, unless XLA_FLAGS is set.
 """
 
 import argparse
@@ -463,7 +464,7 @@ def main() -> None:
             if left < 5:
                 found.append({"part": name, "note": "no time left"})
                 continue
-            found += finish(name, start(name, options, cache), left)
+            found += finish(name, start(name, options, cache), min(left, options.seconds / 3))
             print(f"{name} after {time.monotonic() - began:.0f} s", flush=True)
     out = pathlib.Path(os.environ.get("OUT", ".")) / "gpu_step.json"
     out.write_text(json.dumps({"machine": title, "rows": found}, indent=1))
