@@ -8,7 +8,7 @@ reads the runs that are committed, benchmarks/studies/STUDY/runs.csv; `otter-jax
 import argparse
 import csv
 import pathlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -69,7 +69,11 @@ LENGTHS = {  # the rows of lengths.toml
     for end, steps in (("_short", "100"), ("", "400"), ("_long", "1,600"))
     for name in ("infonce", "softclip", "small_loss", "otter", "trust_otter", "trust_otter_half")
 }
-CHOSEN = {f"{name}_chosen": f"{NAMES[name]}, values chosen" for name in ("infonce", "trust_otter")}
+NUMBERS = {  # of pairs_cpu.toml
+    "trust_otter_a95": f"**trust + OTTER, {ALPHA} = .95**",
+    "trust_otter_l3": "**trust + OTTER, λ = .3**",
+    "trust_otter_t3": "**trust + OTTER, trust's temperature .3**",
+}
 DRAWN = ("val/name@10", "seen/name@1", "unseen/name@10")
 HITS = tuple(f"{kind}/name@{k}" for kind in ("val", "seen", "unseen") for k in (1, 5, 10))
 MEASURES = ("val/name@5", "val/name@10", "seen/name@1", "seen/name@5", "seen/name@10",
@@ -95,6 +99,11 @@ def read(study: str, weights: str = "ema") -> Runs:
                     if "@" in name:
                         own.setdefault(name, []).append(float(row[name] or "nan"))
     return {key: {k: np.array(v) for k, v in own.items()} for key, own in found.items()}
+
+
+def settings_of(runs: Runs) -> list[str]:
+    """Returns the settings of runs in their order."""
+    return list(dict.fromkeys(setting for setting, _ in runs))
 
 
 def paired(a: np.ndarray, b: np.ndarray) -> tuple[float, float]:
@@ -182,26 +191,24 @@ def told(setting: str) -> str:
     return ", ".join(words)
 
 
-def draw_noise(heads: Runs, blocks: Runs, path: pathlib.Path) -> None:
-    """Draws hits over wrong captions: heads on both sets, and trained blocks."""
-    rows = [("heads, emoji", heads, HEADS[:3]), ("heads, both sets", heads, HEADS[3:])]
-    rows.append(("last block, emoji", blocks, HEADS[:3]))
+def draw_noise(rows: list[tuple[str, Runs, Sequence[str]]], path: pathlib.Path) -> None:
+    """Draws hits over wrong captions; each row has a title, runs, and settings."""
     styles = {
         "infonce": ("#000000", "o", "InfoNCE"),
         "otter": ("#0072b2", "s", "OTTER"),
         "small_loss": ("#e69f00", "D", "small loss"),
+        "trust": ("#009e73", "v", "trust"),
         "trust_otter": ("#d55e00", "^", "trust + OTTER"),
     }
-    figure = Figure((9.6, 8.2), layout="constrained")
-    for panels, (title, runs, settings) in zip(
-        figure.subplots(3, 3, sharex=True), rows, strict=True
-    ):
+    figure = Figure((9.6, 2.6 * len(rows) + 0.4), layout="constrained")
+    panels_of = figure.subplots(len(rows), len(DRAWN), sharex=True)
+    for panels, (title, runs, settings) in zip(panels_of, rows, strict=True):
         for axes, measure in zip(panels, DRAWN, strict=True):
             for name in [*[b for b in BASELINES if b not in styles], *styles]:
                 colour, marker, label = styles.get(name, ("#b0b0b0", "", "other baselines"))
                 own = [runs[s, name][measure] for s in settings if (s, name) in runs]
                 at = [float(s.split("_")[1][5:]) for s in settings if (s, name) in runs]
-                if own:
+                if len(own) > 1:  # of one alone there is no line
                     axes.errorbar(
                         at, [x.mean() for x in own], [stats.sem(x) for x in own], color=colour,
                         marker=marker, markersize=5, linewidth=1.8 if marker else 0.9, label=label,
@@ -249,23 +256,22 @@ def draw_differences(heads: Runs, path: pathlib.Path) -> None:
     figure.savefig(path, dpi=130)
 
 
-def main() -> None:
-    """Prints all tables, draws the pictures."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
-    parser.add_argument("--out", type=pathlib.Path, default="docs", help="folder for the pictures")
-    options = parser.parse_args()
-    heads, blocks, sizes = read("heads"), read("blocks"), read("sizes")
+def heads_tables(heads: Runs) -> None:
+    """Prints what each method finds with heads."""
     for name in ("seen/name@1", "seen/name@10", "unseen/name@10", "val/name@10"):
         print(f"\n**{name}**\n")
         rows = compared(heads, [(setting, name) for setting in HEADS], "infonce")
         print(table(["method", *map(told, HEADS)], rows))
-    for ours in ("trust_otter", "trust_otter_half"):
+
+
+def ours_tables(heads: Runs, crops: Runs, both: Runs) -> None:
+    """Prints how far methods of ours are from the best baseline, and in how many columns."""
+    for ours in ("trust", "trust_otter", "trust_otter_half"):
         print(f"\n{NAMES[ours]} against the best baseline of each column\n")
         rows = [[told(s), *against_best(heads, s, ours)] for s in HEADS]
-        there = [s for s in HEADS[:3] if (s, ours) in blocks]
-        rows += [[f"blocks, {told(s)}", *against_best(blocks, s, ours)] for s in there]
+        for title, runs in (("last block", crops), ("pairs:cpu", both)):
+            there = [s for s in settings_of(runs) if (s, ours) in runs]
+            rows += [[f"{title}, {told(s)}", *against_best(runs, s, ours)] for s in there]
         print(table(["setting", *HEADINGS], rows))
         print("\n**in how many columns of names it is above, level and below**\n")
         others = [name for name in NAMES if name != ours]
@@ -275,38 +281,62 @@ def main() -> None:
         ]
         head = f"{NAMES[ours].strip('*')} against"
         print(table([head, *(NAMES[name] for name in others)], rows))
-    for setting in HEADS[:3]:
-        print(f"\n**last block trained, {told(setting)}**\n")
-        columns, short = [(setting, name) for name in MEASURES], "infonce_short"
-        rows = compared(blocks, columns, "infonce", NAMES | {short: LENGTHS[short]})
-        print(table(["method", *HEADINGS], rows))
-    for study in ("crops", "pairs_cpu", "pairs_cpu_long"):
-        runs = read(study)
-        for setting in dict.fromkeys(setting for setting, _ in runs):
-            print(f"\n**{study}, {told(setting)}**\n")
+
+
+def trained_tables(studies: dict[str, Runs]) -> None:
+    """Prints what each method finds with the last block trained, in each setting of each study."""
+    names = NAMES | NUMBERS | {"infonce_short": LENGTHS["infonce_short"]}
+    for title, runs in studies.items():
+        for setting in settings_of(runs):
+            print(f"\n**{title}, {told(setting)}**\n")
             columns = [(setting, name) for name in MEASURES]
-            print(table(["method", *HEADINGS], compared(runs, columns, "infonce", NAMES | CHOSEN)))
-    settings = list(dict.fromkeys(setting for setting, _ in sizes))
+            print(table(["method", *HEADINGS], compared(runs, columns, "infonce", names)))
+
+
+def choices_tables(sizes: Runs, ablations: Runs, lengths: Runs) -> None:
+    """Prints batches and shares, what each choice is worth, and how long to train."""
+    settings = settings_of(sizes)
     for name in ("seen/name@1", "unseen/name@10"):
         print(f"\n**{name}, batches and shares**\n")
         for noise in ("0", "0.2", "0.5"):
             own = [s for s in settings if s.split("_")[1] == f"noise{noise}"]
             rows = compared(sizes, [(s, name) for s in own], "infonce")
             print(table(["method", *map(told, own)], rows), end="\n\n")
-    ablations = read("ablations")
-    settings = list(dict.fromkeys(setting for setting, _ in ablations))
-    columns = [(s, name) for s in settings for name in ("seen/name@1", "unseen/name@10")]
+    columns = [
+        (s, name) for s in settings_of(ablations) for name in ("seen/name@1", "unseen/name@10")
+    ]
     head = [f"{told(s)}: {name.replace('/name', ' ')}" for s, name in columns]
     print("\n**what each choice is worth**, against OTTER\n")
     print(table(["changed", *head], compared(ablations, columns, "otter")))
-    lengths = read("lengths")
     settings = sorted({s for s, _ in lengths}, key=lambda s: ("_share1_" not in s, told(s)))
     for measures in (("seen/name@1", "unseen/name@10"), ("val/name@10", "seen/name@10")):
         columns = [(s, name) for s in settings for name in measures]
         head = [f"{told(s)}: {name.replace('/name', ' ')}" for s, name in columns]
         print("\n**how long to train**\n")
         print(table(["method", *head], compared(lengths, columns, "infonce", LENGTHS)))
-    draw_noise(heads, blocks, options.out / "results_noise.png")
+
+
+def main() -> None:
+    """Prints all tables, draws the pictures."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("--out", type=pathlib.Path, default="docs", help="folder for the pictures")
+    options = parser.parse_args()
+    heads, crops, both = map(read, ("heads", "crops", "pairs_cpu"))
+    heads_tables(heads)
+    ours_tables(heads, crops, both)
+    others = {"no crops": "blocks", "on emoji": "pairs_cpu_emoji", "30 epochs": "pairs_cpu_long"}
+    others = {title: read(study) for title, study in others.items()}
+    trained_tables({"crops": crops, "pairs:cpu": both} | others)
+    choices_tables(*map(read, ("sizes", "ablations", "lengths")))
+    rows = [
+        ("heads, emoji", heads, HEADS[:3]),
+        ("heads, both sets", heads, HEADS[3:]),
+        ("last block, crops, emoji", crops, HEADS[:3]),
+        ("pairs:cpu, both sets", both, settings_of(both)),
+    ]
+    draw_noise(rows, options.out / "results_noise.png")
     draw_differences(heads, options.out / "results_differences.png")
 
 
