@@ -6,7 +6,7 @@ out of its range (otter_jax/commands/ranges.py). On the command line:
 
     from otter_jax.configs import pairs
 
-    def get_config(method="trust_otter"):
+    def get_config(method="trust"):
         config = pairs.get_config(method)
         config.data.name = "mine"
         return config
