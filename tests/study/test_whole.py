@@ -46,6 +46,7 @@ def test_runs_are_in_directories_that_cells_name_and_go_on(home, capsys):
     assert call(home) == 0
     (main,) = (home / "out" / "cells").rglob("*.json")  # of one combination nothing is chosen
     assert "main_" in main.name
+    assert len((home / "out" / "chosen.csv").read_text().splitlines()) == 1  # its head
     cell = json.loads(main.read_text())
     assert [run["seed"] for run in cell["seeds"]] == [0, 1]
     for run in cell["seeds"]:
