@@ -91,7 +91,7 @@ def main() -> None:
         seconds = max(arithmetic * B / P / options.flops, moved / options.copy)
         hours = options.pairs * options.epochs / B * seconds / 3600
         print(
-            f"| {B:,} | {compiling.bytes_needed(compiled) / 1e9:.1f} GB | {moved / 1e9:.1f} GB "
+            f"| {B:,} | {compiling.need_of(compiled).total / 1e9:.1f} GB | {moved / 1e9:.1f} GB "
             f"| {sent / 1e9:.2f} GB: {1e3 * sent / options.link:.1f} ms "
             f"| {1e3 * seconds:.1f} ms: {B / seconds:,.0f} pairs/s | {60 * hours:.0f} min |",
             flush=True,

@@ -219,7 +219,7 @@ def main() -> None:
         for B in options.batch:
             program = compiled(B, devices, options.form)
             traffic = sum(c.sent(P) for c in collectives(program.as_text()))
-            measured[B, P] = compiling.bytes_needed(program), traffic
+            measured[B, P] = compiling.need_of(program).total, traffic
             numbers = (
                 (held(B, P, options.form), measured[B, P][0], held_released(B, P)),
                 (sent(B, P, options.form), traffic, sent_released(B, P)),

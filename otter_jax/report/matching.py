@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
-from otter_jax.objective import METHODS, Objective
+from otter_jax.objective import METHODS, ByDirection, Objective
 from otter_jax.report import page
 from otter_jax.report.history import History
 from otter_jax.run import watched
@@ -63,10 +63,9 @@ def of_run(run: History, thumbnail: Thumbnail) -> tuple[str, page.Markup] | None
     found, objective, note = _kept(run), *_objective(run)
     if not found:
         return None
-    seen = [
-        Seen(each, *_looked(objective, each), "before the first step" if not each.step else "")
-        for each in found
-    ]
+    trusting = dataclasses.replace(objective, trust=objective.trust or METHODS["trust"].trust)
+    look = jax.jit(trusting.teacher_targets)  # op by op it would take seconds to compile
+    seen = [_seen(each, look(jnp.asarray(each.image), jnp.asarray(each.text))) for each in found]
     rows = chosen([one.target for one in seen])
     drawn = "".join(_figure(one, rows, thumbnail) for one in seen)
     return _text(run, seen, note), page.Markup(f'<div class="matchings">{drawn}</div>')
@@ -142,12 +141,11 @@ def _objective(run: History) -> tuple[Objective, str]:
     return own, ""
 
 
-def _looked(objective: Objective, each: Watched) -> tuple[Target, Float[np.ndarray, " N"]]:
-    """Returns a teacher's target for the pictures, and its trust in the pairs."""
-    trusting = dataclasses.replace(objective, trust=objective.trust or METHODS["trust"].trust)
-    targets = trusting.teacher_targets(jnp.asarray(each.image), jnp.asarray(each.text))
+def _seen(each: Watched, targets: ByDirection) -> Seen:
+    """Returns the teacher's target for the pictures, and its trust in the pairs, in NumPy."""
     found = jax.device_get(targets)
-    return np.asarray(found["image"]), np.asarray(found["trust"])
+    when = "" if each.step else "before the first step"
+    return Seen(each, np.asarray(found["image"]), np.asarray(found["trust"]), when)
 
 
 def _text(run: History, seen: Sequence[Seen], note: str) -> str:

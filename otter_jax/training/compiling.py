@@ -3,7 +3,7 @@
 import os
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import rich.console
@@ -17,8 +17,21 @@ from otter_jax.run.threads import in_thread
 THREAD = "compiler"  # `commands.start` does not wait for it when a stop was asked for
 TIGHT = 0.9  # of the memory; more may not be free in one piece
 AMPLE = 0.33  # of the memory: a program that needs less may leave as much again unused
+UNKNOWN = "memory that this backend does not report"
 # For rematerialisation, which jax 0.10's compiler for CPUs would undo as mere repetition.
 AS_WRITTEN = {"xla_disable_hlo_passes": "cse_barrier_expander"}
+
+
+class Need(NamedTuple):
+    """Says how many bytes per device a compiled program holds at once."""
+
+    total: int
+    arguments: int  # of a step: parameters, optimiser, teacher and batch
+    temporary: int
+
+    def __str__(self) -> str:
+        mebibytes = f"{self.total / 2**20:,.0f} MiB per device"
+        return f"{mebibytes} ({self.temporary / 2**20:,.0f} of it temporary)"
 
 
 def jit_step(step: Callable[..., Any], mesh: Mesh, *, remat: bool = False) -> Any:
@@ -42,7 +55,9 @@ def shapes_of(tree: PyTree) -> PyTree:
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), tree)
 
 
-def compiled(jitted: Any, *shapes: Any, name: str, console: rich.console.Console) -> Any:
+def compiled(
+    jitted: Any, *shapes: Any, name: str, console: rich.console.Console
+) -> tuple[Any, Need | None]:
     """Compiles a function for arguments of such shapes; prints how long it took, and its memory.
 
     It also prints whether an earlier start had compiled it. A signal need not wait for the end.
@@ -54,23 +69,34 @@ def compiled(jitted: Any, *shapes: Any, name: str, console: rich.console.Console
         program = in_thread(jitted.lower(*shapes).compile, THREAD)
         seconds = time.monotonic() - began
         programs.note_compiled()
-        if (bytes_needed(program) or 0) > AMPLE * memory_of():
+        need = need_of(program)
+        if need is not None and need.total > AMPLE * memory_of():
             heap.give_back()
         cluster.meet("compiled")  # on CPUs, a collective waits only half a minute for the others
     kept = ", as an earlier start compiled it" if programs.count_read() > read else ""
-    console.print(f"compiled    {name} in {seconds:.0f} s{kept}; it needs {memory(program)}")
-    return program
+    console.print(f"compiled    {name} in {seconds:.0f} s{kept}; it needs {need or UNKNOWN}")
+    return program, need
 
 
-def largest_batch(program: Any, batch_size: int, multiple: int) -> int:
+def need_of(program: Any) -> Need | None:
+    """Returns what a compiled program holds, None if the backend does not report it.
+
+    Of a large program this takes a second: ask once.
+    """
+    m = program.memory_analysis()
+    if m is None:
+        return None
+    held = m.argument_size_in_bytes + m.temp_size_in_bytes + m.output_size_in_bytes
+    return Need(held - m.alias_size_in_bytes, m.argument_size_in_bytes, m.temp_size_in_bytes)
+
+
+def largest_batch(need: Need, batch_size: int, multiple: int) -> int:
     """Returns about the largest batch, a multiple of `multiple`, that fits; 0 if none does.
 
     What is there once (parameters, optimiser, teacher) stays, and the rest grows with the batch, or
     faster: so it is an estimate from above.
     """
-    m = program.memory_analysis()
-    once, grows = m.argument_size_in_bytes, m.temp_size_in_bytes
-    share = (TIGHT * memory_of() - once) / max(grows, 1)
+    share = (TIGHT * memory_of() - need.arguments) / max(need.temporary, 1)
     return max(0, int(min(share, 1.0) * batch_size) // multiple * multiple)
 
 
@@ -82,21 +108,3 @@ def memory_of() -> float:
         return stats["bytes_limit"]
     machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     return machine / jax.local_device_count()
-
-
-def memory(program: Any) -> str:
-    """Returns the bytes per device that a compiled program holds at once, as text."""
-    total = bytes_needed(program)
-    if total is None:
-        return "memory that this backend does not report"
-    temporary = program.memory_analysis().temp_size_in_bytes
-    return f"{total / 2**20:,.0f} MiB per device ({temporary / 2**20:,.0f} of it temporary)"
-
-
-def bytes_needed(program: Any) -> int | None:
-    """Returns the bytes per device that a program holds at once, None if it is not known."""
-    m = program.memory_analysis()
-    if m is None:
-        return None
-    total = m.argument_size_in_bytes + m.temp_size_in_bytes + m.output_size_in_bytes
-    return total - m.alias_size_in_bytes

@@ -229,10 +229,10 @@ class Contrastive:
         """Returns the compiled step; all steps are alike."""
         if self._compiled is None:
             shapes = batches.shapes(self.config, self._setup.annotation, self.mesh)
-            self._compiled = compiled(
+            self._compiled, need = compiled(
                 self._setup.train_step(), self._like, shapes, name="the step", console=self._console
             )
-            fitting.check_program(self._compiled, self.config, self.mesh)
+            fitting.check_need(need, self.config, self.mesh)
         return self._compiled
 
     def is_evaluated(self, now: int) -> bool:

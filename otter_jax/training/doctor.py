@@ -214,12 +214,12 @@ def look_at_step(setup: Setup, supply: float) -> Iterator[Finding]:
         yield Finding("error", "step", f"cannot be compiled: {str(error).splitlines()[0]}")
         return
     compiled = duration(time.monotonic() - began)
-    needed, limit = compiling.bytes_needed(program), compiling.memory_of()
-    text = f"compiled in {compiled}; it needs {compiling.memory(program)} of {limit / 2**20:,.0f}"
-    if needed is not None and needed > compiling.TIGHT * limit:
-        text += f". {fitting.remedies(program, setup.config, setup.mesh)}"
-        yield Finding("error" if needed > limit else "warning", "step", text)
-        if needed > limit:
+    need, limit = compiling.need_of(program), compiling.memory_of()
+    text = f"compiled in {compiled}; it needs {need or compiling.UNKNOWN} of {limit / 2**20:,.0f}"
+    if need is not None and need.total > compiling.TIGHT * limit:
+        text += f". {fitting.remedies(need, setup.config, setup.mesh)}"
+        yield Finding("error" if need.total > limit else "warning", "step", text)
+        if need.total > limit:
             return
     else:
         yield Finding("ok", "step", text)

@@ -1,7 +1,6 @@
 """How a batch fits into memory: the form of its B x B matrices, the pairs embedded at once."""
 
 import bisect
-from typing import Any
 
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
@@ -10,7 +9,7 @@ from otter_jax import mesh as meshes
 from otter_jax import panels
 from otter_jax.errors import UserError
 from otter_jax.models.remat import TOWERS
-from otter_jax.training.compiling import bytes_needed, largest_batch, memory, memory_of
+from otter_jax.training.compiling import Need, largest_batch, memory_of
 
 AUTO = "auto"
 SHARE = 1 / 8  # of a device's memory that a kept matrix may take
@@ -39,7 +38,7 @@ def check(config: ConfigDict, mesh: Mesh) -> None:
     """Raises UserError for a batch that no memory fits, or parts that do not divide it.
 
     Looks at matrices and embeddings alone, before anything is compiled; what encoders need,
-    `check_program` knows later.
+    `check_need` knows later.
     """
     B, D, P = config.train.batch_size, config.model.dim, mesh.size
     form, limit = form_of(config, mesh), memory_of()
@@ -95,22 +94,22 @@ def _microbatches(B, devices):
     return [m for m in range(devices, B + 1, devices) if B % m == 0]
 
 
-def check_program(program: Any, config: ConfigDict, mesh: Mesh) -> None:
-    """Raises UserError if a step's program cannot fit into a device's memory, with what would."""
-    needed, limit = bytes_needed(program), memory_of()
-    if needed is not None and needed > limit:
+def check_need(need: Need | None, config: ConfigDict, mesh: Mesh) -> None:
+    """Raises UserError if a step cannot fit into a device's memory, with what would."""
+    limit = memory_of()
+    if need is not None and need.total > limit:
         raise UserError(
-            f"The step needs {memory(program)}, and there are {limit / 2**20:,.0f} MiB. "
-            + remedies(program, config, mesh)
+            f"The step needs {need}, and there are {limit / 2**20:,.0f} MiB. "
+            + remedies(need, config, mesh)
         )
 
 
-def remedies(program: Any, config: ConfigDict, mesh: Mesh) -> str:
+def remedies(need: Need, config: ConfigDict, mesh: Mesh) -> str:
     """Returns a sentence on what makes a step's program smaller, by about how much."""
     B, P = config.train.batch_size, mesh.size
-    most = largest_batch(program, config.train.microbatch or B, P)
+    most = largest_batch(need, config.train.microbatch or B, P)
     parts = [m for m in _microbatches(B, P) if m <= most]
-    fits = largest_batch(program, B, P)
+    fits = largest_batch(need, B, P)
     found = [f"train.microbatch={m} (the loss is still the batch's)" for m in parts[-1:]]
     found += [f"train.batch_size={fits}"] * (fits > 0)
     about = f"About {' or '.join(found)} would fit" if found else "No batch would fit"

@@ -154,7 +154,7 @@ class Transfer:
                 stored_statistics=self.config.train.stored_statistics,
             )
             shapes = batches.shapes(self.config, self._annotation, self.mesh)
-            self._compiled[groups] = compiled(
+            self._compiled[groups], _ = compiled(
                 jit_step(step, self.mesh),
                 self._like,
                 shapes,

@@ -1,7 +1,5 @@
 """How a batch fits into memory, and what is said where it does not."""
 
-from types import SimpleNamespace
-
 import pytest
 
 from configs import common
@@ -63,12 +61,8 @@ def test_equal_parts_pass(microbatch):
     fitting.check(config(microbatch=microbatch), meshes.make_mesh(8))
 
 
-def program(once, grows):
-    memory = SimpleNamespace(
-        argument_size_in_bytes=once * MIB, temp_size_in_bytes=grows * MIB,
-        output_size_in_bytes=once * MIB, alias_size_in_bytes=once * MIB,
-    )  # fmt: skip
-    return SimpleNamespace(memory_analysis=lambda: memory)
+def need(once, grows):
+    return compiling.Need((once + grows) * MIB, once * MIB, grows * MIB)
 
 
 @pytest.mark.parametrize(
@@ -83,9 +77,9 @@ def test_a_step_that_cannot_fit_is_refused_with_what_could(once, grows, said, mo
     for module in (compiling, fitting):
         monkeypatch.setattr(module, "memory_of", lambda: 1000 * MIB)
     mesh = meshes.make_mesh(8)
-    fitting.check_program(program(100, 800), config(64), mesh)
+    fitting.check_need(need(100, 800), config(64), mesh)
     with pytest.raises(UserError, match=said):
-        fitting.check_program(program(once, grows), config(64), mesh)
+        fitting.check_need(need(once, grows), config(64), mesh)
 
 
 def test_a_run_says_how_its_batches_are_computed():
