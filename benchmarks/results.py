@@ -69,10 +69,17 @@ LENGTHS = {  # the rows of lengths.toml
     for end, steps in (("_short", "100"), ("", "400"), ("_long", "1,600"))
     for name in ("infonce", "softclip", "small_loss", "otter", "trust_otter", "trust_otter_half")
 }
-NUMBERS = {  # of pairs_cpu.toml
+NUMBERS = {  # of pairs_cpu.toml and pairs_cpu_starts.toml
+    "trust_low": "**trust, from exp(1.6)**",
+    "trust_otter_low": "**trust + OTTER, from exp(1.6)**",
     "trust_otter_a95": f"**trust + OTTER, {ALPHA} = .95**",
     "trust_otter_l3": "**trust + OTTER, λ = .3**",
     "trust_otter_t3": "**trust + OTTER, trust's temperature .3**",
+}
+FACTORS = {  # of factors.toml and, last, crops.toml: batch and method's ending, and what that is
+    (128, ""): "128, ten epochs: 456 steps",
+    (128, "_low"): "the same, rate 3e-3, from exp(1.6)",
+    (512, "_crops"): "512, 35 epochs: 400 steps, rate 3e-3, from exp(1.6)",
 }
 DRAWN = ("val/name@10", "seen/name@1", "unseen/name@10")
 HITS = tuple(f"{kind}/name@{k}" for kind in ("val", "seen", "unseen") for k in (1, 5, 10))
@@ -293,6 +300,23 @@ def trained_tables(studies: dict[str, Runs]) -> None:
             print(table(["method", *HEADINGS], compared(runs, columns, "infonce", names)))
 
 
+def factors_table(factors: Runs, crops: Runs) -> None:
+    """Prints trust and trust + OTTER in other batches, lengths, rates and starts."""
+    runs = factors | {(s, f"{method}_crops"): found for (s, method), found in crops.items()}
+    rows = []
+    for (batch, end), words in FACTORS.items():
+        setting, cells = f"emoji_noise0.5_share1_batch{batch}", [words]
+        for name in ("val/name@10", "seen/name@1", "seen/name@10"):
+            ours, trust = (runs[setting, m + end][name] for m in ("trust_otter", "trust"))
+            mean, half = paired(ours, trust)
+            cells.append(f"{short(trust.mean())}, {short(ours.mean())}")
+            cells.append(f"{mean:+.3f} ± {half:.3f}".replace("0.", ".").replace("-", MINUS))
+        rows.append(cells)
+    print("\n**batch, length, rate and start**: trust, trust + OTTER\n")
+    head = [x for name in ("val @10", "seen @1", "seen @10") for x in (name, "difference")]
+    print(table(["batches of", *head], rows))
+
+
 def choices_tables(sizes: Runs, ablations: Runs, lengths: Runs) -> None:
     """Prints batches and shares, what each choice is worth, and how long to train."""
     settings = settings_of(sizes)
@@ -327,8 +351,10 @@ def main() -> None:
     heads_tables(heads)
     ours_tables(heads, crops, both)
     others = {"no crops": "blocks", "on emoji": "pairs_cpu_emoji", "30 epochs": "pairs_cpu_long"}
+    others |= {"other starts": "pairs_cpu_starts"}
     others = {title: read(study) for title, study in others.items()}
     trained_tables({"crops": crops, "pairs:cpu": both} | others)
+    factors_table(read("factors"), crops)
     choices_tables(*map(read, ("sizes", "ablations", "lengths")))
     rows = [
         ("heads, emoji", heads, HEADS[:3]),

@@ -41,6 +41,8 @@ def get_config(variant: str = DEFAULT):
     config.train.epochs = 10.0
     config.optim.learning_rate = 3e-4
     config.optim.warmup_steps = 100
+    if method == "trust_otter":  # by benchmarks/studies/pairs_cpu_starts.toml; of heads alone 2.3
+        config.objective.log_scale = 1.6
     config.checkpoint.every = 500
     config.eval.every = 500
     config.eval.best = "heldout/ema/FH@1"  # which a handful of pairs has, too
