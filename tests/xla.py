@@ -9,12 +9,11 @@ import os
 from importlib import metadata
 
 FLAGS = ("--xla_backend_optimization_level=0", "--xla_cpu_parallel_codegen_split_count=1")
-# compiler_options of a large program, which runs for as long as it compiles. With the square of its
-# size grows the older emitters' time.
+# compiler_options of a large program, which runs for about as long as it compiles.
 LARGE = {"xla_backend_optimization_level": 1}
 if metadata.version("jaxlib").startswith("0.10."):  # 0.12 has the new emitters alone
     FLAGS += ("--xla_cpu_use_fusion_emitters=false",)
-    LARGE["xla_cpu_use_fusion_emitters"] = True
+    LARGE["xla_cpu_use_fusion_emitters"] = True  # the older ones' time is as its square
 
 
 def flags() -> str:

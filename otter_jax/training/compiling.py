@@ -26,7 +26,7 @@ class Need(NamedTuple):
     """Says how many bytes per device a compiled program holds at once."""
 
     total: int
-    arguments: int  # of a step: parameters, optimiser, teacher and batch
+    arguments: int  # a step's are parameters, optimiser, teacher and batch
     temporary: int
 
     def __str__(self) -> str:
@@ -60,7 +60,8 @@ def compiled(
 ) -> tuple[Any, Need | None]:
     """Compiles a function for arguments of such shapes; prints how long it took, and its memory.
 
-    It also prints whether an earlier start had compiled it. A signal need not wait for the end.
+    Returns the program and what it needs, None if the backend does not report that. Prints, too,
+    whether an earlier start had compiled it. A signal need not wait for the end.
     """
     if not console.is_terminal:
         console.print(f"compiling   {name}")
@@ -81,7 +82,7 @@ def compiled(
 def need_of(program: Any) -> Need | None:
     """Returns what a compiled program holds, None if the backend does not report it.
 
-    Of a large program this takes a second: ask once.
+    This takes a second for a large program, so call it once.
     """
     m = program.memory_analysis()
     if m is None:

@@ -1,6 +1,7 @@
 """Programs are compiled in a thread of their own, and keep what they must."""
 
 import functools
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -38,6 +39,23 @@ def test_what_is_computed_again_is_not_kept():
     program = compiling.jit_step(step, meshes.make_mesh(1), remat=True).lower(*shapes).compile()
     kept = 9 * 2 * 64 * 512 * 4  # bytes of the inner layers
     assert program.memory_analysis().temp_size_in_bytes < kept / 2
+
+
+def test_what_is_handed_over_is_counted_once():
+    memory = SimpleNamespace(
+        argument_size_in_bytes=30, temp_size_in_bytes=500, output_size_in_bytes=20,
+        alias_size_in_bytes=10,
+    )  # fmt: skip
+    need = compiling.need_of(SimpleNamespace(memory_analysis=lambda: memory))
+    assert need == compiling.Need(total=540, arguments=30, temporary=500)
+
+
+def test_a_backend_that_does_not_report_memory_is_no_obstacle(capsys):
+    mute = SimpleNamespace(memory_analysis=lambda: None)
+    jitted = SimpleNamespace(lower=lambda: SimpleNamespace(compile=lambda: mute))
+    console = rich.console.Console(width=120)
+    assert compiling.compiled(jitted, name="the step", console=console) == (mute, None)
+    assert "it needs memory that this backend does not report" in capsys.readouterr().out
 
 
 def test_freed_memory_is_given_back_where_there_is_no_room_for_a_step_three_times(monkeypatch):

@@ -77,7 +77,8 @@ def test_a_step_that_cannot_fit_is_refused_with_what_could(once, grows, said, mo
     for module in (compiling, fitting):
         monkeypatch.setattr(module, "memory_of", lambda: 1000 * MIB)
     mesh = meshes.make_mesh(8)
-    fitting.check_need(need(100, 800), config(64), mesh)
+    for fits in (need(100, 800), None):  # which is not known
+        fitting.check_need(fits, config(64), mesh)
     with pytest.raises(UserError, match=said):
         fitting.check_need(need(once, grows), config(64), mesh)
 
