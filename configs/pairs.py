@@ -5,11 +5,11 @@
 
 Variants: pairs:infonce, :ls, :kd, :otter, :siglip, :softclip, :trust, :trust_otter. The default is
 :trust, since one's own pairs usually contain wrong captions, and then :trust_cpu finds more names
-than :infonce_cpu and :otter_cpu. If all captions are right, :infonce_cpu does; :trust_otter_cpu
-finds more keywords (docs/results.md). Both encoders of the quickstart are trained as a whole, at
-full resolution, for a GPU. Each also with _cpu, or :cpu for short (:trust_cpu), for a workstation
-without a GPU: as in the quickstart the text encoder and most of the image encoder stay as they are,
-and pictures are 128 pixels wide: 2 GB of memory instead of 45.
+than :infonce_cpu and :otter_cpu. If all captions are right, :infonce_cpu does; :trust_otter_cpu,
+whose scales start lower, finds more keywords (docs/results.md). Both encoders of the quickstart are
+trained as a whole, at full resolution, for a GPU. Each also with _cpu, or :cpu for short
+(:trust_cpu), for a workstation without a GPU: as in the quickstart the text encoder and most of the
+image encoder stay as they are, and pictures are 128 pixels wide: 2 GB of memory instead of 45.
 
 One pair in twenty is held out. Each image of these is searched among their captions, and the
 checkpoint that does this best is kept beside the latest. The optimiser is a starting point, not
