@@ -117,20 +117,25 @@ def test_what_happens_is_recorded_once(undisturbed):
     assert len(json.loads((workdir / "run.json").read_text())) == 1
 
 
-def test_a_signal_to_one_stops_all_processes_and_the_command_goes_on(world, undisturbed):
-    """To the same weights, bit for bit, as without; the stop is after a save and an evaluation."""
+def test_signals_stop_all_processes_and_the_command_goes_on(world, undisturbed):
+    """To the same weights, bit for bit, as without two stops; both after saves and evaluations."""
     workdir, more = world / "stopped", ["--config.train.log_every=1"]
     often = ["--config.checkpoint.every=2", "--config.eval.every=3"]
-    processes = programs(world, "--workdir", str(workdir), *more, *often)
-    for line in processes[0].stdout:
-        if line.startswith("step 4/"):
-            processes[1].send_signal(signal.SIGTERM)
-            break
-    ended = end_all(processes)
-    assert [status for status, _, _ in ended] == [75, 75], ended
-    assert "Stopped by a signal to one of the processes after step" in ended[0][1]
-    saved = max(int(path.name) for path in (workdir / "checkpoints").iterdir())
-    assert 4 <= saved < 16
+    saved = 0
+    for wanted, victim in ((4, 1), (10, 0)):
+        processes = programs(world, "--workdir", str(workdir), *more, *often)
+        told = []
+        for line in processes[0].stdout:
+            told.append(line)
+            if line.startswith(f"step {wanted}/"):
+                processes[victim].send_signal(signal.SIGTERM)
+                break
+        ended = end_all(processes)
+        assert [status for status, _, _ in ended] == [75, 75], ended
+        assert "Stopped by a signal to one of the processes after step" in ended[0][1]
+        assert saved == 0 or any(f"going on from step {saved}" in line for line in told)
+        saved = max(int(path.name) for path in (workdir / "checkpoints").iterdir())
+        assert wanted <= saved < 16
     ended = end_all(programs(world, "--workdir", str(workdir), *more, *often))
     assert [status for status, _, _ in ended] == [0, 0], ended
     assert f"going on from step {saved}" in ended[0][1]
