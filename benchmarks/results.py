@@ -120,6 +120,11 @@ def paired(a: np.ndarray, b: np.ndarray) -> tuple[float, float]:
     return float(difference.mean()), float(half)
 
 
+def told_difference(mean: float, half: float) -> str:
+    """Writes a mean difference and half its interval."""
+    return f"{mean:+.3f} ± {half:.3f}".replace("0.", ".").replace("-", MINUS)
+
+
 def short(value: float) -> str:
     """Writes a share of 1 with three digits."""
     return f"{value:.3f}".replace("0.", ".", 1).replace("-", MINUS)
@@ -172,7 +177,7 @@ def against_best(runs: Runs, setting: str, method: str) -> list[str]:
     for name in MEASURES:
         best = max(there, key=lambda b, name=name: runs[setting, b][name].mean())
         mean, half = paired(runs[setting, method][name], runs[setting, best][name])
-        text = f"{mean:+.3f} ± {half:.3f}".replace("0.", ".").replace("-", MINUS)
+        text = told_difference(mean, half)
         cells.append(f"**{text}**" if mean > half else text)
     return cells
 
@@ -308,9 +313,8 @@ def factors_table(factors: Runs, crops: Runs) -> None:
         setting, cells = f"emoji_noise0.5_share1_batch{batch}", [words]
         for name in ("val/name@10", "seen/name@1", "seen/name@10"):
             ours, trust = (runs[setting, m + end][name] for m in ("trust_otter", "trust"))
-            mean, half = paired(ours, trust)
             cells.append(f"{short(trust.mean())}, {short(ours.mean())}")
-            cells.append(f"{mean:+.3f} ± {half:.3f}".replace("0.", ".").replace("-", MINUS))
+            cells.append(told_difference(*paired(ours, trust)))
         rows.append(cells)
     print("\n**batch, length, rate and start**: trust, trust + OTTER\n")
     head = [x for name in ("val @10", "seen @1", "seen @10") for x in (name, "difference")]

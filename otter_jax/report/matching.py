@@ -6,11 +6,10 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
-from otter_jax.objective import METHODS, ByDirection, Objective
+from otter_jax.objective import METHODS, Objective
 from otter_jax.report import page
 from otter_jax.report.history import History
 from otter_jax.run import watched
@@ -65,7 +64,7 @@ def of_run(run: History, thumbnail: Thumbnail) -> tuple[str, page.Markup] | None
         return None
     trusting = dataclasses.replace(objective, trust=objective.trust or METHODS["trust"].trust)
     look = jax.jit(trusting.teacher_targets)  # op by op it would take seconds to compile
-    seen = [_seen(each, look(jnp.asarray(each.image), jnp.asarray(each.text))) for each in found]
+    seen = [_seen(each, jax.device_get(look(each.image, each.text))) for each in found]
     rows = chosen([one.target for one in seen])
     drawn = "".join(_figure(one, rows, thumbnail) for one in seen)
     return _text(run, seen, note), page.Markup(f'<div class="matchings">{drawn}</div>')
@@ -141,11 +140,10 @@ def _objective(run: History) -> tuple[Objective, str]:
     return own, ""
 
 
-def _seen(each: Watched, targets: ByDirection) -> Seen:
-    """Returns the teacher's target for the pictures, and its trust in the pairs, in NumPy."""
-    found = jax.device_get(targets)
+def _seen(each: Watched, targets: dict[str, np.ndarray]) -> Seen:
+    """Returns the teacher's target for the pictures, and its trust in the pairs."""
     when = "" if each.step else "before the first step"
-    return Seen(each, np.asarray(found["image"]), np.asarray(found["trust"]), when)
+    return Seen(each, targets["image"], targets["trust"], when)
 
 
 def _text(run: History, seen: Sequence[Seen], note: str) -> str:
