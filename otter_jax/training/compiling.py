@@ -91,6 +91,14 @@ def need_of(program: Any) -> Need | None:
     return Need(held - m.alias_size_in_bytes, m.argument_size_in_bytes, m.temp_size_in_bytes)
 
 
+def shortage(need: Need | None) -> str:
+    """Returns by how much a program is too large for a device, as a sentence; "" if it may fit."""
+    limit = memory_of()
+    if need is None or need.total <= limit:
+        return ""
+    return f"The step needs {need}, and there are {limit / 2**20:,.0f} MiB."
+
+
 def largest_batch(need: Need, batch_size: int, multiple: int) -> int:
     """Returns about the largest batch, a multiple of `multiple`, that fits; 0 if none does.
 

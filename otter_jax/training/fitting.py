@@ -9,7 +9,7 @@ from otter_jax import mesh as meshes
 from otter_jax import panels
 from otter_jax.errors import UserError
 from otter_jax.models.remat import TOWERS
-from otter_jax.training.compiling import Need, largest_batch, memory_of
+from otter_jax.training.compiling import Need, largest_batch, memory_of, shortage
 
 AUTO = "auto"
 SHARE = 1 / 8  # of a device's memory that a kept matrix may take
@@ -96,12 +96,8 @@ def _microbatches(B, devices):
 
 def check_need(need: Need | None, config: ConfigDict, mesh: Mesh) -> None:
     """Raises UserError if a step cannot fit into a device's memory, with what would."""
-    limit = memory_of()
-    if need is not None and need.total > limit:
-        raise UserError(
-            f"The step needs {need}, and there are {limit / 2**20:,.0f} MiB. "
-            + remedies(need, config, mesh)
-        )
+    if short := shortage(need):
+        raise UserError(f"{short} {remedies(need, config, mesh)}")
 
 
 def remedies(need: Need, config: ConfigDict, mesh: Mesh) -> str:

@@ -161,12 +161,13 @@ def _owes_evaluation(
 
 @contextlib.contextmanager
 def _no_trace_without_steps(workdir: pathlib.Path) -> Iterator[None]:
-    """Removes what a start made in a new directory if it was refused, or made no step."""
-    new = [folder for folder in (workdir / "checkpoints", workdir) if not folder.exists()]
+    """Removes what a start made, new folders too, if it was refused or made no step."""
+    inner = workdir.absolute() / "checkpoints"
+    new = [folder for folder in (inner, *inner.parents) if not folder.exists()]
     try:
         yield
     finally:
-        if workdir in new and cluster.is_first() and not directory.is_run(workdir):
+        if workdir.absolute() in new and cluster.is_first() and not directory.is_run(workdir):
             (workdir / LINES).unlink(missing_ok=True)
             for folder in (EVENTS, watched.FOLDER):
                 shutil.rmtree(workdir / folder, ignore_errors=True)

@@ -19,6 +19,7 @@ from otter_jax.errors import UserError
 from otter_jax.run import batches, cluster, directory
 from otter_jax.run.console import duration, in_columns, millions
 from otter_jax.run.model import check_image_size
+from otter_jax.training import compiling
 from otter_jax.training.compiling import compiled, jit_step, shapes_of
 from otter_jax.training.loop import Step, train
 from otter_jax.training.meters import Metrics
@@ -154,13 +155,15 @@ class Transfer:
                 stored_statistics=self.config.train.stored_statistics,
             )
             shapes = batches.shapes(self.config, self._annotation, self.mesh)
-            self._compiled[groups], _ = compiled(
+            program, need = compiled(
                 jit_step(step, self.mesh),
                 self._like,
                 shapes,
                 name=f"phase {groups}",
                 console=self._console,
             )
+            check_need(need, self.config.train.batch_size, self.mesh.size)
+            self._compiled[groups] = program
         return self._compiled[groups]
 
     def is_evaluated(self, now: int) -> bool:
@@ -220,6 +223,14 @@ class Transfer:
             "batch": f"{self.config.train.batch_size} over {devices}",
             "length": f"{self.steps} steps" + (f", going on from step {start}" if start else ""),
         }
+
+
+def check_need(need: compiling.Need | None, batch_size: int, devices: int) -> None:
+    """Raises UserError if a step is too large for a device, with a batch that may fit."""
+    if short := compiling.shortage(need):
+        fits = compiling.largest_batch(need, batch_size, devices)
+        about = f"About train.batch_size={fits} would fit" if fits else "No batch would fit"
+        raise UserError(f"{short} {about}; more devices or smaller pictures help, too.")
 
 
 def check_config(config: ConfigDict, devices: int) -> None:

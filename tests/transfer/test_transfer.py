@@ -22,6 +22,7 @@ from otter_jax.errors import UserError
 from otter_jax.models.efficientnet import EfficientNet
 from otter_jax.models.vit import ViT
 from otter_jax.run.checkpoint import Checkpoints
+from otter_jax.training import compiling
 from otter_jax.transfer import export, network, phases, pruning, task
 from otter_jax.transfer.step import create_state, transfer_step
 from otter_jax.weights import encoders, folders
@@ -368,6 +369,25 @@ def test_a_group_without_parameters_is_refused(config, monkeypatch, tmp_path):
     params = {name: tree for name, tree in params.items() if name != "gates"}
     with pytest.raises(UserError, match="trains a, the gates .*, but this network has none"):
         create_state(params, stats, ["f", "a"], model)
+
+
+@pytest.mark.parametrize(
+    ("temporary", "words"),
+    [(1600, "About train.batch_size=32"), (9000, "No batch would fit")],
+)  # 64 * (900 - 100) / temporary, cut to a multiple of 8
+def test_what_fits_in_place_of_a_step_that_does_not_is_said(temporary, words, monkeypatch):
+    monkeypatch.setattr(compiling, "memory_of", lambda: 1000.0)
+    for fits in (compiling.Need(900, 100, 800), None):  # which is not known
+        task.check_need(fits, 64, 8)
+    with pytest.raises(UserError, match=words):
+        task.check_need(compiling.Need(100 + temporary, 100, temporary), 64, 8)
+
+
+def test_a_step_that_does_not_fit_is_refused_and_leaves_nothing(config, tmp_path, monkeypatch):
+    monkeypatch.setattr(compiling, "memory_of", lambda: 1024.0)
+    with pytest.raises(UserError, match="step needs .*, and there are 0 MiB. No batch would fit"):
+        run(config, tmp_path / "new" / "run")
+    assert not (tmp_path / "new").exists()
 
 
 def test_a_directory_of_longer_phases_is_not_gone_on_with(finished, config, tmp_path):
