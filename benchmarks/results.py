@@ -1,4 +1,4 @@
-"""Prints the tables of docs/results.md and docs/choices.md, and draws the first's pictures.
+"""Prints the tables of docs/results.md, evidence.md and choices.md, and draws the first's pictures.
 
     python -m benchmarks.results --out docs
 
@@ -81,6 +81,8 @@ FACTORS = {  # of factors.toml and, last, crops.toml: batch and method's ending,
     (128, "_low"): "the same, rate 3e-3, from exp(1.6)",
     (512, "_crops"): "512, 35 epochs: 400 steps, rate 3e-3, from exp(1.6)",
 }
+PAGE = ("ridge", "infonce", "ls", "kd", "siglip", "softclip", "small_loss", "otter", "trust",
+        "trust_otter")  # fmt: skip
 DRAWN = ("val/name@10", "seen/name@1", "unseen/name@10")
 HITS = tuple(f"{kind}/name@{k}" for kind in ("val", "seen", "unseen") for k in (1, 5, 10))
 MEASURES = ("val/name@5", "val/name@10", "seen/name@1", "seen/name@5", "seen/name@10",
@@ -268,6 +270,30 @@ def draw_differences(heads: Runs, path: pathlib.Path) -> None:
     figure.savefig(path, dpi=130)
 
 
+def page_tables(studies: dict[str, tuple[Runs, Sequence[str]]]) -> None:
+    """Prints the tables of results.md: methods of PAGE that were run in all settings of a study."""
+    for title, (runs, settings) in studies.items():
+        kept = {
+            (s, m): runs[s, m]
+            for m in PAGE
+            for s in settings
+            if all((t, m) in runs for t in settings)
+        }
+        columns = [
+            (s, name)
+            for name in ("seen/name@1", "seen/name@10", "unseen/name@10")
+            for s in settings
+        ]
+        shares = [f"{float(s.split('_')[1][5:]):.0%}".replace("%", " %") for s in settings]
+        head = [
+            f"{name} {share}"
+            for name in ("seen @1,", "seen @10,", "unseen @10,")
+            for share in shares
+        ]
+        print(f"\n**{title}**\n")
+        print(table(["method", *head], compared(kept, columns, "infonce")))
+
+
 def heads_tables(heads: Runs) -> None:
     """Prints what each method finds with heads."""
     for name in ("seen/name@1", "seen/name@10", "unseen/name@10", "val/name@10"):
@@ -352,6 +378,14 @@ def main() -> None:
     parser.add_argument("--out", type=pathlib.Path, default="docs", help="folder for the pictures")
     options = parser.parse_args()
     heads, crops, both = map(read, ("heads", "crops", "pairs_cpu"))
+    pairs = settings_of(both)
+    page_tables(
+        {
+            "as pairs:cpu trains, both": (both, pairs),
+            "last block, emoji": (crops, HEADS[:3]),
+            "heads, emoji": (heads, HEADS[:3]),
+        }
+    )
     heads_tables(heads)
     ours_tables(heads, crops, both)
     others = {"no crops": "blocks", "on emoji": "pairs_cpu_emoji", "30 epochs": "pairs_cpu_long"}
@@ -364,7 +398,7 @@ def main() -> None:
         ("heads, emoji", heads, HEADS[:3]),
         ("heads, both sets", heads, HEADS[3:]),
         ("last block, crops, emoji", crops, HEADS[:3]),
-        ("pairs:cpu, both sets", both, settings_of(both)),
+        ("pairs:cpu, both sets", both, pairs),
     ]
     draw_noise(rows, options.out / "results_noise.png")
     draw_differences(heads, options.out / "results_differences.png")
