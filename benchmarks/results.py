@@ -70,6 +70,9 @@ LENGTHS = {  # the rows of lengths.toml
     for name in ("infonce", "softclip", "small_loss", "otter", "trust_otter", "trust_otter_half")
 }
 NUMBERS = {  # of pairs_cpu.toml and pairs_cpu_starts.toml
+    "infonce_low": "InfoNCE, from exp(1.6)",
+    "small_loss_low": "small loss, from exp(1.6)",
+    "otter_low": "OTTER, from exp(1.6)",
     "trust_low": "**trust, from exp(1.6)**",
     "trust_otter_low": "**trust + OTTER, from exp(1.6)**",
     "trust_otter_a95": f"**trust + OTTER, {ALPHA} = .95**",
