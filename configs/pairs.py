@@ -5,8 +5,8 @@
 
 Variants: pairs:infonce, :ls, :kd, :otter, :siglip, :softclip, :trust, :trust_otter. The default is
 :trust, since one's own pairs usually contain wrong captions, and then :trust_cpu finds more names
-than :infonce_cpu and :otter_cpu. If all captions are right, :infonce_cpu does; :trust_otter_cpu,
-whose scales start lower, finds more keywords (docs/results.md). Both encoders of the quickstart are
+than :infonce_cpu and :otter_cpu. If all captions are right, :infonce_cpu does; :trust_otter_cpu
+finds more keywords; both start scales lower (docs/results.md). Both encoders of the quickstart are
 trained as a whole, at full resolution, for a GPU. Each also with _cpu, or :cpu for short
 (:trust_cpu), for a workstation without a GPU: as in the quickstart the text encoder and most of the
 image encoder stay as they are, and pictures are 128 pixels wide: 2 GB of memory instead of 45.
@@ -41,7 +41,7 @@ def get_config(variant: str = DEFAULT):
     config.train.epochs = 10.0
     config.optim.learning_rate = 3e-4
     config.optim.warmup_steps = 100
-    if method == "trust_otter":  # by benchmarks/studies/pairs_cpu_starts.toml; of heads alone 2.3
+    if method in ("infonce", "trust_otter"):  # by benchmarks/studies/pairs_cpu_starts.toml
         config.objective.log_scale = 1.6
     config.checkpoint.every = 500
     config.eval.every = 500
