@@ -199,10 +199,20 @@ def counts(runs: Runs, settings: tuple[str, ...], method: str, other: str) -> st
     return f"{len(above)} ({sure}), {len(cells) - len(above) - len(below)}, {len(below)}"
 
 
+def noise_of(setting: str) -> float:
+    """Returns the share of captions that a setting exchanges."""
+    return float(setting.split("_")[1].removeprefix("noise"))
+
+
+def told_noise(setting: str) -> str:
+    """Says that share."""
+    return f"{noise_of(setting):.0%}".replace("%", " %")
+
+
 def told(setting: str) -> str:
     """Says a setting in a few words."""
-    kind, noise, share, batch = setting.split("_")
-    words = [kind, f"{float(noise[5:]):.0%}".replace("%", " %")]
+    kind, _, share, batch = setting.split("_")
+    words = [kind, told_noise(setting)]
     words += [{"share0.5": "half", "share0.125": "an eighth"}[share]] if share != "share1" else []
     words += [f"batch {batch[5:]}"] if batch != "batch512" else []
     return ", ".join(words)
@@ -224,7 +234,7 @@ def draw_noise(rows: list[tuple[str, Runs, Sequence[str]]], path: pathlib.Path) 
             for name in [*[b for b in BASELINES if b not in styles], *styles]:
                 colour, marker, label = styles.get(name, ("#b0b0b0", "", "other baselines"))
                 own = [runs[s, name][measure] for s in settings if (s, name) in runs]
-                at = [float(s.split("_")[1][5:]) for s in settings if (s, name) in runs]
+                at = [noise_of(s) for s in settings if (s, name) in runs]
                 if len(own) > 1:  # of one alone there is no line
                     axes.errorbar(
                         at, [x.mean() for x in own], [stats.sem(x) for x in own], color=colour,
@@ -275,24 +285,12 @@ def draw_differences(heads: Runs, path: pathlib.Path) -> None:
 
 def page_tables(studies: dict[str, tuple[Runs, Sequence[str]]]) -> None:
     """Prints the tables of results.md: methods of PAGE that were run in all settings of a study."""
+    measures = ("seen/name@1", "seen/name@10", "unseen/name@10")
     for title, (runs, settings) in studies.items():
-        kept = {
-            (s, m): runs[s, m]
-            for m in PAGE
-            for s in settings
-            if all((t, m) in runs for t in settings)
-        }
-        columns = [
-            (s, name)
-            for name in ("seen/name@1", "seen/name@10", "unseen/name@10")
-            for s in settings
-        ]
-        shares = [f"{float(s.split('_')[1][5:]):.0%}".replace("%", " %") for s in settings]
-        head = [
-            f"{name} {share}"
-            for name in ("seen @1,", "seen @10,", "unseen @10,")
-            for share in shares
-        ]
+        methods = [m for m in PAGE if all((s, m) in runs for s in settings)]
+        kept = {(s, m): runs[s, m] for m in methods for s in settings}
+        columns = [(s, name) for name in measures for s in settings]
+        head = [f"{name.replace('/name', ' ')}, {told_noise(s)}" for s, name in columns]
         print(f"\n**{title}**\n")
         print(table(["method", *head], compared(kept, columns, "infonce")))
 

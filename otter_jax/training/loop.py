@@ -162,12 +162,13 @@ def _owes_evaluation(
 @contextlib.contextmanager
 def _no_trace_without_steps(workdir: pathlib.Path) -> Iterator[None]:
     """Removes what a start made, new folders too, if it was refused or made no step."""
-    inner = workdir.absolute() / "checkpoints"
-    new = [folder for folder in (inner, *inner.parents) if not folder.exists()]
+    workdir = workdir.absolute()
+    folders = (workdir / "checkpoints", workdir, *workdir.parents)
+    new = [folder for folder in folders if not folder.exists()]
     try:
         yield
     finally:
-        if workdir.absolute() in new and cluster.is_first() and not directory.is_run(workdir):
+        if workdir in new and cluster.is_first() and not directory.is_run(workdir):
             (workdir / LINES).unlink(missing_ok=True)
             for folder in (EVENTS, watched.FOLDER):
                 shutil.rmtree(workdir / folder, ignore_errors=True)

@@ -50,7 +50,9 @@ def test_a_step_with_captions_read_once_is_the_step_with_their_tokens(tokenizer)
     compiled = one_step.lower(program.state, batch).compile()
     once = compiled(program.state, batch)
     jax.tree.map(
-        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5),  # sums of up to 13
+        lambda a, b: np.testing.assert_allclose(
+            a, b, rtol=1e-5, atol=1e-6 * max(1, np.abs(b).max())
+        ),
         *jax.device_get((padded, once)),
     )
     assert "/txt/" in program.step.as_text()
